@@ -1,0 +1,1 @@
+"""Measurements: multiply-accumulates, accuracy."""

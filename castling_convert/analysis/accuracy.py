@@ -1,0 +1,78 @@
+"""Top-1, top-5 and agreement of several models on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distill.data import ImageData, eval_loader
+from ..errors import DataError
+
+Classifier = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Percentages over `images` images. `top1` and `top5` are None without labels, `top5` also with
+    five classes or fewer; `agreement` is the share of images where the model's top class is the
+    reference's, None for the reference itself."""
+
+    images: int
+    top1: float | None
+    top5: float | None
+    agreement: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure(models: dict[str, Classifier], data: ImageData, limit: int | None = None) -> dict[str, Accuracy]:
+    """Run every model on every image once; the first model is the reference for agreement.
+
+    Args:
+        models: name to a function from images [B, C, H, W] to logits [B, classes].
+        data: opened with the evaluation transform.
+        limit: stop after this many images.
+
+    Raises:
+        DataError: labels beyond the model's classes, or no image at all.
+    """
+    reference = next(iter(models))
+    right1 = dict.fromkeys(models, 0)
+    right5 = dict.fromkeys(models, 0)
+    agree = dict.fromkeys(models, 0)
+    seen, classes = 0, 0
+    for images, labels in eval_loader(data):
+        logits = {name: model(images).float().cpu() for name, model in models.items()}
+        classes = logits[reference].shape[-1]
+        if data.classes is not None and int(labels.max()) >= classes:
+            raise DataError(
+                f"{data.spec} has {data.classes} classes, the model has {classes}: labels can't be compared; "
+                "give the data the model was trained for"
+            )
+        top = logits[reference].argmax(-1)
+        for name, values in logits.items():
+            right1[name] += int((values.argmax(-1) == labels).sum())
+            agree[name] += int((values.argmax(-1) == top).sum())
+            if classes > 5:
+                right5[name] += int((values.topk(5).indices == labels[:, None]).any(-1).sum())
+        seen += len(labels)
+        if limit is not None and seen >= limit:
+            break
+    if seen == 0:
+        raise DataError(f"{data.spec} has no images to evaluate on")
+    labelled = data.classes is not None
+    return {
+        name: Accuracy(
+            images=seen,
+            top1=100 * right1[name] / seen if labelled else None,
+            top5=100 * right5[name] / seen if labelled and classes > 5 else None,
+            agreement=None if name == reference else 100 * agree[name] / seen,
+        )
+        for name in models
+    }

@@ -1,0 +1,82 @@
+"""Evaluate a bundle or an artifact beside its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from torch import nn
+
+from .. import bundle
+from ..distill.data import Preprocessing, open_data
+from ..errors import BundleError, CastlingError
+from .accuracy import Accuracy, Classifier, measure
+
+
+def evaluate(
+    target: Path,
+    data: str,
+    *,
+    teacher: str | None = None,
+    teacher_weights: Path | None = None,
+    limit: int | None = None,
+    console: Console | None = None,
+) -> tuple[dict[str, Accuracy], str | None]:
+    """Accuracy of teacher (first, where it can be had) and castled model on the validation part of `data`.
+
+    Returns:
+        The results by name, and why the teacher is missing (None when it is there). A teacher that was
+        asked for and can't be loaded is an error; one that the bundle merely names is not.
+
+    Raises:
+        CastlingError: the target, the data, or a teacher that was asked for is not usable.
+    """
+    from ..export.onnx import OnnxModel
+    from ..export.verify import find_bundle
+
+    if target.is_dir() or not target.suffix:
+        path, runner = target, None
+    elif not target.is_file():
+        raise BundleError(f"{target} not found; give a bundle or an exported artifact")
+    else:
+        runner = OnnxModel(target)
+        path = find_bundle(target, runner.metadata.get("castling.bundle"), None)
+    folded = bundle.load(path)
+    castled: Classifier = runner if runner is not None else folded
+    opened = open_data(data, Preprocessing.of(folded), "validation")
+    try:
+        original = _teacher(path, folded, teacher, teacher_weights, console)
+    except CastlingError as error:
+        if teacher is not None or teacher_weights is not None:
+            raise
+        return measure({"castled": castled}, opened, limit), str(error)
+    return measure({"teacher": original, "castled": castled}, opened, limit), None
+
+
+def _teacher(
+    path: Path, folded: nn.Module, name: str | None, weights: Path | None, console: Console | None
+) -> nn.Module:
+    from timm.models import get_model_input_config
+
+    from ..load import load_model
+
+    identity = bundle.read_summary(path).get("identity", {})
+    name = name or identity.get("model")
+    if name is None:
+        raise BundleError("the bundle does not name its teacher; name it with --teacher")
+    if weights is None and identity.get("weights") not in (None, "pretrained", "random"):
+        weights = Path(identity["weights"])
+    if weights is None and identity.get("weights") == "random":
+        raise BundleError("it had random weights (--no-pretrained)")
+    if console is not None:
+        console.print(f"loading the teacher {name} ...", highlight=False)
+    size = get_model_input_config(folded)["input_size"]
+    arguments = bundle.read_config(path)["model_args"]["base_args"]
+    extra = {
+        key: value
+        for key, value in arguments.items()
+        if key not in ("img_size", "num_classes", "in_chans", "global_pool")
+    }
+    if name.startswith(("local-dir:", "hf-hub:")):
+        extra = {}
+    return load_model(name, weights=weights, image_size=tuple(size[1:]), model_args=extra)

@@ -1,0 +1,165 @@
+"""The two modules: the training form and the folded form of a castled attention layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .angular import GAIN_TO_SCALE, bounded_gain, l2_normalize, linear_angular
+from .config import AttentionConfig
+from .depthwise import depthwise_conv, depthwise_residual
+from .grid import TokenGrid
+from .masked_softmax import CLOSED, masked_softmax
+
+
+@dataclass
+class Projections:
+    """What a castled layer keeps of the softmax layer it replaces: the trained modules themselves.
+
+    `qkv` maps [B, N, C] to [B, N, 3·heads·d], ordered q, k, v; `proj` maps [B, N, heads·d] back.
+    `norm` acts on the merged heads and `gate` multiplies them by a sigmoid, where the model has them.
+    """
+
+    qkv: nn.Linear
+    proj: nn.Linear
+    num_heads: int
+    head_dim: int
+    softmax_scale: float
+    q_norm: nn.Module
+    k_norm: nn.Module
+    norm: nn.Module
+    gate: nn.Linear | None = None
+    proj_drop: float = 0.0
+
+
+def merge_heads(y: Tensor) -> Tensor:
+    """[B, heads, N, d] to [B, N, heads·d]."""
+    return y.transpose(1, 2).flatten(2)
+
+
+class _Castled(nn.Module):
+    """What both forms share: projections, depthwise residual, and the road from tokens to tokens."""
+
+    def __init__(self, source: Projections, config: AttentionConfig, grid: TokenGrid) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = grid
+        self.num_heads = source.num_heads
+        self.head_dim = source.head_dim
+        self.qkv = source.qkv
+        self.q_norm = source.q_norm
+        self.k_norm = source.k_norm
+        self.norm = source.norm
+        self.gate = source.gate
+        self.proj = source.proj
+        self.depthwise = depthwise_conv(config, source.num_heads, source.head_dim)
+        if self.depthwise is not None:
+            self.depthwise.to(source.qkv.weight)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Tokens [B, N, C] to tokens [B, N, C]. Attention masks have no linear form and are refused."""
+        if attn_mask is not None or is_causal:
+            raise ValueError(
+                "castled attention takes no attention mask: the linear form has no entries to mask"
+            )
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)  # B, heads, N, d
+        y = self.norm(self.attend(q, k, v))
+        if self.gate is not None:
+            y = y * self.gate(x).sigmoid()
+        return self.project(y)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v, [B, heads, N, d], to merged heads, [B, N, heads·d]."""
+        raise NotImplementedError
+
+    def linear(self, y: Tensor, v: Tensor) -> Tensor:
+        """The linear form from its angular part y: normalised where asked, residual added, heads merged."""
+        y = merge_heads(l2_normalize(y) if self.config.normalization == "l2" else y)
+        if self.depthwise is None:
+            return y
+        return y + depthwise_residual(self.depthwise, v, self.config, self.grid)
+
+    def project(self, y: Tensor) -> Tensor:
+        return self.proj(y)
+
+
+class CastledAttention(_Castled):
+    """Training form: linear-angular attention, depthwise residual, masked softmax branch.
+
+    Against the public snippet: a pretrained softmax layer's projections are kept, and for `row_sum` and
+    `gain` the linear part takes exactly the softmax mass that the mask releases,
+
+        y = (S∘M) v + (1 - rowsum(S∘M)) · linear,
+
+    so a fully open mask (threshold 0) is the teacher's own attention and a closed one the linear form.
+    where linear is the angular part and the depthwise residual. For `l2` the branch is added before the
+    norm and the residual after it, as in the snippet.
+
+    `threshold` is a scalar buffer set by `set_threshold`; at 1 or more the layer is closed and skips
+    the branch. `density` holds the share of softmax entries kept in the last forward.
+    """
+
+    threshold: Tensor
+    density: Tensor
+
+    def __init__(self, source: Projections, config: AttentionConfig, grid: TokenGrid) -> None:
+        super().__init__(source, config, grid)
+        weight = source.qkv.weight
+        self.softmax_scale = source.softmax_scale
+        self.gain = (
+            nn.Parameter(weight.new_ones(source.num_heads, 1, 1)) if config.normalization != "l2" else None
+        )
+        self.proj_drop = nn.Dropout(source.proj_drop)
+        self.register_buffer("threshold", torch.zeros((), device=weight.device), persistent=False)
+        self.register_buffer("density", torch.ones((), device=weight.device), persistent=False)
+        self.closed = False
+
+    def set_threshold(self, threshold: float) -> None:
+        """Drop softmax weights at or below `threshold`; 1 or more closes the mask for good measure exactly."""
+        self.closed = threshold >= CLOSED
+        self.threshold.fill_(threshold)
+        if self.closed:
+            self.density.zero_()
+
+    def scale(self) -> Tensor:
+        """s of `attention.angular`, [heads, 1, 1]."""
+        if self.gain is None:
+            return self.qkv.weight.new_full((self.num_heads, 1, 1), GAIN_TO_SCALE)
+        return bounded_gain(self.gain, self.config) * GAIN_TO_SCALE
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        y = linear_angular(q, k, v, self.scale(), self.config)
+        if self.closed:
+            return self.linear(y, v)
+        kept, mass, self.density = masked_softmax(q, k, v, self.softmax_scale, self.threshold)
+        if self.config.normalization == "l2":
+            # The linear form is written relative to a constant term of 1/2, hence the factor of two.
+            return self.linear(y + 2 * kept, v)
+        released = merge_heads((1 - mass).expand_as(kept))
+        return merge_heads(kept) + released * self.linear(y, v)
+
+    def project(self, y: Tensor) -> Tensor:
+        return self.proj_drop(self.proj(y))
+
+
+class FoldedAttention(_Castled):
+    """Inference form of a `CastledAttention` whose mask is closed: no softmax branch, gains and kernel
+    constants in one buffer `head_scale`, [heads, 1, 1], that multiplies the small KᵀV product."""
+
+    head_scale: Tensor
+
+    def __init__(self, trained: CastledAttention) -> None:
+        source = Projections(
+            trained.qkv, trained.proj, trained.num_heads, trained.head_dim, trained.softmax_scale,
+            trained.q_norm, trained.k_norm, trained.norm, trained.gate,
+        )  # fmt: skip
+        super().__init__(source, trained.config, trained.grid)
+        self.depthwise = trained.depthwise
+        self.register_buffer("head_scale", trained.scale().detach().clone())
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.linear(linear_angular(q, k, v, self.head_scale, self.config), v)

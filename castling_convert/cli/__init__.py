@@ -1,0 +1,86 @@
+"""The command line: one file per subcommand. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import click
+
+from ..errors import CastlingError
+from ..version import __version__
+from . import convert, demo, doctor, evaluate, export, inspect, models, recipes, verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="castling")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+def cli(debug: bool) -> None:
+    """Turn a pretrained softmax Vision Transformer into a linear-attention one that ships.
+
+    \b
+    castling convert --model deit_s --data IMAGES    castle, distil, fold: a bundle
+    castling export --format onnx                    the newest bundle as ONNX, checked
+    castling demo                                    the whole road on embedded data
+    """
+
+
+for _module in (convert, export, verify, evaluate, inspect, models, recipes, doctor, demo):
+    cli.add_command(_module.command)
+
+
+def main() -> None:
+    """Entry point of `castling`: errors become one line and an exit code, never a traceback by accident."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False) or 0
+    except click.ClickException as error:
+        _complain(_one_line_usage(error))
+        code = 2
+    except CastlingError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(_one_line(error))
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted")
+        code = 130
+    except BrokenPipeError:
+        code = 0
+    except Exception as error:  # noqa: BLE001 - the last resort: a defect, still one line
+        if debug:
+            traceback.print_exc()
+        _complain(
+            f"unexpected {type(error).__name__}: {_one_line(error)}; run again as castling --debug ... and report it"
+        )
+        code = 1
+    sys.exit(code)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    # A scheduler's SIGTERM is treated like Ctrl-C: the state is saved.
+    raise KeyboardInterrupt
+
+
+def _complain(line: str) -> None:
+    click.echo(click.style("error: ", fg="red") + line, err=True)
+
+
+def _one_line(error: Exception) -> str:
+    # An error raised in a data worker arrives with the worker's traceback; its last line is the message.
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    last = lines[-1] if "Original Traceback" in str(error) else lines[0]
+    return (
+        last.split("castling_convert.errors.")[-1].split("Error: ", 1)[-1]
+        if last is lines[-1] and len(lines) > 1
+        else last
+    )
+
+
+def _one_line_usage(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    return f"{message} (see: {context.command_path} --help)" if context is not None else message

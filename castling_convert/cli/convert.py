@@ -1,0 +1,70 @@
+"""castling convert"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import PATH, data_help, json_option, model_options, print_json, progress_console
+
+
+@click.command(
+    "convert",
+    epilog="Example: castling convert --model vit_t --no-pretrained --image-size 64 --steps 4 "
+    "--set distill.batch_size=4 --output castled/try",
+)
+@model_options
+@click.option("--data", help=data_help + " Without it generated images are used.")
+@click.option("--recipe", default="castling", show_default=True, help="A shipped recipe, or a YAML file.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; repeatable."
+)
+@click.option("--layers", help="all, or block numbers such as 0-7,9 [default: the recipe's].")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: the recipe's].")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed [default: the recipe's].")
+@click.option("--device", help="cpu, cuda, cuda:1, mps [default: the best there is].")
+@click.option("--output", "-o", type=PATH, help="The bundle's folder [default: castled/MODEL].")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run in the output folder.")
+@click.option("--force", is_flag=True, help="Replace a bundle in the output folder.")
+@json_option
+def command(
+    model: str,
+    output: Path | None,
+    recipe: str,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    seed: int | None,
+    model_args: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Castle a softmax ViT, distil it until its masks are closed, fold it, write a bundle."""
+    from ..load import parse_model_args
+    from ..pipeline import convert
+    from ..recipe import Recipe
+    from .summary import print_summary
+
+    extra = [
+        f"distill.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None
+    ]
+    output = output or Path("castled") / default_name(model)
+    summary = convert(
+        model,
+        output,
+        recipe=Recipe.load(recipe, (*overrides, *extra)),
+        model_args=parse_model_args(model_args),
+        console=progress_console(),
+        **options,
+    )
+    if as_json:
+        print_json(summary)
+    else:
+        print_summary(summary, output)
+        click.echo(f"next: castling export {output} --format onnx")
+
+
+def default_name(model: str) -> str:
+    """A folder name for a model name; the last part of a path or hub name."""
+    return model.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]

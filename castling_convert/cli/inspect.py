@@ -1,0 +1,62 @@
+"""castling inspect"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import json_option, model_options, print_json
+
+
+@click.command("inspect", epilog="Example: castling inspect --model deit_s --no-pretrained")
+@model_options
+@json_option
+def command(
+    model: str,
+    weights: Path | None,
+    pretrained: bool,
+    image_size: tuple[int, int] | None,
+    num_classes: int | None,
+    model_args: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """List every attention layer of a model: kind, tokens, heads, and whether it can be castled.
+
+    The architecture alone is looked at; weights are read only for local-dir: and hf-hub: names, or when
+    --weights is given.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..families import family_of
+    from ..load import load_model, parse_model_args
+
+    del pretrained  # what is asked here does not depend on the weights
+    loaded = load_model(
+        model,
+        pretrained=False,
+        weights=weights,
+        image_size=image_size,
+        num_classes=num_classes,
+        model_args=parse_model_args(model_args),
+    )
+    family = family_of(loaded, model)
+    layers = family.layers(loaded)
+    if as_json:
+        values: list[dict[str, Any]] = [asdict(layer) | {"castable": layer.castable} for layer in layers]
+        print_json({"model": model, "family": family.title, "layers": values})
+        return
+    castable = sum(layer.castable for layer in layers)
+    table = Table(
+        title=f"{model}: {family.title}, {castable} of {len(layers)} layers can be castled",
+        title_justify="left",
+    )
+    for column in ("layer", "kind", "tokens", "heads", "head dim", "can be castled"):
+        table.add_column(column)
+    for layer in layers:
+        table.add_row(layer.name, layer.kind, str(layer.tokens), str(layer.num_heads), str(layer.head_dim),
+                      "yes" if layer.castable else f"no: {layer.reason}")  # fmt: skip
+    Console().print(table)

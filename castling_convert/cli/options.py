@@ -1,0 +1,63 @@
+"""Option types and helpers that several subcommands share."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class ImageSize(click.ParamType):
+    """`224` or `HEIGHTxWIDTH`, as (height, width)."""
+
+    name = "SIZE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))
+        if not match or int(match[1]) < 1 or int(match[2] or 1) < 1:
+            self.fail(f"'{value}' is neither a number nor HEIGHTxWIDTH, such as 224 or 384x512")
+        return int(match[1]), int(match[2] or match[1])
+
+
+PATH = click.Path(path_type=Path)  # type: ignore[type-var]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+data_help = "A folder of images, digits (embedded), or a timm data set NAME:ROOT such as torch/cifar10:DIR."
+
+
+def model_options(function: Any) -> Any:
+    """The options that say which model is loaded."""
+    for option in reversed(
+        (
+            click.option("--model", "-m", required=True, help="An alias (deit_s), a timm name, hf-hub: or local-dir:."),
+            click.option("--weights", type=PATH, help="Load these weights: a .safetensors or .pth file."),
+            click.option("--pretrained/--no-pretrained", default=True, help="Download pretrained weights [default]."),
+            click.option("--image-size", type=ImageSize(), help="224 or HEIGHTxWIDTH [default: the model's own]."),
+            click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head."),
+            click.option("--model-arg", "model_args", multiple=True, metavar="KEY=VALUE",
+                         help="Handed to timm.create_model; repeatable."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def progress_console() -> Console:
+    """Progress goes to stderr, so that stdout holds the result alone."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,46 @@
+"""The table that ends a conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> None:
+    """Teacher beside castled: accuracy, MACs, parameters; then parity and files."""
+    console = Console()
+    table = Table(title=f"{summary['model']} -> {output}", title_justify="left")
+    for column, justify in (("", "left"), ("teacher", "right"), ("castled", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    accuracy = summary["accuracy"]
+    if accuracy["measured"]:
+        where = "held out" if accuracy["held_out"] else "TRAINING images"
+        table.add_row(f"top-1, {accuracy['teacher']['images']} {where}",
+                      *(f"{accuracy[name]['top1']:.2f} %" for name in ("teacher", "castled")))  # fmt: skip
+    if "castled" in accuracy:
+        table.add_row("agreement with teacher", "", f"{accuracy['castled']['agreement']:.2f} %")
+    else:
+        table.add_row("top-1", "unmeasured", "unmeasured")
+    macs, parameters = summary["macs"], summary["parameters"]
+    table.add_row("MACs an image", f"{macs['teacher'] / 1e6:,.1f} M",
+                  f"{macs['castled'] / 1e6:,.1f} M ({macs['teacher'] / macs['castled']:.2f}x fewer)")  # fmt: skip
+    table.add_row("parameters", *(f"{parameters[name]:,}" for name in ("teacher", "castled")))
+    layers = summary["layers"]
+    castled = sum(layer["status"] == "castled" for layer in layers)
+    table.add_row("softmax layers", str(len(layers)), str(len(layers) - castled))
+    table.add_row("folding error, float64", "", f"{summary['fold']['float64_logits']:.1e}")
+    if parity is not None:
+        table.add_row("ONNX parity, max error", "", f"{parity.max_error:.1e}")
+    console.print(table)
+    for layer in layers:
+        if layer["status"] == "kept":
+            console.print(f"kept as softmax: {layer['name']}: {layer['why']}", highlight=False)
+    if not accuracy["measured"]:
+        console.print(f"accuracy is unmeasured: {accuracy['why']}", highlight=False)
+    if not summary["pretrained_weights"]:
+        console.print("the weights are random (--no-pretrained): this bundle is good for timing, not for use")
+    for file in sorted(path for path in output.rglob("*") if path.is_file()):
+        console.print(f"  {file}  {file.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)

@@ -1,0 +1,50 @@
+"""castling verify"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import PATH, data_help, json_option, print_json
+
+
+@click.command("verify", epilog="Example: castling verify castled/deit_s/model.onnx")
+@click.argument("artifact", type=PATH)
+@click.option("--bundle", type=PATH, help="The bundle [default: found by the artifact's record of it].")
+@click.option("--data", help=data_help + " Without it generated images are used.")
+@click.option(
+    "--atol", type=float, default=1e-4, show_default=True, help="Allowed absolute error on a logit."
+)
+@click.option("--rtol", type=float, default=0.0, show_default=True, help="Allowed relative error on a logit.")
+@json_option
+def command(
+    artifact: Path, bundle: Path | None, data: str | None, atol: float, rtol: float, as_json: bool
+) -> None:
+    """Compare ARTIFACT with its bundle's folded model and with the trained model before folding."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..errors import CheckFailed
+    from ..export.verify import verify
+
+    result = verify(artifact, bundle_path=bundle, data=data, atol=atol, rtol=rtol)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        table = Table(title=f"{artifact} on {result.images}", title_justify="left")
+        for column in ("against", "max error", "mean error", "top-1 agreement", "holds"):
+            table.add_column(column)
+        for name, parity in (("folded model", result.folded), ("trained model", result.trained)):
+            if parity is not None:
+                table.add_row(name, f"{parity.max_error:.1e}", f"{parity.mean_error:.1e}",
+                              f"{parity.top1_agreement:.1f} %", "yes" if parity.holds else "NO")  # fmt: skip
+        Console().print(table)
+        if result.trained is None:
+            click.echo(
+                "the bundle keeps no trained model (its train/ folder is gone): compared with the folded one only"
+            )
+    if not result.holds:
+        raise CheckFailed(
+            f"{artifact} differs from its bundle {result.bundle} by more than {atol:.0e} + {rtol:.0e}*|logit|"
+        )

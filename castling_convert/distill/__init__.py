@@ -1,0 +1,1 @@
+"""Distillation: data, losses, annealing schedules, and the loop."""

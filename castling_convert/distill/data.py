@@ -1,0 +1,307 @@
+"""Images for distillation and evaluation, from the `--data` spec.
+
+A spec is a folder (class subfolders, or flat and unlabelled), `digits` (scikit-learn's handwritten
+digits, shipped with it), `generated` (images made here, unlabelled), or a timm dataset name with its
+root after a colon: `torch/cifar10:ROOT`, `wds/NAME:ROOT`, `hfds/NAME`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from ..errors import DataError
+from ..recipe import DataConfig
+from .generated import GeneratedImages
+
+Split = Literal["train", "validation"]
+Transform = Callable[[Image.Image], Tensor]
+
+TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+# Up to this many files are opened before a run starts, so that a broken one can't end it halfway.
+HEADERS_CHECKED = 20_000
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the model wants to see: timm's data config with the model's present size and channels."""
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Preprocessing:
+        """From `model.pretrained_cfg` and the size the model was built for.
+
+        Raises:
+            DataError: the model takes neither one nor three channels.
+        """
+        from timm.data import resolve_model_data_config
+        from timm.models import get_model_input_config
+
+        config = resolve_model_data_config(model)
+        channels, height, width = get_model_input_config(model)["input_size"]
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        if channels == 1 and len(mean) == 3:
+            mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+        if channels not in (1, 3):
+            raise DataError(
+                f"images have 1 or 3 channels, this model takes {channels}; pass a loader of tensors"
+            )
+        return cls(
+            (channels, height, width),
+            mean,
+            std,
+            config["interpolation"],
+            config["crop_pct"],
+            config["crop_mode"],
+        )
+
+    @property
+    def image_mode(self) -> str:
+        """PIL's name of the colour mode."""
+        return "L" if self.input_size[0] == 1 else "RGB"
+
+    def eval_transform(self) -> Transform:
+        from timm.data import create_transform
+
+        return create_transform(
+            self.input_size,
+            is_training=False,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+
+    def train_transform(self, config: DataConfig, hflip: bool = True) -> Transform:
+        from timm.data import create_transform
+
+        return create_transform(
+            self.input_size,
+            is_training=True,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            scale=(config.scale, 1.0),
+            hflip=config.hflip if hflip else 0.0,
+            color_jitter=None,
+        )
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """timm's folder reader, but an unreadable image is an error that names it, never skipped."""
+
+    def __init__(
+        self, samples: list[tuple[str, int]], mode: str, transform: Transform, labelled: bool
+    ) -> None:
+        self.samples = samples
+        self.mode = mode
+        self.transform = transform
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        try:
+            with Image.open(path) as image:
+                pixels = image.convert(self.mode)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise _unreadable(path, error) from None
+        return self.transform(pixels), label if self.labelled else -1
+
+    def check_headers(self) -> None:
+        """Raise DataError for the first file that is no image; large folders are checked as they are read."""
+        if len(self.samples) > HEADERS_CHECKED:
+            return
+        for path, _ in self.samples:
+            try:
+                with Image.open(path):
+                    continue
+            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                raise _unreadable(path, error) from None
+
+
+class Digits(Dataset[tuple[Tensor, int]]):
+    """scikit-learn's 1,797 scanned digits, 8x8, ten classes: 1,200 to train on, 597 held out."""
+
+    def __init__(self, split: Split, mode: str, transform: Transform) -> None:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        images, labels = load_digits(return_X_y=True)
+        train, held_out = train_test_split(
+            np.arange(len(labels)), train_size=1200, random_state=0, stratify=labels
+        )
+        chosen = train if split == "train" else held_out
+        pixels = (images[chosen].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+        self.images = [Image.fromarray(image).convert(mode) for image in pixels]
+        self.labels = [int(label) for label in labels[chosen]]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set with what is known of it. `classes` is None when it has no labels."""
+
+    spec: str
+    dataset: Any
+    classes: int | None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def streamed(self) -> bool:
+        return isinstance(self.dataset, IterableDataset)
+
+
+def open_data(
+    spec: str, preprocessing: Preprocessing, split: Split, training: DataConfig | None = None, seed: int = 0
+) -> ImageData:
+    """Open `spec` with the transforms for `preprocessing`.
+
+    Args:
+        split: which part, where the data set has parts; a folder without `train` and `val` subfolders
+            is used whole.
+        training: augment as this section of the recipe says; None gives the evaluation transform.
+        seed: of generated images.
+
+    Raises:
+        DataError: nothing there, no images, an unreadable image, an unknown timm data set.
+    """
+    transform = (
+        preprocessing.train_transform(training, hflip=spec != "digits")
+        if training is not None
+        else preprocessing.eval_transform()
+    )
+    mode = preprocessing.image_mode
+    if spec == "digits":
+        return ImageData(spec, Digits(split, mode, transform), 10)
+    if spec == "generated":
+        size = preprocessing.input_size[1:]
+        return ImageData(spec, GeneratedImages(size, mode, transform, seed=seed), None)
+    if spec.startswith(TIMM_PREFIXES):
+        return _open_timm(spec, mode, transform, split)
+    return _open_folder(Path(spec), mode, transform, split)
+
+
+def _open_folder(root: Path, mode: str, transform: Transform, split: Split) -> ImageData:
+    if not root.exists():
+        raise DataError(f"data folder {root} not found; give a folder of images, digits, or a timm data set")
+    if not root.is_dir():
+        raise DataError(f"--data {root} is a file; give the folder that holds the images")
+    from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+    chosen = _split_folder(root, split)
+    try:
+        reader = ReaderImageFolder(str(chosen))
+    except RuntimeError:
+        raise DataError(
+            f"no images in {chosen}; png, jpg and jpeg files are looked for, in subfolders too"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{chosen} can't be read: {error.strerror}") from None
+    folders = {Path(path).parent for path, _ in reader.samples}
+    labelled = chosen not in folders  # images lying loose beside class folders belong to no class
+    files = ImageFiles(reader.samples, mode, transform, labelled)
+    files.check_headers()
+    return ImageData(str(root), files, len(reader.class_to_idx) if labelled else None)
+
+
+def _split_folder(root: Path, split: Split) -> Path:
+    names = ("train", "training") if split == "train" else ("validation", "val", "valid", "test", "eval")
+    return next((root / name for name in names if (root / name).is_dir()), root)
+
+
+def _open_timm(spec: str, mode: str, transform: Transform, split: Split) -> ImageData:
+    from timm.data import create_dataset
+
+    name, _, root = spec.partition(":")
+    try:
+        dataset = create_dataset(name, root=root or None, split=split, input_img_mode=mode, download=False)
+    except ImportError as error:
+        raise DataError(f"data set {name} needs a package that is not installed: {error}") from None
+    except Exception as error:  # noqa: BLE001 - every data set library fails in its own way
+        raise DataError(
+            f"timm data set {spec} can't be opened: {_first_line(error)}; use NAME:ROOT"
+        ) from None
+    dataset.transform = transform
+    classes = getattr(dataset, "classes", None)
+    return ImageData(spec, dataset, len(classes) if classes else None)
+
+
+class Resumable(Sampler[int]):
+    """Shuffled indices for `samples` draws from `start` on: a fresh seeded permutation every epoch.
+
+    A resumed run draws what the interrupted one would have drawn, without reading what it has seen.
+    """
+
+    def __init__(self, size: int, samples: int, start: int, seed: int) -> None:
+        self.size, self.samples, self.start, self.seed = size, samples, start, seed
+
+    def __len__(self) -> int:
+        return max(0, self.samples - self.start)
+
+    def __iter__(self) -> Iterator[int]:
+        for draw in range(self.start, self.samples):
+            epoch, place = divmod(draw, self.size)
+            if place == 0 or draw == self.start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+            yield int(order[place])
+
+
+def training_loader(data: ImageData, batch_size: int, steps: int, start: int, seed: int, workers: int) -> Any:
+    """A loader of exactly `steps - start` batches of [B, C, H, W] and labels; -1 is no label."""
+    if data.streamed:
+        return DataLoader(data.dataset, batch_size, num_workers=workers, drop_last=True)
+    sampler = Resumable(len(data), batch_size * steps, batch_size * start, seed)
+    return DataLoader(data.dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True)
+
+
+def eval_loader(data: ImageData, batch_size: int = 64, workers: int = 0) -> Any:
+    """The whole data set in order."""
+    return DataLoader(data.dataset, batch_size, num_workers=workers)
+
+
+def some_images(data: ImageData, count: int) -> Tensor:
+    """`count` images, [count, C, H, W], spread evenly over the data set (fewer if it is smaller)."""
+    if data.streamed:
+        batch = next(iter(DataLoader(data.dataset, count)))
+        return batch[0]
+    indices = np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)
+    return torch.stack([data.dataset[int(index)][0] for index in dict.fromkeys(indices.tolist())])
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    what = (
+        "is no image"
+        if isinstance(error, UnidentifiedImageError)
+        else f"can't be read ({_first_line(error)})"
+    )
+    return DataError(f"{path} {what}; remove it from the data folder")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,328 @@
+"""The distillation loop: align, anneal the masks to zero, finish closed. Reads top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ..castle import castled_layers, set_thresholds
+from ..errors import DataError, ModelError
+from ..recipe import DistillConfig, Recipe
+from .data import Preprocessing, open_data, training_loader
+from .losses import attention_loss, logit_divergence, relative_mse, tap_outputs
+from .progress import Progress
+from .schedule import Schedule
+from .state import TrainState
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a run did. `first_step` is above zero when it was resumed."""
+
+    first_step: int
+    steps: int
+    seconds: float
+    images_per_second: float
+    losses: dict[str, float]
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Any,
+    recipe: Recipe | str = "castling",
+    *,
+    device: str | None = None,
+    workdir: Path | None = None,
+    resume: bool = False,
+    identity: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> DistillResult:
+    """Train `student` in place to match `teacher`, closing every mask on the way. Labels are not used.
+
+    1. Align, for the share `distill.align` of the steps: every castled layer, mask closed, learns the
+       output of the teacher's layer from the input of the teacher's layer. Layers are independent here.
+    2. Anneal: the whole student, masks closing by the schedule, matches the teacher's logits and each
+       layer's attention output.
+    3. Finish with all masks exactly closed; the softmax branch is no longer computed.
+
+    Args:
+        student: from `castle`. Left in eval mode on its device, masks closed.
+        teacher: the original softmax model; not changed.
+        data: a `--data` spec, or an iterable of batches: [B, C, H, W] tensors, or tuples that start so.
+        device: such as `cpu` or `cuda`; the best one there is when left out.
+        workdir: where `metrics.jsonl` and the resumable state go; nothing is written when left out.
+        resume: go on from the state in `workdir`.
+        identity: what else must be the same for a run to be resumed, such as the model's name.
+
+    Raises:
+        DataError: the data can't be read, or ran out before the last step.
+        KeyboardInterrupt: re-raised after the state was saved.
+    """
+    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    config = recipe.distill
+    names = [name for name, _ in castled_layers(student)]
+    if not names:
+        raise ModelError("the student has no castled layers in training form; make it with castle()")
+    set_seed(config.seed)
+    accelerator = make_accelerator(device, config.precision)
+    schedule = Schedule.of(config, tokens=_tokens(student))
+    optimizer = _optimizer(student, names, config)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(config))
+    progress = progress or Progress(workdir)
+    state = TrainState(accelerator, workdir, fingerprint(recipe, identity))
+
+    student, optimizer = accelerator.prepare(student.train(), optimizer)
+    scheduler = accelerator.prepare(scheduler)
+    teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
+    average = _Average(accelerator.unwrap_model(student), config.ema)
+    accelerator.register_for_checkpointing(average)
+    first = state.load() if resume else 0
+    batches = _batches(data, student, recipe, first, accelerator)
+
+    started, losses, seen = time.monotonic(), {}, 0
+    step = first
+    with progress.running(config.steps, first), _taps(teacher, student, names) as taps:
+        try:
+            for step in range(first, config.steps):
+                images = blend(next(batches), recipe.data.mixup)
+                aligning = step < schedule.align_until
+                threshold = 1.0 if aligning else schedule.threshold(step)
+                set_thresholds(student, threshold)
+                with accelerator.autocast():
+                    if aligning:
+                        loss, parts, layers = _align_loss(student, teacher, images, taps)
+                    else:
+                        loss, parts, layers = _distill_loss(student, teacher, images, taps, recipe)
+                if not torch.isfinite(loss):
+                    raise ModelError(
+                        f"the loss is {loss.item()} at step {step}; lower the learning rate: "
+                        f"--set distill.optimizer.lr={config.optimizer.lr / 3:.1g}"
+                    )
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+                average.update(accelerator.unwrap_model(student), active=step >= schedule.closed_from)
+                seen += images.shape[0]
+                losses = {name: part.item() for name, part in parts.items()}
+                progress.step(
+                    step=step + 1,
+                    phase="align" if aligning else "anneal" if threshold < 1 else "closed",
+                    losses={"total": loss.item()} | losses,
+                    layer_losses={name: value.item() for name, value in layers.items()},
+                    lr=scheduler.get_last_lr()[0],
+                    threshold=threshold,
+                    density={name: layer.density.item() for name, layer in castled_layers(student)},
+                    images=images.shape[0],
+                )
+                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                    state.save(step + 1)
+        except KeyboardInterrupt:
+            # The step that was cut short is done again on resume.
+            if step > first or resume:
+                state.save(step)
+            raise
+    average.apply(accelerator.unwrap_model(student))
+    set_thresholds(student, 1.0)
+    accelerator.unwrap_model(student).eval()
+    seconds = time.monotonic() - started
+    return DistillResult(first, config.steps, seconds, seen / max(seconds, 1e-9), losses)
+
+
+def make_accelerator(device: str | None, precision: str = "no") -> Accelerator:
+    """accelerate on the device that was asked for."""
+    if device is None or device == "auto":
+        return Accelerator(mixed_precision=precision)
+    if device == "cpu":
+        return Accelerator(cpu=True, mixed_precision=precision)
+    kind, _, index = device.partition(":")
+    available = kind == "cuda" and torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()
+    if not available and not (kind == "mps" and torch.backends.mps.is_available()):
+        raise ModelError(f"device {device} is not here; use --device cpu, or see: castling doctor")
+    if kind == "cuda" and index:
+        torch.cuda.set_device(int(index))
+    return Accelerator(mixed_precision=precision)
+
+
+def fingerprint(recipe: Recipe, identity: dict[str, Any] | None) -> dict[str, Any]:
+    """What may not change between an interrupted run and the one that resumes it."""
+    return recipe.model_dump(mode="json", include={"attention", "distill", "data"}) | (identity or {})
+
+
+def blend(images: Tensor, share: float) -> Tensor:
+    """Blend that share of the images, [B, C, H, W], with another of the batch by a uniform weight."""
+    if share == 0:
+        return images
+    size = (images.shape[0], 1, 1, 1)
+    chosen = torch.rand(size) < share
+    weight = torch.where(chosen, torch.rand(size), torch.ones(size)).to(images)
+    return weight * images + (1 - weight) * images.roll(1, 0)
+
+
+def _tokens(student: nn.Module) -> int:
+    grid = next(castled_layers(student))[1].grid
+    return grid.num_prefix_tokens + grid.height * grid.width
+
+
+def _align_loss(
+    student: nn.Module, teacher: nn.Module, images: Tensor, taps: _Taps
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    with torch.no_grad():
+        teacher(images)
+    outputs = {name: layer(taps.inputs[name]) for name, layer in castled_layers(student)}
+    loss, layers = attention_loss(outputs, taps.teacher)
+    return loss, {"attention": loss.detach()}, layers
+
+
+def _distill_loss(
+    student: nn.Module, teacher: nn.Module, images: Tensor, taps: _Taps, recipe: Recipe
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    weights = recipe.distill.loss
+    with torch.no_grad():
+        expected_features = teacher.forward_features(images)  # type: ignore[operator]
+        expected = teacher.forward_head(expected_features)  # type: ignore[operator]
+    features = student.forward_features(images)  # type: ignore[operator]
+    logits = student.forward_head(features)  # type: ignore[operator]
+    attention, layers = attention_loss(taps.student, taps.teacher)
+    parts = {
+        "attention": attention,
+        "logits": logit_divergence(logits, expected, weights.temperature),
+        "features": relative_mse(features, expected_features),
+    }
+    used = {name: part for name, part in parts.items() if getattr(weights, name) > 0}
+    loss = torch.stack([getattr(weights, name) * part for name, part in used.items()]).sum()
+    return loss, {name: part.detach() for name, part in used.items()}, layers
+
+
+class _Taps:
+    """Attention inputs and outputs of the teacher, and outputs of the student, at the last forward."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, names: list[str]) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.teacher: dict[str, Tensor] = {}
+        self.student: dict[str, Tensor] = {}
+        self._models, self._names = (teacher, student), names
+
+    def __enter__(self) -> _Taps:
+        teacher, student = self._models
+        self._open = [tap_outputs(teacher, self._names), tap_outputs(student, self._names)]
+        self.teacher, self.student = (tap.__enter__() for tap in self._open)
+        self._handles = [
+            teacher.get_submodule(name).register_forward_pre_hook(
+                lambda _module, args, name=name: self.inputs.__setitem__(name, args[0])
+            )
+            for name in self._names
+        ]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for tap in self._open:
+            tap.__exit__(None, None, None)
+        for handle in self._handles:
+            handle.remove()
+
+
+def _taps(teacher: nn.Module, student: nn.Module, names: list[str]) -> _Taps:
+    return _Taps(teacher, student, names)
+
+
+def _optimizer(student: nn.Module, names: list[str], config: DistillConfig) -> torch.optim.AdamW:
+    chosen = [student] if config.optimizer.train == "all" else [student.get_submodule(name) for name in names]
+    student.requires_grad_(False)
+    decay, plain = [], []
+    for module in chosen:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(True)
+            # timm's convention: no decay on biases, norms, tokens; gains are as few.
+            (plain if parameter.ndim <= 1 or name.endswith(("gain", "token", "pos_embed")) else decay).append(
+                parameter
+            )
+    groups = [
+        {"params": decay, "weight_decay": config.optimizer.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.optimizer.lr)
+
+
+def _warmup_cosine(config: DistillConfig):  # type: ignore[no-untyped-def]
+    warmup = max(1, round(config.optimizer.warmup * config.steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        share = (step - warmup) / max(1, config.steps - warmup)
+        return 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
+
+    return factor
+
+
+class _Average:
+    """Exponential moving average of the weights over the steps with closed masks; off when decay is 0."""
+
+    def __init__(self, student: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights: dict[str, Tensor] = {}
+
+    def update(self, student: nn.Module, active: bool) -> None:
+        if not (self.decay and active):
+            return
+        with torch.no_grad():
+            for name, parameter in student.named_parameters():
+                if name in self.weights:
+                    self.weights[name].lerp_(parameter, 1 - self.decay)
+                else:
+                    self.weights[name] = parameter.detach().clone()
+
+    def apply(self, student: nn.Module) -> None:
+        with torch.no_grad():
+            for name, parameter in student.named_parameters():
+                if name in self.weights:
+                    parameter.copy_(self.weights[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.weights
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.weights = dict(state)
+
+
+def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
+    """Image batches on the device, without end for data that can be read again."""
+    config = recipe.distill
+    if isinstance(data, str):
+        preprocessing = Preprocessing.of(accelerator.unwrap_model(student))
+        opened = open_data(data, preprocessing, "train", training=recipe.data, seed=config.seed)
+        workers = recipe.data.workers if recipe.data.workers is not None else _default_workers(accelerator)
+        data = training_loader(opened, config.batch_size, config.steps, first, config.seed, workers)
+    if not isinstance(data, Iterable):
+        raise DataError(f"data must be a spec or an iterable of image batches, not {type(data).__name__}")
+    return _forever(
+        accelerator.prepare(data) if isinstance(data, torch.utils.data.DataLoader) else data, accelerator
+    )
+
+
+def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[no-untyped-def]
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            yield images.to(accelerator.device, non_blocking=True)
+        if empty:
+            raise DataError("the data gave no batch; it needs at least one full batch of images")
+
+
+def _default_workers(accelerator: Accelerator) -> int:
+    import os
+
+    return 0 if accelerator.device.type == "cpu" else min(8, os.cpu_count() or 1)

@@ -1,0 +1,93 @@
+"""What a run shows while it goes, and writes to `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+PLAIN_INTERVAL = 5.0
+"""Seconds between lines when the output is no terminal."""
+
+
+class Progress:
+    """Shows phase, losses, mask density, images/s and ETA; appends one JSON line a step to `metrics.jsonl`.
+
+    A terminal gets a live bar, anything else a plain line every few seconds. `console=None` is silent.
+    """
+
+    def __init__(self, workdir: Path | None = None, console: Console | None = None) -> None:
+        self.path = workdir / "metrics.jsonl" if workdir else None
+        self.console = console
+        self._file: TextIO | None = None
+        self._bar: Bar | None = None
+
+    @contextmanager
+    def running(self, steps: int, first: int) -> Iterator[None]:
+        """For the time of a run of `steps` steps that starts after `first`."""
+        self._steps, self._first, self._images = steps, first, 0
+        self._started = self._shown = time.monotonic()
+        if self.path is not None:
+            _keep_lines(self.path, first)
+            self._file = self.path.open("a", encoding="utf-8")
+        if self.console is not None and self.console.is_terminal:
+            self._bar = Bar(
+                TextColumn("[bold]{task.fields[phase]:<7}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+            )
+            self._task = self._bar.add_task("", total=steps, completed=first, phase="start", text="")
+            self._bar.start()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def step(self, *, step: int, phase: str, images: int, **metrics: Any) -> None:
+        """Record one finished step, counted from 1."""
+        self._images += images
+        rate = self._images / max(time.monotonic() - self._started, 1e-9)
+        if self._file is not None:
+            record = {"step": step, "phase": phase, "images_per_second": round(rate, 2), **metrics}
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        if self.console is None:
+            return
+        densities = list(metrics["density"].values())
+        parts = " ".join(
+            f"{name} {value:.3g}" for name, value in metrics["losses"].items() if name != "total"
+        )
+        mask = f"mask {sum(densities) / len(densities):6.1%} (max {max(densities):.1%})"
+        text = f"{parts}  {mask}  {rate:.0f} img/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, phase=phase, text=text)
+        elif time.monotonic() - self._shown >= PLAIN_INTERVAL or step == self._steps:
+            self._shown = time.monotonic()
+            left = (self._steps - step) * (self._shown - self._started) / max(step - self._first, 1)
+            self.console.print(
+                f"  step {step}/{self._steps} {phase:<7} {text}  ETA {left:.0f}s", highlight=False
+            )
+
+
+def _keep_lines(path: Path, steps: int) -> None:
+    """Drop the lines of steps that a resumed run does again."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    kept = [line for line in lines if json.loads(line)["step"] <= steps]
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,70 @@
+"""The resumable state of a run: accelerate's checkpoint in a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..errors import BundleError
+from ..files import writing
+
+
+class TrainState:
+    """Saves to `workdir/state`: model, optimiser, schedule, random states, average, and the step."""
+
+    def __init__(self, accelerator: Accelerator, workdir: Path | None, fingerprint: dict[str, Any]) -> None:
+        self.accelerator = accelerator
+        self.folder = workdir / "state" if workdir else None
+        self.fingerprint = fingerprint
+
+    def save(self, step: int) -> None:
+        """Save after `step` steps; the former state stays until the new one is complete."""
+        if self.folder is None:
+            return
+        with writing(self.folder) as fresh:
+            self.accelerator.save_state(str(fresh))
+            record = {"step": step, "fingerprint": self.fingerprint}
+            (fresh / "run.json").write_text(json.dumps(record))
+
+    def load(self) -> int:
+        """Load and return the number of steps done.
+
+        Raises:
+            BundleError: no state there, damaged, or of a different recipe.
+        """
+        if self.folder is None or not (self.folder / "run.json").is_file():
+            raise BundleError("nothing to resume: no saved state there; start without --resume")
+        record = json.loads((self.folder / "run.json").read_text())
+        changed = _changed(record["fingerprint"], self.fingerprint)
+        if changed:
+            raise BundleError(
+                f"can't resume with another recipe: {', '.join(changed)} changed; "
+                "resume with the options of the first run, or start over with --force"
+            )
+        try:
+            self.accelerator.load_state(str(self.folder))
+        except Exception as error:  # noqa: BLE001 - whatever accelerate meets in a damaged folder
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BundleError(
+                f"the saved state in {self.folder} is damaged ({first}); start over with --force"
+            ) from None
+        return int(record["step"])
+
+    def discard(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key in new.keys() | old.keys():
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys += _changed(a, b, f"{prefix}{key}.")
+        elif a != b:
+            keys.append(f"{prefix}{key}")
+    return sorted(keys)

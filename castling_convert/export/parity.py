@@ -1,0 +1,52 @@
+"""How far an artifact is from the model it was made of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Errors on the logits of `images` images: largest and mean absolute, and top-1 agreement in percent."""
+
+    images: int
+    max_error: float
+    mean_error: float
+    top1_agreement: float
+    holds: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(actual: Tensor, expected: Tensor, atol: float, rtol: float) -> Parity:
+    """Compare logits [B, classes]. Anything that is not finite, or of another shape, does not hold."""
+    if actual.shape != expected.shape:
+        return Parity(len(expected), float("inf"), float("inf"), 0.0, holds=False)
+    difference = (actual.double() - expected.double()).abs()
+    holds = bool((difference <= atol + rtol * expected.double().abs()).all())  # False for NaN
+    agreement = 100 * (actual.argmax(-1) == expected.argmax(-1)).double().mean()
+    error = difference.nan_to_num(nan=float("inf"))
+    return Parity(len(expected), error.max().item(), error.mean().item(), agreement.item(), holds)
+
+
+def probe_images(model: nn.Module, count: int, seed: int = 0) -> Tensor:
+    """`count` generated images with the model's own preprocessing, [count, C, H, W], float32.
+
+    A model that takes neither one nor three channels gets noise.
+    """
+    from timm.models import get_model_input_config
+
+    from ..distill.data import Preprocessing, open_data, some_images
+    from ..errors import DataError
+
+    try:
+        data = open_data("generated", Preprocessing.of(model), "validation", seed=seed)
+    except DataError:
+        size = get_model_input_config(model)["input_size"]
+        return torch.randn(count, *size, generator=torch.Generator().manual_seed(seed))
+    return some_images(data, count)

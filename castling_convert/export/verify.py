@@ -1,0 +1,118 @@
+"""Verify: an artifact against its bundle, and against the trained model before folding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import bundle
+from ..distill.data import Preprocessing, open_data, some_images
+from ..errors import BundleError, ExportError
+from .onnx import OnnxModel
+from .parity import Parity, compare, probe_images
+
+IMAGES = 64
+"""Images taken from real data; generated ones are dearer and eight do."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`folded` and `trained` are the artifact against each; `trained` is None when the bundle has dropped
+    its `train/` folder. `images` says what was looked at."""
+
+    artifact: str
+    bundle: str
+    images: str
+    folded: Parity
+    trained: Parity | None
+
+    @property
+    def holds(self) -> bool:
+        return self.folded.holds and (self.trained is None or self.trained.holds)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "artifact": self.artifact,
+            "bundle": self.bundle,
+            "images": self.images,
+            "holds": self.holds,
+            "folded": self.folded.to_dict(),
+            "trained": self.trained.to_dict() if self.trained else None,
+        }
+
+
+def verify(
+    artifact: Path,
+    *,
+    bundle_path: Path | None = None,
+    data: str | None = None,
+    atol: float = 1e-4,
+    rtol: float = 0.0,
+) -> Verification:
+    """Compare an ONNX artifact with its bundle's folded model and with the trained student.
+
+    Args:
+        bundle_path: the bundle; found beside the artifact or under `castled/` when left out.
+        data: a `--data` spec; generated images are used when left out.
+
+    Raises:
+        ExportError: the artifact is missing, damaged, or of a kind that can't be run here.
+        BundleError: the bundle is not found, damaged, or not the artifact's own.
+    """
+    if not artifact.is_file():
+        raise ExportError(f"artifact {artifact} not found; make it with: castling export")
+    if artifact.suffix != ".onnx":
+        raise ExportError(f"{artifact} is no ONNX file; only .onnx artifacts can be verified in this version")
+    run = OnnxModel(artifact)
+    path = find_bundle(artifact, run.metadata.get("castling.bundle"), bundle_path)
+    folded = bundle.load(path)
+    trained = bundle.load_trained(path)
+    models = [model for model in (folded, trained) if model is not None]
+    if tuple(run.input_size) != Preprocessing.of(folded).input_size:
+        for model in models:
+            model.set_input_size(img_size=tuple(run.input_size[1:]))  # type: ignore[operator]
+    if data is None:
+        images, what = probe_images(folded, 8), "8 generated images"
+    else:
+        opened = open_data(data, Preprocessing.of(folded), "validation")
+        images = some_images(opened, IMAGES)
+        what = f"{len(images)} images of {data}"
+    logits = run(images)
+    parities = [compare(logits, _logits(model, images), atol, rtol) for model in models]
+    return Verification(
+        str(artifact), str(path), what, parities[0], parities[1] if trained is not None else None
+    )
+
+
+def find_bundle(artifact: Path, identity: str | None, given: Path | None) -> Path:
+    """The bundle an artifact was made of, by the hash of its weights."""
+    if given is not None:
+        if identity is not None and _identity(given) != identity:
+            raise BundleError(f"{artifact} was not exported from {given}: the weights' hashes differ")
+        return given
+    if identity is None:
+        raise BundleError(f"{artifact} does not say which bundle it was made of; name it with --bundle")
+    candidates = [
+        artifact.resolve().parent,
+        *sorted(p.parent for p in Path("castled").glob(f"*/{bundle.SUMMARY}")),
+    ]
+    for candidate in candidates:
+        if (candidate / bundle.SUMMARY).is_file() and _identity(candidate) == identity:
+            return candidate
+    raise BundleError(
+        f"the bundle of {artifact} is neither beside it nor under castled/ (or was converted again since); "
+        "name it with --bundle, or export again"
+    )
+
+
+def _identity(path: Path) -> str | None:
+    return bundle.read_summary(path).get("sha256", {}).get(bundle.WEIGHTS)
+
+
+@torch.no_grad()
+def _logits(model: torch.nn.Module, images: Tensor) -> Tensor:
+    return model(images)

@@ -1,0 +1,104 @@
+"""Writing files so that a reader sees the old, the new, or nothing; never half of something."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """Yield a fresh sibling folder of `target` and rename it to `target` when the block ends well.
+
+    When the block fails the sibling is removed and `target` is as it was.
+
+    Raises:
+        OutputError: no space, no permission.
+    """
+    with writing_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        fresh.chmod(0o755)
+        try:
+            yield fresh
+            replace_folder(fresh, target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def writing_file(target: Path) -> Iterator[Path]:
+    """As `writing`, for a single file: yields a path in a fresh sibling folder with the target's name."""
+    with writing_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            yield folder / target.name
+            (folder / target.name).replace(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Rename `fresh` to `target`; a folder that was there is moved aside first and removed last."""
+    if not target.exists():
+        fresh.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
+    target.rename(aside)
+    try:
+        fresh.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+@contextmanager
+def writing_errors(target: Path) -> Iterator[None]:
+    """Turn what an operating system or a native writer says of a full disk into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(f"no space left for {target}; free some, or use another --output") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            reason = (error.strerror or "not writable").lower()
+            raise OutputError(f"can't write {target}: {reason}; use another --output") from None
+        raise
+    except Exception as error:
+        # safetensors and torch report a full disk with exceptions of their own.
+        text = str(error)
+        if "No space left" in text or "File too large" in text or "file write failed" in text:
+            raise OutputError(f"no space left for {target}; free some, or use another --output") from None
+        raise
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise OutputError when the disk that holds `folder` has fewer than `needed` bytes free."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OutputError(
+            f"no space for {folder}: {needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free; "
+            "free some, or use another --output"
+        )
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"can't write {folder}: permission denied; use another --output")
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

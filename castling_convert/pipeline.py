@@ -1,0 +1,221 @@
+"""The whole job: load -> castle -> distill -> fold -> save, one bundle at the end or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from . import bundle
+from .analysis.accuracy import measure
+from .analysis.macs import count_macs, count_parameters
+from .castle import castle
+from .distill.data import Preprocessing, open_data, some_images
+from .distill.loop import DistillResult, distill, make_accelerator
+from .distill.progress import Progress
+from .errors import BundleError, CastlingError, Interrupted
+from .files import require_space, writing_errors
+from .fold import certify
+from .load import load_model
+from .recipe import Recipe
+
+CERTIFIED_IMAGES = 4
+
+
+def convert(
+    model: str | nn.Module,
+    output: str | Path,
+    *,
+    data: str | None = None,
+    recipe: Recipe | str = "castling",
+    layers: str | None = None,
+    pretrained: bool = True,
+    weights: str | Path | None = None,
+    image_size: tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Convert a softmax ViT and write the bundle `output`.
+
+    Args:
+        model: a name for `load.load_model`, or a timm model.
+        data: a `--data` spec; without it the student is aligned on generated images and its accuracy
+            stays unmeasured.
+        resume: go on with an interrupted run in `output`. force: replace a bundle in `output`.
+        console: where progress goes; silent when left out.
+        layers, pretrained, weights, image_size, num_classes, model_args, device: as on the command line.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        CastlingError: bad input; nothing is left half-written.
+        Interrupted: Ctrl-C; `output` can be resumed if a step was done.
+        CheckFailed: folding was not exact.
+    """
+    output = Path(output)
+    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    _check_output(output, resume=resume, force=force)
+    device = str(make_accelerator(device, recipe.distill.precision).device)
+    if isinstance(model, str):
+        name = model
+        teacher = load_model(
+            model,
+            pretrained=pretrained,
+            weights=weights,
+            image_size=image_size,
+            num_classes=num_classes,
+            model_args=model_args,
+        )
+    else:
+        name, teacher = (
+            str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)),
+            model.eval(),
+        )
+    preprocessing = Preprocessing.of(teacher)
+    spec = data or "generated"
+    open_data(spec, preprocessing, "train")
+    student = castle(teacher, recipe, layers)
+    require_space(output, 8 * bundle._bytes(student))
+    identity = {
+        "model": name,
+        "weights": str(weights) if weights else "pretrained" if pretrained else "random",
+        "data": spec,
+        "layers": student.castling.blocks,  # type: ignore[union-attr]
+        "input_size": list(preprocessing.input_size),
+    }
+    result = _train(student, teacher, spec, recipe, output, device, resume, identity, console)
+
+    accuracy = _accuracy(teacher, student, data, preprocessing)
+    images = some_images(open_data(spec, preprocessing, "validation"), CERTIFIED_IMAGES)
+    trained = student.to("cpu")
+    deploy, certificate = certify(trained, images)
+    summary = {
+        "model": name,
+        "identity": identity,
+        "recipe": recipe.name,
+        "distill": asdict(result),
+        "accuracy": accuracy,
+        "fold": certificate.to_dict(),
+        "layers": student.castling.to_dict()["layers"],  # type: ignore[union-attr]
+        "macs": {"teacher": count_macs(teacher), "castled": count_macs(deploy)},
+        "parameters": {"teacher": count_parameters(teacher), "castled": count_parameters(deploy)},
+        "pretrained_weights": identity["weights"] != "random",
+    }
+    metrics = output / bundle.TRAIN / bundle.METRICS
+    bundle.save(deploy, output, recipe=recipe, summary=summary, metrics=metrics, trained=trained, force=True)
+    return summary
+
+
+def _check_output(output: Path, *, resume: bool, force: bool) -> None:
+    if resume and force:
+        raise BundleError("--resume and --force contradict each other; --force starts over")
+    if not resume:
+        bundle.refuse_in_the_way(output, force=force)
+        return
+    if not (output / bundle.STATE / "run.json").is_file():
+        done = (output / bundle.CONFIG).is_file()
+        what = f"{output} is finished" if done else f"{output} holds no interrupted run"
+        raise BundleError(
+            f"nothing to resume: {what}; leave out --resume" + (" or use --force" if done else "")
+        )
+
+
+def _train(
+    student: nn.Module,
+    teacher: nn.Module,
+    spec: str,
+    recipe: Recipe,
+    output: Path,
+    device: str,
+    resume: bool,
+    identity: dict[str, Any],
+    console: Console | None,
+) -> DistillResult:
+    """Distil in `output/train`; a run that fails before it could be resumed leaves nothing behind."""
+    workdir = output / bundle.TRAIN
+    existed = output.exists()
+    state = output / bundle.STATE
+    with writing_errors(output):
+        if not resume:
+            shutil.rmtree(state, ignore_errors=True)
+            (workdir / bundle.METRICS).unlink(missing_ok=True)
+        workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with writing_errors(output):
+            return distill(
+                student,
+                teacher,
+                spec,
+                recipe,
+                device=device,
+                workdir=workdir,
+                resume=resume,
+                identity=identity,
+                progress=Progress(workdir, console),
+            )
+    except BaseException as error:
+        resumable = (state / "run.json").is_file()
+        if not resumable:
+            (workdir / bundle.METRICS).unlink(missing_ok=True)
+            _remove_empty(workdir)
+            if not existed:
+                _remove_empty(output)
+        if isinstance(error, KeyboardInterrupt):
+            if not resumable:
+                raise Interrupted("interrupted before the first step was done; nothing was written") from None
+            step = json.loads((state / "run.json").read_text())["step"]
+            raise Interrupted(
+                f"interrupted after step {step} of {recipe.distill.steps}; go on with the same command and --resume"
+            ) from None
+        if isinstance(error, CastlingError) and resumable and not resume:
+            raise type(error)(f"{error}; then go on with the same command and --resume") from None
+        raise
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _accuracy(
+    teacher: nn.Module, student: nn.Module, data: str | None, preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """Accuracy where there are labels, agreement where there are real images, else a plain `unmeasured`."""
+    if data is None:
+        return {"measured": False, "why": "aligned on generated images: no --data was given"}
+    opened = open_data(data, preprocessing, "validation")
+    device = next(student.parameters()).device
+    teacher = teacher.to(device).eval()
+    models = {
+        "teacher": lambda images: teacher(images.to(device)),
+        "castled": lambda images: student(images.to(device)),
+    }
+    results = measure(models, opened)
+    return {
+        "measured": opened.classes is not None,
+        "why": None
+        if opened.classes is not None
+        else "the data has no labels: agreement with the teacher only",
+        "held_out": data == "digits" or has_validation(data),
+        **{name: result.to_dict() for name, result in results.items()},
+    }
+
+
+def has_validation(data: str) -> bool:
+    """Whether evaluation uses other images than training did."""
+    from .distill.data import TIMM_PREFIXES, _split_folder
+
+    if data.startswith(TIMM_PREFIXES):
+        return True
+    return _split_folder(Path(data), "validation") != _split_folder(Path(data), "train")

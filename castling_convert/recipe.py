@@ -1,0 +1,235 @@
+"""Recipes: YAML files that say how a conversion is done, validated and versioned."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .attention.config import AttentionConfig
+from .errors import RecipeError, did_you_mean
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MaskConfig(_Section):
+    """How the masks of the softmax branch close. Shares are of all steps.
+
+    `threshold` raises the smallest softmax weight that is kept, geometrically from `start / N` to 1 for
+    N tokens; `none` never opens the branch.
+    """
+
+    schedule: Literal["threshold", "none"] = "threshold"
+    start: float = Field(default=0.1, gt=0)
+    open_until: float = Field(default=0.1, ge=0, lt=1)
+    closed_from: float = Field(default=0.6, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> MaskConfig:
+        if self.open_until >= self.closed_from:
+            raise ValueError("open_until must come before closed_from")
+        return self
+
+
+class LossConfig(_Section):
+    """Weights of the losses; labels are never used.
+
+    `attention`: mean squared error of every castled layer's output against the teacher's, relative to
+    the teacher's mean square. `logits`: KL divergence at `temperature`, times its square. `features`:
+    as `attention`, on the last features before the pooling.
+    """
+
+    attention: float = Field(default=1.0, ge=0)
+    logits: float = Field(default=1.0, ge=0)
+    features: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _something(self) -> LossConfig:
+        if not (self.attention or self.logits or self.features):
+            raise ValueError("at least one loss weight must be above zero")
+        return self
+
+
+class OptimizerConfig(_Section):
+    """AdamW with a linear warm-up and a cosine to zero. `align` steps match attention outputs alone."""
+
+    lr: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    clip_grad: float = Field(default=1.0, gt=0)
+    train: Literal["all", "attention"] = "all"
+
+
+class DataConfig(_Section):
+    """Training images: timm's random resized crop between `scale` and 1 of the area, flips, and mixing.
+
+    `mixup` is the share of images that are blended with another image of the batch, by a weight drawn
+    uniformly; the teacher sees the same blend, so no label is needed. Source: Beyer et al., "Knowledge
+    distillation: A good teacher is patient and consistent", arXiv 2106.05237.
+    """
+
+    scale: float = Field(default=0.35, gt=0, le=1)
+    hflip: float = Field(default=0.5, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0, le=1)
+    workers: int | None = Field(default=None, ge=0)
+
+
+class DistillConfig(_Section):
+    """The distillation run."""
+
+    steps: int = Field(default=400, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
+    align: float = Field(default=0.1, ge=0, lt=1)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    checkpoint_every: int = Field(default=200, ge=1)
+    mask: MaskConfig = MaskConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class Recipe(_Section):
+    """A whole recipe. `Recipe.load` reads one; unknown keys are refused."""
+
+    version: Literal[1] = 1
+    name: str = "unnamed"
+    description: str = ""
+    layers: str = "all"
+    attention: AttentionConfig = AttentionConfig()
+    distill: DistillConfig = DistillConfig()
+    data: DataConfig = DataConfig()
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+        """A shipped recipe by name, or a YAML file by path, with `a.b=value` overrides on top.
+
+        Raises:
+            RecipeError: not found, not YAML, an unknown key (with the nearest valid ones), a bad value.
+        """
+        path = find(str(source))
+        return cls.parse(_read(path), str(path), overrides)
+
+    @classmethod
+    def parse(cls, values: Any, where: str, overrides: Iterable[str] = ()) -> Recipe:
+        """A recipe from nested dicts; `where` names their origin in messages."""
+        if not isinstance(values, dict):
+            raise RecipeError(f"{where}: a recipe is a YAML mapping; see: castling recipes show castling")
+        _refuse_unknown(cls, values, where)
+        for override in overrides:
+            values = _override(values, override)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise RecipeError(f"{where}: {key or 'recipe'}: {message}") from None
+
+    def override(self, *overrides: str) -> Recipe:
+        """A copy with `a.b=value` overrides applied."""
+        return Recipe.parse(self.model_dump(), f"recipe {self.name}", overrides)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shipped_folder() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
+
+
+def find(source: str) -> Path:
+    """The file of a recipe given by name or path."""
+    known = shipped()
+    if source in known:
+        return known[source]
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or "/" in source:
+        raise RecipeError(f"recipe file {source} not found; shipped recipes: {', '.join(known)}")
+    raise RecipeError(
+        f"no recipe named '{source}'{did_you_mean(source, known)} shipped recipes: {', '.join(known)}"
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise RecipeError(f"{path} is not valid YAML: {line}") from None
+    except OSError as error:
+        raise RecipeError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key of a recipe."""
+    keys = []
+    for name, info in model.model_fields.items():
+        keys.append(prefix + name)
+        section = _section_of(info.annotation)
+        if section is not None:
+            keys.extend(known_keys(section, f"{prefix}{name}."))
+    return keys
+
+
+def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], where: str, prefix: str = "") -> None:
+    for key, value in values.items():
+        if key not in model.model_fields:
+            hint = did_you_mean(f"{prefix}{key}", known_keys())
+            raise RecipeError(
+                f"{where}: unknown key '{prefix}{key}'{hint or '; see: castling recipes show castling'}"
+            )
+        section = _section_of(model.model_fields[key].annotation)
+        if section is not None and isinstance(value, dict):
+            _refuse_unknown(section, value, where, f"{prefix}{key}.")
+
+
+def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise RecipeError(f"--set takes key=value, such as distill.steps=100, not '{override}'")
+    if key not in known_keys():
+        raise RecipeError(f"--set: unknown key '{key}'{did_you_mean(key, known_keys())}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {key}: '{text}' is not a YAML value") from None
+    if isinstance(value, str):
+        value = _number(value)
+    return _with(values, key.split("."), value)
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-3 as text; everybody who types it means the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _with(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    head, *rest = path
+    inner = values.get(head)
+    return {**values, head: _with(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}

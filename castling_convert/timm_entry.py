@@ -1,0 +1,52 @@
+"""The architecture `castled` in timm's registry, so that timm itself builds and loads a bundle.
+
+This module is imported the moment timm is, be it in the middle of importing another part of this
+package; so at its top it imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, register_model
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import nn
+
+ARCHITECTURE = "castled"
+
+
+@register_model
+def castled(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A folded castled model, described by the `model_args` of its bundle's `config.json`.
+
+    Built for `timm.create_model("local-dir:BUNDLE", pretrained=True)`; arguments of the softmax
+    architecture underneath (`num_classes`, `img_size`, `features_only`, ...) can be given on top.
+    """
+    source = kwargs.get("pretrained_cfg") or {}
+    if pretrained and isinstance(source, dict) and source.get("source") == "local-dir":
+        from .bundle import check
+
+        check(Path(source["file"]))
+    return build_model_with_cfg(
+        build,
+        ARCHITECTURE,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        **kwargs,
+    )
+
+
+def build(base: str, base_args: dict[str, Any], castling: dict[str, Any], **kwargs: Any) -> nn.Module:
+    """The folded structure with fresh weights: the road of castle and fold itself, so it can't differ."""
+    from .castle import castle_, set_thresholds
+    from .fold import fold_
+    from .recipe import Recipe
+
+    model = timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
+    recipe = Recipe.parse({"attention": castling["attention"]}, "config.json")
+    castle_(model, recipe, layers=castling["layers"])
+    set_thresholds(model, 1.0)
+    return fold_(model)
