@@ -44,7 +44,21 @@ _HOMES = {
     "save": "bundle",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "AttentionConfig",
+    "CastlingError",
+    "Recipe",
+    "__version__",
+    "castle",
+    "castle_",
+    "convert",
+    "distill",
+    "export",
+    "fold",
+    "fold_",
+    "load",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,7 @@ def save(
     if not any(isinstance(module, FoldedAttention) for module in model.modules()):
         raise FoldError("only a folded model can be saved as a bundle; call fold() first")
     refuse_in_the_way(path, force=force)
-    require_space(path, 2 * _bytes(model) + (_bytes(trained) if trained is not None else 0))
+    require_space(path, 2 * state_bytes(model) + (state_bytes(trained) if trained is not None else 0))
     config = _config(model)
     with writing(path) as folder:
         save_file(_state(model), folder / WEIGHTS, metadata={"format": "pt"})
@@ -66,7 +66,7 @@ def save(
         if recipe is not None:
             (folder / RECIPE).write_text(recipe.to_yaml())
         if metrics is not None and metrics.is_file():
-            (folder / METRICS).write_bytes(metrics.read_bytes())
+            (folder / METRICS).writestate_bytes(metrics.readstate_bytes())
         if trained is not None:
             (folder / TRAIN).mkdir()
             save_file(_state(trained), folder / TRAINED, metadata={"format": "pt"})
@@ -105,9 +105,7 @@ def check(path: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         file = path / name
         if not file.is_file():
-            raise BundleError(
-                f"{path} is damaged: {name} is missing; convert again with --force, or copy it again"
-            )
+            raise BundleError(f"{path} is damaged: {name} is missing; convert again with --force, or copy it again")
         if sha256(file) != recorded[name]:
             raise BundleError(
                 f"{path} is damaged: {name} is not the file that was written (truncated or edited); "
@@ -119,14 +117,10 @@ def check(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """`config.json` of a bundle; BundleError with what is the matter."""
     if not path.is_dir():
-        raise BundleError(
-            f"no bundle at {path}; make one with: castling convert --model NAME --output {path}"
-        )
+        raise BundleError(f"no bundle at {path}; make one with: castling convert --model NAME --output {path}")
     if not (path / CONFIG).is_file():
         if (path / STATE).is_dir():
-            raise BundleError(
-                f"{path} holds an unfinished conversion; finish it with castling convert ... --resume"
-            )
+            raise BundleError(f"{path} holds an unfinished conversion; finish it with castling convert ... --resume")
         raise BundleError(f"{path} is no bundle: it has no {CONFIG}")
     config = _read_json(path / CONFIG)
     section = config.get("castling")
@@ -159,9 +153,7 @@ def load_trained(path: Path) -> nn.Module | None:
         return None
     arguments = check(path)["model_args"]
     if sha256(path / TRAINED) != read_summary(path)["sha256"].get(TRAINED):
-        raise BundleError(
-            f"{path} is damaged: {TRAINED} is not the file that was written; delete it or copy it again"
-        )
+        raise BundleError(f"{path} is damaged: {TRAINED} is not the file that was written; delete it or copy it again")
     base = timm.create_model(arguments["base"], pretrained=False, **arguments["base_args"])
     castling = arguments["castling"]
     student = castle_(base, Recipe.parse({"attention": castling["attention"]}, str(path)), castling["layers"])
@@ -182,9 +174,7 @@ def refuse_in_the_way(path: Path, *, force: bool) -> None:
     if not force:
         if (path / CONFIG).is_file():
             raise BundleError(f"{path} exists; replace it with --force, or give another --output")
-        raise BundleError(
-            f"{path} holds an unfinished conversion; go on with --resume, or start over with --force"
-        )
+        raise BundleError(f"{path} holds an unfinished conversion; go on with --resume, or start over with --force")
 
 
 def newest(root: Path = Path("castled")) -> Path:
@@ -202,9 +192,7 @@ def newest(root: Path = Path("castled")) -> Path:
 def versions() -> dict[str, str]:
     """What made a bundle."""
     packages = ("torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnxsim", "accelerate", "safetensors")
-    return {"castling-convert": __version__, "python": platform.python_version()} | {
-        p: version(p) for p in packages
-    }
+    return {"castling-convert": __version__, "python": platform.python_version()} | {p: version(p) for p in packages}
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
@@ -216,9 +204,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
     from .timm_entry import ARCHITECTURE
 
     if not getattr(model, "pretrained_cfg", None):
-        raise BundleError(
-            "only models from timm.create_model can be saved: a bundle is rebuilt by timm from its name"
-        )
+        raise BundleError("only models from timm.create_model can be saved: a bundle is rebuilt by timm from its name")
     castling: Castling = model.castling  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         save_config_for_hf(model, f"{folder}/{CONFIG}")
@@ -239,7 +225,8 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _bytes(model: nn.Module) -> int:
+def state_bytes(model: nn.Module) -> int:
+    """Size of the model's weights on disk."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 

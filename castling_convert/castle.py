@@ -121,14 +121,10 @@ def parse_layers(text: str, count: int) -> set[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         if not match:
-            raise RecipeError(
-                f"layers '{text}' can't be read at '{part}'; use all, or block numbers such as 0-7,9"
-            )
+            raise RecipeError(f"layers '{text}' can't be read at '{part}'; use all, or block numbers such as 0-7,9")
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last or last >= count:
-            raise RecipeError(
-                f"layers '{text}': {part.strip()} is not within this model's blocks 0-{count - 1}"
-            )
+            raise RecipeError(f"layers '{text}': {part.strip()} is not within this model's blocks 0-{count - 1}")
         chosen.update(range(first, last + 1))
     return chosen
 

@@ -52,20 +52,14 @@ def run(output: Path, seed: int, console: Console | None) -> tuple[dict[str, Any
     recipe = Recipe.load("castling", [f"distill.seed={seed}", f"data.scale={AUGMENTATION.scale}"])
     if console is not None:
         console.print("castling every attention layer and distilling ...", highlight=False)
-    summary = convert(
-        f"local-dir:{folder}", output, data="digits", recipe=recipe, device="cpu", console=console
-    )
+    summary = convert(f"local-dir:{folder}", output, data="digits", recipe=recipe, device="cpu", console=console)
     artifact = export(output)
     result = verify(artifact, bundle_path=output, data="digits")
     teacher_top1, castled_top1 = (summary["accuracy"][name]["top1"] for name in ("teacher", "castled"))
     if teacher_top1 < TEACHER_FLOOR:
-        raise CheckFailed(
-            f"the teacher reached {teacher_top1:.2f} % on held-out digits, {TEACHER_FLOOR} % is needed"
-        )
+        raise CheckFailed(f"the teacher reached {teacher_top1:.2f} % on held-out digits, {TEACHER_FLOOR} % is needed")
     if castled_top1 < teacher_top1 - CASTLED_DROP:
-        raise CheckFailed(
-            f"the castled model lost {teacher_top1 - castled_top1:.2f} points, {CASTLED_DROP} is allowed"
-        )
+        raise CheckFailed(f"the castled model lost {teacher_top1 - castled_top1:.2f} points, {CASTLED_DROP} is allowed")
     if not result.holds:
         raise CheckFailed(f"{artifact} differs from its bundle by {result.folded.max_error:.1e}")
     return summary, result
@@ -76,9 +70,7 @@ def train_teacher(seed: int, console: Console | None, steps: int = TEACHER_STEPS
     torch.manual_seed(seed)
     teacher = timm.create_model(TEACHER, num_classes=10, **TEACHER_ARGS)
     size = TEACHER_ARGS["img_size"]
-    teacher.pretrained_cfg.update(
-        mean=(0.5,), std=(0.5,), input_size=(1, size, size), crop_pct=1.0, num_classes=10
-    )
+    teacher.pretrained_cfg.update(mean=(0.5,), std=(0.5,), input_size=(1, size, size), crop_pct=1.0, num_classes=10)
     preprocessing = Preprocessing.of(teacher)
     data = open_data("digits", preprocessing, "train", training=AUGMENTATION)
     loader = training_loader(data, BATCH_SIZE, steps, start=0, seed=seed, workers=0)

@@ -79,9 +79,7 @@ def certify(student: nn.Module, images: Tensor) -> tuple[nn.Module, FoldCertific
         actual, actual_blocks = _block_outputs(fold_(trained), images.to(dtype))
         logits[dtype] = _relative_error(actual, expected)
         if dtype == torch.float64:
-            blocks = {
-                name: _relative_error(actual_blocks[name], out) for name, out in expected_blocks.items()
-            }
+            blocks = {name: _relative_error(actual_blocks[name], out) for name, out in expected_blocks.items()}
     certificate = FoldCertificate(logits[torch.float64], logits[torch.float32], blocks)
     if not certificate.holds:
         raise CheckFailed(

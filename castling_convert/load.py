@@ -46,9 +46,7 @@ def resolve_name(name: str) -> str:
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{folder} holds no config.json; local-dir: takes a folder saved by timm's save_for_hf"
-            )
+            raise ModelError(f"{folder} holds no config.json; local-dir: takes a folder saved by timm's save_for_hf")
         return name
     if name.startswith("hf-hub:"):
         return name
@@ -203,15 +201,11 @@ def _explained(error: Exception, name: str, weights: str | Path | None) -> Excep
             "give --weights FILE, or --no-pretrained for random weights"
         )
     if "No pretrained weights exist" in text:
-        return WeightsError(
-            f"timm has no pretrained weights for {name}; give --weights FILE or --no-pretrained"
-        )
+        return WeightsError(f"timm has no pretrained weights for {name}; give --weights FILE or --no-pretrained")
     if kind in ("RepositoryNotFoundError", "GatedRepoError", "HfHubHTTPError", "EntryNotFoundError"):
         return ModelError(f"{name} can't be had from the hub: {text}")
     if isinstance(error, pickle.UnpicklingError):
-        return WeightsError(
-            f"{name} is refused: its weights hold more than tensors; save them as .safetensors"
-        )
+        return WeightsError(f"{name} is refused: its weights hold more than tensors; save them as .safetensors")
     return ModelError(f"{name} can't be created: {_summary(error)}")
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from . import bundle
 from .analysis.accuracy import measure
 from .analysis.macs import count_macs, count_parameters
-from .castle import castle
+from .castle import Castling, castle
 from .distill.data import Preprocessing, open_data, some_images
 from .distill.loop import DistillResult, distill, make_accelerator
 from .distill.progress import Progress
@@ -86,12 +86,13 @@ def convert(
     spec = data or "generated"
     open_data(spec, preprocessing, "train")
     student = castle(teacher, recipe, layers)
-    require_space(output, 8 * bundle._bytes(student))
+    castling: Castling = student.castling  # type: ignore[assignment]
+    require_space(output, 8 * bundle.state_bytes(student))
     identity = {
         "model": name,
         "weights": str(weights) if weights else "pretrained" if pretrained else "random",
         "data": spec,
-        "layers": student.castling.blocks,  # type: ignore[union-attr]
+        "layers": castling.blocks,
         "input_size": list(preprocessing.input_size),
     }
     result = _train(student, teacher, spec, recipe, output, device, resume, identity, console)
@@ -107,7 +108,7 @@ def convert(
         "distill": asdict(result),
         "accuracy": accuracy,
         "fold": certificate.to_dict(),
-        "layers": student.castling.to_dict()["layers"],  # type: ignore[union-attr]
+        "layers": castling.to_dict()["layers"],
         "macs": {"teacher": count_macs(teacher), "castled": count_macs(deploy)},
         "parameters": {"teacher": count_parameters(teacher), "castled": count_parameters(deploy)},
         "pretrained_weights": identity["weights"] != "random",
@@ -126,9 +127,7 @@ def _check_output(output: Path, *, resume: bool, force: bool) -> None:
     if not (output / bundle.STATE / "run.json").is_file():
         done = (output / bundle.CONFIG).is_file()
         what = f"{output} is finished" if done else f"{output} holds no interrupted run"
-        raise BundleError(
-            f"nothing to resume: {what}; leave out --resume" + (" or use --force" if done else "")
-        )
+        raise BundleError(f"nothing to resume: {what}; leave out --resume" + (" or use --force" if done else ""))
 
 
 def _train(
@@ -188,9 +187,7 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _accuracy(
-    teacher: nn.Module, student: nn.Module, data: str | None, preprocessing: Preprocessing
-) -> dict[str, Any]:
+def _accuracy(teacher: nn.Module, student: nn.Module, data: str | None, preprocessing: Preprocessing) -> dict[str, Any]:
     """Accuracy where there are labels, agreement where there are real images, else a plain `unmeasured`."""
     if data is None:
         return {"measured": False, "why": "aligned on generated images: no --data was given"}
@@ -204,9 +201,7 @@ def _accuracy(
     results = measure(models, opened)
     return {
         "measured": opened.classes is not None,
-        "why": None
-        if opened.classes is not None
-        else "the data has no labels: agreement with the teacher only",
+        "why": None if opened.classes is not None else "the data has no labels: agreement with the teacher only",
         "held_out": data == "digits" or has_validation(data),
         **{name: result.to_dict() for name, result in results.items()},
     }

@@ -162,9 +162,7 @@ def find(source: str) -> Path:
         return path
     if path.suffix in (".yaml", ".yml") or "/" in source:
         raise RecipeError(f"recipe file {source} not found; shipped recipes: {', '.join(known)}")
-    raise RecipeError(
-        f"no recipe named '{source}'{did_you_mean(source, known)} shipped recipes: {', '.join(known)}"
-    )
+    raise RecipeError(f"no recipe named '{source}'{did_you_mean(source, known)} shipped recipes: {', '.join(known)}")
 
 
 def _read(path: Path) -> Any:
@@ -197,9 +195,7 @@ def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], where: str, 
     for key, value in values.items():
         if key not in model.model_fields:
             hint = did_you_mean(f"{prefix}{key}", known_keys())
-            raise RecipeError(
-                f"{where}: unknown key '{prefix}{key}'{hint or '; see: castling recipes show castling'}"
-            )
+            raise RecipeError(f"{where}: unknown key '{prefix}{key}'{hint or '; see: castling recipes show castling'}")
         section = _section_of(model.model_fields[key].annotation)
         if section is not None and isinstance(value, dict):
             _refuse_unknown(section, value, where, f"{prefix}{key}.")

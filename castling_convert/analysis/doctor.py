@@ -47,6 +47,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return (
-            f"not installed; pip install 'castling-convert[{'openvino' if package == 'nncf' else package}]'"
-        )
+        return f"not installed; pip install 'castling-convert[{'openvino' if package == 'nncf' else package}]'"

@@ -61,9 +61,7 @@ class _Castled(nn.Module):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Tokens [B, N, C] to tokens [B, N, C]. Attention masks have no linear form and are refused."""
         if attn_mask is not None or is_causal:
-            raise ValueError(
-                "castled attention takes no attention mask: the linear form has no entries to mask"
-            )
+            raise ValueError("castled attention takes no attention mask: the linear form has no entries to mask")
         B, N, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)  # B, heads, N, d
@@ -110,9 +108,7 @@ class CastledAttention(_Castled):
         super().__init__(source, config, grid)
         weight = source.qkv.weight
         self.softmax_scale = source.softmax_scale
-        self.gain = (
-            nn.Parameter(weight.new_ones(source.num_heads, 1, 1)) if config.normalization != "l2" else None
-        )
+        self.gain = nn.Parameter(weight.new_ones(source.num_heads, 1, 1)) if config.normalization != "l2" else None
         self.proj_drop = nn.Dropout(source.proj_drop)
         self.register_buffer("threshold", torch.zeros((), device=weight.device), persistent=False)
         self.register_buffer("density", torch.ones((), device=weight.device), persistent=False)

@@ -38,9 +38,7 @@ class AttentionConfig(BaseModel):
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
         if self.constant == "token" and self.normalization == "row_sum":
-            raise ValueError(
-                "constant 'token' has row sums that can be zero: use it with normalization 'l2' or 'gain'"
-            )
+            raise ValueError("constant 'token' has row sums that can be zero: use it with normalization 'l2' or 'gain'")
         if self.center and (self.normalization != "gain" or self.constant != "mean"):
             raise ValueError("center needs normalization 'gain' and constant 'mean'")
         return self

@@ -48,7 +48,5 @@ def depthwise_matrix(conv: nn.Conv2d, n: int) -> Tensor:
     matrix = kernel.new_zeros(kernel.shape[0], n, n)
     for offset in range(-half, half + 1):
         if abs(offset) < n:
-            matrix += kernel[:, offset + half, None, None] * torch.diag(
-                kernel.new_ones(n - abs(offset)), offset
-            )
+            matrix += kernel[:, offset + half, None, None] * torch.diag(kernel.new_ones(n - abs(offset)), offset)
     return matrix

@@ -18,9 +18,7 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
 @model_options
 @click.option("--data", help=data_help + " Without it generated images are used.")
 @click.option("--recipe", default="castling", show_default=True, help="A shipped recipe, or a YAML file.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; repeatable."
-)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; repeatable.")
 @click.option("--layers", help="all, or block numbers such as 0-7,9 [default: the recipe's].")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: the recipe's].")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed [default: the recipe's].")
@@ -46,9 +44,7 @@ def command(
     from ..recipe import Recipe
     from .summary import print_summary
 
-    extra = [
-        f"distill.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None
-    ]
+    extra = [f"distill.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None]
     output = output or Path("castled") / default_name(model)
     summary = convert(
         model,

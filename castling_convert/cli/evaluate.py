@@ -39,9 +39,7 @@ def command(
         console=progress_console(),
     )
     if as_json:
-        print_json(
-            {name: result.to_dict() for name, result in results.items()} | {"teacher_missing": missing}
-        )
+        print_json({name: result.to_dict() for name, result in results.items()} | {"teacher_missing": missing})
         return
     images = next(iter(results.values())).images
     table = Table(title=f"{target} on {images} images of {data}", title_justify="left")
@@ -49,8 +47,7 @@ def command(
         table.add_column(column)
     for name, result in results.items():
         shown = (
-            f"{value:.2f} %" if value is not None else "-"
-            for value in (result.top1, result.top5, result.agreement)
+            f"{value:.2f} %" if value is not None else "-" for value in (result.top1, result.top5, result.agreement)
         )
         table.add_row(name, *shown)
     Console().print(table)

@@ -12,18 +12,14 @@ from .options import PATH, ImageSize, json_option, print_json, progress_console
 
 @click.command("export", epilog="Example: castling export castled/deit_s --format onnx --batch 1:8:16")
 @click.argument("bundle", type=PATH, required=False)
-@click.option(
-    "--format", "format_", default="onnx", show_default=True, help="onnx (trt, openvino, torch: not yet)."
-)
+@click.option("--format", "format_", default="onnx", show_default=True, help="onnx (trt, openvino, torch: not yet).")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 (fp16, bf16, int8: not yet).")
 @click.option("--batch", default="dynamic", show_default=True, help="dynamic, N, or MIN:OPT:MAX.")
 @click.option("--image-size", type=ImageSize(), help="224 or HEIGHTxWIDTH [default: the bundle's].")
 @click.option("--opset", type=int, default=23, show_default=True, help="ONNX operator set, 18 to 24.")
 @click.option("--simplify/--no-simplify", default=True, help="Run onnxsim [default].")
 @click.option("--output", "-o", type=PATH, help="The file [default: model.onnx inside the bundle].")
-@click.option(
-    "--atol", type=float, default=1e-4, show_default=True, help="Allowed absolute error on a logit."
-)
+@click.option("--atol", type=float, default=1e-4, show_default=True, help="Allowed absolute error on a logit.")
 @click.option("--rtol", type=float, default=0.0, show_default=True, help="Allowed relative error on a logit.")
 @click.option("--no-verify", is_flag=True, help="Skip the parity check.")
 @json_option
@@ -56,13 +52,9 @@ def command(
         }
         print_json(values)
         return
-    click.echo(
-        f"wrote {artifact} ({artifact.stat().st_size / 1e6:.1f} MB, {sum(measured['nodes'].values())} nodes)"
-    )
+    click.echo(f"wrote {artifact} ({artifact.stat().st_size / 1e6:.1f} MB, {sum(measured['nodes'].values())} nodes)")
     if parity is None:
         click.echo("parity was not checked (--no-verify)")
     else:
-        click.echo(
-            f"parity with the folded model: max error {parity.max_error:.1e}, mean {parity.mean_error:.1e}"
-        )
+        click.echo(f"parity with the folded model: max error {parity.max_error:.1e}, mean {parity.mean_error:.1e}")
     click.echo(f"next: castling verify {artifact}")

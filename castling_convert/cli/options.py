@@ -18,9 +18,7 @@ class ImageSize(click.ParamType):
 
     name = "SIZE"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
         match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(value))
@@ -29,7 +27,7 @@ class ImageSize(click.ParamType):
         return int(match[1]), int(match[2] or match[1])
 
 
-PATH = click.Path(path_type=Path)  # type: ignore[type-var]
+PATH = click.Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 data_help = "A folder of images, digits (embedded), or a timm data set NAME:ROOT such as torch/cifar10:DIR."

@@ -64,6 +64,4 @@ def validate(recipe: str, overrides: tuple[str, ...]) -> None:
     from ..recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides)
-    click.echo(
-        f"{recipe} is valid: recipe {loaded.name}, version {loaded.version}, {loaded.distill.steps} steps"
-    )
+    click.echo(f"{recipe} is valid: recipe {loaded.name}, version {loaded.version}, {loaded.distill.steps} steps")

@@ -13,14 +13,10 @@ from .options import PATH, data_help, json_option, print_json
 @click.argument("artifact", type=PATH)
 @click.option("--bundle", type=PATH, help="The bundle [default: found by the artifact's record of it].")
 @click.option("--data", help=data_help + " Without it generated images are used.")
-@click.option(
-    "--atol", type=float, default=1e-4, show_default=True, help="Allowed absolute error on a logit."
-)
+@click.option("--atol", type=float, default=1e-4, show_default=True, help="Allowed absolute error on a logit.")
 @click.option("--rtol", type=float, default=0.0, show_default=True, help="Allowed relative error on a logit.")
 @json_option
-def command(
-    artifact: Path, bundle: Path | None, data: str | None, atol: float, rtol: float, as_json: bool
-) -> None:
+def command(artifact: Path, bundle: Path | None, data: str | None, atol: float, rtol: float, as_json: bool) -> None:
     """Compare ARTIFACT with its bundle's folded model and with the trained model before folding."""
     from rich.console import Console
     from rich.table import Table

@@ -57,9 +57,7 @@ class Preprocessing:
         if channels == 1 and len(mean) == 3:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)
         if channels not in (1, 3):
-            raise DataError(
-                f"images have 1 or 3 channels, this model takes {channels}; pass a loader of tensors"
-            )
+            raise DataError(f"images have 1 or 3 channels, this model takes {channels}; pass a loader of tensors")
         return cls(
             (channels, height, width),
             mean,
@@ -105,9 +103,7 @@ class Preprocessing:
 class ImageFiles(Dataset[tuple[Tensor, int]]):
     """timm's folder reader, but an unreadable image is an error that names it, never skipped."""
 
-    def __init__(
-        self, samples: list[tuple[str, int]], mode: str, transform: Transform, labelled: bool
-    ) -> None:
+    def __init__(self, samples: list[tuple[str, int]], mode: str, transform: Transform, labelled: bool) -> None:
         self.samples = samples
         self.mode = mode
         self.transform = transform
@@ -145,9 +141,7 @@ class Digits(Dataset[tuple[Tensor, int]]):
         from sklearn.model_selection import train_test_split
 
         images, labels = load_digits(return_X_y=True)
-        train, held_out = train_test_split(
-            np.arange(len(labels)), train_size=1200, random_state=0, stratify=labels
-        )
+        train, held_out = train_test_split(np.arange(len(labels)), train_size=1200, random_state=0, stratify=labels)
         chosen = train if split == "train" else held_out
         pixels = (images[chosen].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
         self.images = [Image.fromarray(image).convert(mode) for image in pixels]
@@ -218,9 +212,7 @@ def _open_folder(root: Path, mode: str, transform: Transform, split: Split) -> I
     try:
         reader = ReaderImageFolder(str(chosen))
     except RuntimeError:
-        raise DataError(
-            f"no images in {chosen}; png, jpg and jpeg files are looked for, in subfolders too"
-        ) from None
+        raise DataError(f"no images in {chosen}; png, jpg and jpeg files are looked for, in subfolders too") from None
     except OSError as error:
         raise DataError(f"{chosen} can't be read: {error.strerror}") from None
     folders = {Path(path).parent for path, _ in reader.samples}
@@ -244,9 +236,7 @@ def _open_timm(spec: str, mode: str, transform: Transform, split: Split) -> Imag
     except ImportError as error:
         raise DataError(f"data set {name} needs a package that is not installed: {error}") from None
     except Exception as error:  # noqa: BLE001 - every data set library fails in its own way
-        raise DataError(
-            f"timm data set {spec} can't be opened: {_first_line(error)}; use NAME:ROOT"
-        ) from None
+        raise DataError(f"timm data set {spec} can't be opened: {_first_line(error)}; use NAME:ROOT") from None
     dataset.transform = transform
     classes = getattr(dataset, "classes", None)
     return ImageData(spec, dataset, len(classes) if classes else None)
@@ -295,11 +285,7 @@ def some_images(data: ImageData, count: int) -> Tensor:
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
-    what = (
-        "is no image"
-        if isinstance(error, UnidentifiedImageError)
-        else f"can't be read ({_first_line(error)})"
-    )
+    what = "is no image" if isinstance(error, UnidentifiedImageError) else f"can't be read ({_first_line(error)})"
     return DataError(f"{path} {what}; remove it from the data folder")
 
 

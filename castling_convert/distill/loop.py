@@ -239,14 +239,13 @@ def _taps(teacher: nn.Module, student: nn.Module, names: list[str]) -> _Taps:
 def _optimizer(student: nn.Module, names: list[str], config: DistillConfig) -> torch.optim.AdamW:
     chosen = [student] if config.optimizer.train == "all" else [student.get_submodule(name) for name in names]
     student.requires_grad_(False)
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for module in chosen:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(True)
             # timm's convention: no decay on biases, norms, tokens; gains are as few.
-            (plain if parameter.ndim <= 1 or name.endswith(("gain", "token", "pos_embed")) else decay).append(
-                parameter
-            )
+            (plain if parameter.ndim <= 1 or name.endswith(("gain", "token", "pos_embed")) else decay).append(parameter)
     groups = [
         {"params": decay, "weight_decay": config.optimizer.weight_decay},
         {"params": plain, "weight_decay": 0.0},
@@ -306,9 +305,7 @@ def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelera
         data = training_loader(opened, config.batch_size, config.steps, first, config.seed, workers)
     if not isinstance(data, Iterable):
         raise DataError(f"data must be a spec or an iterable of image batches, not {type(data).__name__}")
-    return _forever(
-        accelerator.prepare(data) if isinstance(data, torch.utils.data.DataLoader) else data, accelerator
-    )
+    return _forever(accelerator.prepare(data) if isinstance(data, torch.utils.data.DataLoader) else data, accelerator)
 
 
 def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[no-untyped-def]

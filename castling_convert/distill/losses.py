@@ -45,9 +45,7 @@ def tap_outputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Te
             handle.remove()
 
 
-def attention_loss(
-    student: dict[str, Tensor], teacher: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def attention_loss(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean of `relative_mse` over the tapped layers, and each layer's own."""
     per_layer = {name: relative_mse(output, teacher[name]) for name, output in student.items()}
     return torch.stack(list(per_layer.values())).mean(), {n: loss.detach() for n, loss in per_layer.items()}

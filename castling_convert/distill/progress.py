@@ -69,9 +69,7 @@ class Progress:
         if self.console is None:
             return
         densities = list(metrics["density"].values())
-        parts = " ".join(
-            f"{name} {value:.3g}" for name, value in metrics["losses"].items() if name != "total"
-        )
+        parts = " ".join(f"{name} {value:.3g}" for name, value in metrics["losses"].items() if name != "total")
         mask = f"mask {sum(densities) / len(densities):6.1%} (max {max(densities):.1%})"
         text = f"{parts}  {mask}  {rate:.0f} img/s"
         if self._bar is not None:
@@ -79,9 +77,7 @@ class Progress:
         elif time.monotonic() - self._shown >= PLAIN_INTERVAL or step == self._steps:
             self._shown = time.monotonic()
             left = (self._steps - step) * (self._shown - self._started) / max(step - self._first, 1)
-            self.console.print(
-                f"  step {step}/{self._steps} {phase:<7} {text}  ETA {left:.0f}s", highlight=False
-            )
+            self.console.print(f"  step {step}/{self._steps} {phase:<7} {text}  ETA {left:.0f}s", highlight=False)
 
 
 def _keep_lines(path: Path, steps: int) -> None:

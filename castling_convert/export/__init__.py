@@ -104,4 +104,4 @@ def export_bundle(
 
 
 def _exporter(chosen: Format) -> Exporter:
-    return import_module(f".{chosen.module}", __name__)  # type: ignore[return-value]
+    return import_module(f".{chosen.module}", __name__)

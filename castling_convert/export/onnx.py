@@ -66,8 +66,8 @@ def prepare(model: nn.Module, options: ExportOptions) -> nn.Module:
             height, width = options.image_size
             raise ExportError(f"the model can't take {height}x{width} images: {error}") from None
     for module in model.modules():
-        if getattr(module, "fused_attn", False):
-            module.fused_attn = False
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
     return model
 
 
@@ -139,9 +139,7 @@ class OnnxModel:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             first = str(error).strip().splitlines()[0]
-            raise ExportError(
-                f"{path} can't be run by onnxruntime (damaged or no ONNX file?): {first}"
-            ) from error
+            raise ExportError(f"{path} can't be run by onnxruntime (damaged or no ONNX file?): {first}") from error
         self.input = self.session.get_inputs()[0]
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 

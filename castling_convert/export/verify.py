@@ -83,9 +83,7 @@ def verify(
         what = f"{len(images)} images of {data}"
     logits = run(images)
     parities = [compare(logits, _logits(model, images), atol, rtol) for model in models]
-    return Verification(
-        str(artifact), str(path), what, parities[0], parities[1] if trained is not None else None
-    )
+    return Verification(str(artifact), str(path), what, parities[0], parities[1] if trained is not None else None)
 
 
 def find_bundle(artifact: Path, identity: str | None, given: Path | None) -> Path:

@@ -6,6 +6,8 @@ output norms, gates, register tokens, parallel blocks and models without a class
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import Attention, AttentionPoolLatent, AttentionRope, DiffAttention, LayerScale, PatchDropout
 from timm.models.vision_transformer import (
@@ -72,7 +74,7 @@ class VisionTransformerFamily(Family):
         return found
 
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Projections:
-        attention = model.get_submodule(layer.name)
+        attention: Any = model.get_submodule(layer.name)
         return Projections(
             qkv=attention.qkv if attention.qkv is not None else _fuse_qkv(attention),
             proj=attention.proj,
@@ -86,7 +88,7 @@ class VisionTransformerFamily(Family):
             proj_drop=attention.proj_drop.p,
         )
 
-    def token_grid(self, model: nn.Module) -> TokenGrid:
+    def token_grid(self, model: Any) -> TokenGrid:
         height, width = model.patch_embed.grid_size
         grid = TokenGrid(height, width, model.num_prefix_tokens)
         model.patch_embed.register_forward_pre_hook(grid.follow)
@@ -97,6 +99,7 @@ class VisionTransformerFamily(Family):
 
     def absorb_layer_scale_(self, model: nn.Module) -> int:
         absorbed = 0
+        block: Any
         for block in model.modules():
             if type(block) is not Block:
                 continue
@@ -109,12 +112,12 @@ class VisionTransformerFamily(Family):
         return absorbed
 
 
-def _tokens(model: nn.Module) -> int:
+def _tokens(model: Any) -> int:
     height, width = model.patch_embed.grid_size
     return height * width + model.num_prefix_tokens
 
 
-def _fuse_qkv(attention: nn.Module) -> nn.Linear:
+def _fuse_qkv(attention: Any) -> nn.Linear:
     """Separate q, k and v projections as one, exactly; a missing bias among present ones becomes zeros."""
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     has_bias = any(part.bias is not None for part in parts)
@@ -124,9 +127,7 @@ def _fuse_qkv(attention: nn.Module) -> nn.Linear:
         fused.weight.copy_(weight)
         if has_bias:
             zeros = [weight.new_zeros(part.out_features) for part in parts]
-            biases = [
-                zero if part.bias is None else part.bias for part, zero in zip(parts, zeros, strict=True)
-            ]
+            biases = [zero if part.bias is None else part.bias for part, zero in zip(parts, zeros, strict=True)]
             fused.bias.copy_(torch.cat(biases))
     return fused
 
