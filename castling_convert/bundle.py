@@ -66,7 +66,7 @@ def save(
         if recipe is not None:
             (folder / RECIPE).write_text(recipe.to_yaml())
         if metrics is not None and metrics.is_file():
-            (folder / METRICS).writestate_bytes(metrics.readstate_bytes())
+            (folder / METRICS).write_bytes(metrics.read_bytes())
         if trained is not None:
             (folder / TRAIN).mkdir()
             save_file(_state(trained), folder / TRAINED, metadata={"format": "pt"})
@@ -130,7 +130,8 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     if section.get("format", 0) > FORMAT:
         raise BundleError(
-            f"{path} was made by castling-convert {section.get('made_by')}; upgrade with: pip install -U castling-convert"
+            f"{path} was made by castling-convert {section.get('made_by')}; "
+            "upgrade with: pip install -U castling-convert"
         )
     return config
 

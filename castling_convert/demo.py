@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -44,15 +43,15 @@ def run(output: Path, seed: int, console: Console | None) -> tuple[dict[str, Any
     """
     folder = output.with_name(output.name + "-teacher")
     bundle.refuse_in_the_way(output, force=True)
-    if output.exists():
-        shutil.rmtree(output)
     teacher = train_teacher(seed, console)
     with writing(folder) as fresh:
         save_for_hf(teacher, fresh, safe_serialization=True)
     recipe = Recipe.load("castling", [f"distill.seed={seed}", f"data.scale={AUGMENTATION.scale}"])
     if console is not None:
         console.print("castling every attention layer and distilling ...", highlight=False)
-    summary = convert(f"local-dir:{folder}", output, data="digits", recipe=recipe, device="cpu", console=console)
+    summary = convert(
+        f"local-dir:{folder}", output, data="digits", recipe=recipe, device="cpu", force=True, console=console
+    )
     artifact = export(output)
     result = verify(artifact, bundle_path=output, data="digits")
     teacher_top1, castled_top1 = (summary["accuracy"][name]["top1"] for name in ("teacher", "castled"))

@@ -89,8 +89,8 @@ def convert(
     castling: Castling = student.castling  # type: ignore[assignment]
     require_space(output, 8 * bundle.state_bytes(student))
     identity = {
-        "model": name,
-        "weights": str(weights) if weights else "pretrained" if pretrained else "random",
+        "model": f"local-dir:{Path(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
+        "weights": str(Path(weights).resolve()) if weights else "pretrained" if pretrained else "random",
         "data": spec,
         "layers": castling.blocks,
         "input_size": list(preprocessing.input_size),

@@ -70,14 +70,11 @@ def _complain(line: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    # An error raised in a data worker arrives with the worker's traceback; its last line is the message.
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    last = lines[-1] if "Original Traceback" in str(error) else lines[0]
-    return (
-        last.split("castling_convert.errors.")[-1].split("Error: ", 1)[-1]
-        if last is lines[-1] and len(lines) > 1
-        else last
-    )
+    if lines[0].startswith("Caught "):
+        # Raised in a data worker: torch sends the worker's traceback, whose last line is the message.
+        return lines[-1].partition("Error: ")[2]
+    return lines[0]
 
 
 def _one_line_usage(error: click.ClickException) -> str:

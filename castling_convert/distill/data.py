@@ -264,10 +264,14 @@ class Resumable(Sampler[int]):
 
 def training_loader(data: ImageData, batch_size: int, steps: int, start: int, seed: int, workers: int) -> Any:
     """A loader of exactly `steps - start` batches of [B, C, H, W] and labels; -1 is no label."""
+    # Its own generator: starting the loader must not move the random state that a resumed run restores.
+    generator = torch.Generator().manual_seed(seed)
     if data.streamed:
-        return DataLoader(data.dataset, batch_size, num_workers=workers, drop_last=True)
+        return DataLoader(data.dataset, batch_size, num_workers=workers, drop_last=True, generator=generator)
     sampler = Resumable(len(data), batch_size * steps, batch_size * start, seed)
-    return DataLoader(data.dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True)
+    return DataLoader(
+        data.dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True, generator=generator
+    )
 
 
 def eval_loader(data: ImageData, batch_size: int = 64, workers: int = 0) -> Any:

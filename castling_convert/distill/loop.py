@@ -18,6 +18,7 @@ from ..errors import DataError, ModelError
 from ..recipe import DistillConfig, Recipe
 from .data import Preprocessing, open_data, training_loader
 from .losses import attention_loss, logit_divergence, relative_mse, tap_outputs
+from .interrupt import StopRequest
 from .progress import Progress
 from .schedule import Schedule
 from .state import TrainState
@@ -65,7 +66,7 @@ def distill(
 
     Raises:
         DataError: the data can't be read, or ran out before the last step.
-        KeyboardInterrupt: re-raised after the state was saved.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step was finished and the state saved.
     """
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     config = recipe.distill
@@ -89,49 +90,45 @@ def distill(
     batches = _batches(data, student, recipe, first, accelerator)
 
     started, losses, seen = time.monotonic(), {}, 0
-    step = first
-    with progress.running(config.steps, first), _taps(teacher, student, names) as taps:
-        try:
-            for step in range(first, config.steps):
-                images = blend(next(batches), recipe.data.mixup)
-                aligning = step < schedule.align_until
-                threshold = 1.0 if aligning else schedule.threshold(step)
-                set_thresholds(student, threshold)
-                with accelerator.autocast():
-                    if aligning:
-                        loss, parts, layers = _align_loss(student, teacher, images, taps)
-                    else:
-                        loss, parts, layers = _distill_loss(student, teacher, images, taps, recipe)
-                if not torch.isfinite(loss):
-                    raise ModelError(
-                        f"the loss is {loss.item()} at step {step}; lower the learning rate: "
-                        f"--set distill.optimizer.lr={config.optimizer.lr / 3:.1g}"
-                    )
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-                average.update(accelerator.unwrap_model(student), active=step >= schedule.closed_from)
-                seen += images.shape[0]
-                losses = {name: part.item() for name, part in parts.items()}
-                progress.step(
-                    step=step + 1,
-                    phase="align" if aligning else "anneal" if threshold < 1 else "closed",
-                    losses={"total": loss.item()} | losses,
-                    layer_losses={name: value.item() for name, value in layers.items()},
-                    lr=scheduler.get_last_lr()[0],
-                    threshold=threshold,
-                    density={name: layer.density.item() for name, layer in castled_layers(student)},
-                    images=images.shape[0],
+    with progress.running(config.steps, first), _Taps(teacher, student, names) as taps, StopRequest() as stop:
+        for step in range(first, config.steps):
+            images = blend(next(batches), recipe.data.mixup)
+            aligning = step < schedule.align_until
+            threshold = 1.0 if aligning else schedule.threshold(step)
+            set_thresholds(student, threshold)
+            with accelerator.autocast():
+                if aligning:
+                    loss, parts, layers = _align_loss(student, teacher, images, taps)
+                else:
+                    loss, parts, layers = _distill_loss(student, teacher, images, taps, recipe)
+            if not torch.isfinite(loss):
+                raise ModelError(
+                    f"the loss is {loss.item()} at step {step + 1}; lower the learning rate: "
+                    f"--set distill.optimizer.lr={config.optimizer.lr / 3:.1g}"
                 )
-                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-                    state.save(step + 1)
-        except KeyboardInterrupt:
-            # The step that was cut short is done again on resume.
-            if step > first or resume:
-                state.save(step)
-            raise
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            average.update(accelerator.unwrap_model(student), active=step >= schedule.closed_from)
+            seen += images.shape[0]
+            losses = {name: part.item() for name, part in parts.items()}
+            progress.step(
+                step=step + 1,
+                phase="align" if aligning else "anneal" if threshold < 1 else "closed",
+                losses={"total": loss.item()} | losses,
+                layer_losses={name: value.item() for name, value in layers.items()},
+                lr=scheduler.get_last_lr()[0],
+                threshold=threshold,
+                density={name: layer.density.item() for name, layer in castled_layers(student)},
+                images=images.shape[0],
+            )
+            last = step + 1 == config.steps
+            if not last and (stop.requested or (step + 1) % config.checkpoint_every == 0):
+                state.save(step + 1)
+            if not last and stop.requested:
+                raise KeyboardInterrupt
     average.apply(accelerator.unwrap_model(student))
     set_thresholds(student, 1.0)
     accelerator.unwrap_model(student).eval()
@@ -232,10 +229,6 @@ class _Taps:
             handle.remove()
 
 
-def _taps(teacher: nn.Module, student: nn.Module, names: list[str]) -> _Taps:
-    return _Taps(teacher, student, names)
-
-
 def _optimizer(student: nn.Module, names: list[str], config: DistillConfig) -> torch.optim.AdamW:
     chosen = [student] if config.optimizer.train == "all" else [student.get_submodule(name) for name in names]
     student.requires_grad_(False)
@@ -305,7 +298,9 @@ def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelera
         data = training_loader(opened, config.batch_size, config.steps, first, config.seed, workers)
     if not isinstance(data, Iterable):
         raise DataError(f"data must be a spec or an iterable of image batches, not {type(data).__name__}")
-    return _forever(accelerator.prepare(data) if isinstance(data, torch.utils.data.DataLoader) else data, accelerator)
+    if accelerator.num_processes > 1 and isinstance(data, torch.utils.data.DataLoader):
+        data = accelerator.prepare(data)  # alone it would only read a batch ahead, past what a resumed run repeats
+    return _forever(data, accelerator)
 
 
 def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[no-untyped-def]

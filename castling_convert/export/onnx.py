@@ -118,7 +118,8 @@ def check(path: Path, model: nn.Module, options: ExportOptions) -> Parity:
     if not worst.holds:
         raise CheckFailed(
             f"the exported graph differs from the model: max error {worst.max_error:.1e} on the logits, allowed "
-            f"{options.atol:.0e} + {options.rtol:.0e}*|logit|; no file was written (raise --atol only if you can accept that)"
+            f"{options.atol:.0e} + {options.rtol:.0e}*|logit|; no file was written "
+            "(raise --atol only if you can accept that)"
         )
     return worst
 
