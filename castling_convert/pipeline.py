@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from .analysis.accuracy import measure
 from .analysis.macs import count_macs, count_parameters
 from .castle import Castling, castle
 from .distill.data import Preprocessing, open_data, some_images
-from .distill.loop import DistillResult, distill, make_accelerator
+from .distill.loop import distill, make_accelerator
 from .distill.progress import Progress
-from .errors import BundleError, CastlingError, Interrupted
+from .distill.state import saved_step
+from .errors import BundleError, DataError, Interrupted, OutputError
 from .files import require_space, writing_errors
 from .fold import certify
 from .load import load_model
@@ -78,10 +80,8 @@ def convert(
             model_args=model_args,
         )
     else:
-        name, teacher = (
-            str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)),
-            model.eval(),
-        )
+        name = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__))
+        teacher = copy.deepcopy(model).eval()
     preprocessing = Preprocessing.of(teacher)
     spec = data or "generated"
     open_data(spec, preprocessing, "train")
@@ -95,26 +95,38 @@ def convert(
         "layers": castling.blocks,
         "input_size": list(preprocessing.input_size),
     }
-    result = _train(student, teacher, spec, recipe, output, device, resume, identity, console)
-
-    accuracy = _accuracy(teacher, student, data, preprocessing)
-    images = some_images(open_data(spec, preprocessing, "validation"), CERTIFIED_IMAGES)
-    trained = student.to("cpu")
-    deploy, certificate = certify(trained, images)
-    summary = {
-        "model": name,
-        "identity": identity,
-        "recipe": recipe.name,
-        "distill": asdict(result),
-        "accuracy": accuracy,
-        "fold": certificate.to_dict(),
-        "layers": castling.to_dict()["layers"],
-        "macs": {"teacher": count_macs(teacher), "castled": count_macs(deploy)},
-        "parameters": {"teacher": count_parameters(teacher), "castled": count_parameters(deploy)},
-        "pretrained_weights": identity["weights"] != "random",
-    }
-    metrics = output / bundle.TRAIN / bundle.METRICS
-    bundle.save(deploy, output, recipe=recipe, summary=summary, metrics=metrics, trained=trained, force=True)
+    workdir = output / bundle.TRAIN
+    with _resumable(output, recipe, resume=resume):
+        result = distill(
+            student,
+            teacher,
+            spec,
+            recipe,
+            device=device,
+            workdir=workdir,
+            resume=resume,
+            identity=identity,
+            progress=Progress(workdir, console),
+        )
+        accuracy = _accuracy(teacher, student, data, preprocessing)
+        images = some_images(open_data(spec, preprocessing, "validation"), CERTIFIED_IMAGES)
+        trained = student.to("cpu")
+        deploy, certificate = certify(trained, images)
+        teacher.to("cpu")
+        summary = {
+            "model": name,
+            "identity": identity,
+            "recipe": recipe.name,
+            "distill": asdict(result),
+            "accuracy": accuracy,
+            "fold": certificate.to_dict(),
+            "layers": castling.to_dict()["layers"],
+            "macs": {"teacher": count_macs(teacher), "castled": count_macs(deploy)},
+            "parameters": {"teacher": count_parameters(teacher), "castled": count_parameters(deploy)},
+            "pretrained_weights": identity["weights"] != "random",
+        }
+        metrics = workdir / bundle.METRICS
+        bundle.save(deploy, output, recipe=recipe, summary=summary, metrics=metrics, trained=trained, force=True)
     return summary
 
 
@@ -124,61 +136,39 @@ def _check_output(output: Path, *, resume: bool, force: bool) -> None:
     if not resume:
         bundle.refuse_in_the_way(output, force=force)
         return
-    if not (output / bundle.STATE / "run.json").is_file():
+    if saved_step(output / bundle.STATE) is None:
         done = (output / bundle.CONFIG).is_file()
         what = f"{output} is finished" if done else f"{output} holds no interrupted run"
         raise BundleError(f"nothing to resume: {what}; leave out --resume" + (" or use --force" if done else ""))
 
 
-def _train(
-    student: nn.Module,
-    teacher: nn.Module,
-    spec: str,
-    recipe: Recipe,
-    output: Path,
-    device: str,
-    resume: bool,
-    identity: dict[str, Any],
-    console: Console | None,
-) -> DistillResult:
-    """Distil in `output/train`; a run that fails before it could be resumed leaves nothing behind."""
-    workdir = output / bundle.TRAIN
+@contextmanager
+def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
+    """Around a run in `output/train`: what stops it leaves a state to resume from, or nothing at all."""
+    workdir, state = output / bundle.TRAIN, output / bundle.STATE
     existed = output.exists()
-    state = output / bundle.STATE
-    with writing_errors(output):
-        if not resume:
-            shutil.rmtree(state, ignore_errors=True)
-            (workdir / bundle.METRICS).unlink(missing_ok=True)
-        workdir.mkdir(parents=True, exist_ok=True)
     try:
         with writing_errors(output):
-            return distill(
-                student,
-                teacher,
-                spec,
-                recipe,
-                device=device,
-                workdir=workdir,
-                resume=resume,
-                identity=identity,
-                progress=Progress(workdir, console),
-            )
+            if not resume:
+                shutil.rmtree(state, ignore_errors=True)
+                (workdir / bundle.METRICS).unlink(missing_ok=True)
+            workdir.mkdir(parents=True, exist_ok=True)
+            yield
     except BaseException as error:
-        resumable = (state / "run.json").is_file()
-        if not resumable:
+        step = saved_step(state)
+        if step is None:
             (workdir / bundle.METRICS).unlink(missing_ok=True)
             _remove_empty(workdir)
             if not existed:
                 _remove_empty(output)
         if isinstance(error, KeyboardInterrupt):
-            if not resumable:
-                raise Interrupted("interrupted before the first step was done; nothing was written") from None
-            step = json.loads((state / "run.json").read_text())["step"]
+            if step is None:
+                raise Interrupted("interrupted before a step could be saved; nothing was written") from None
             raise Interrupted(
                 f"interrupted after step {step} of {recipe.distill.steps}; go on with the same command and --resume"
             ) from None
-        if isinstance(error, CastlingError) and resumable and not resume:
-            raise type(error)(f"{error}; then go on with the same command and --resume") from None
+        if isinstance(error, OutputError | DataError) and step is not None:
+            raise type(error)(f"{error}; then go on from step {step} with the same command and --resume") from None
         raise
 
 

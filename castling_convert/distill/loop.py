@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from ..castle import castled_layers, set_thresholds
 from ..errors import DataError, ModelError
 from ..recipe import DistillConfig, Recipe
 from .data import Preprocessing, open_data, training_loader
-from .losses import attention_loss, logit_divergence, relative_mse, tap_outputs
 from .interrupt import StopRequest
+from .losses import attention_loss, logit_divergence, relative_mse, tap_outputs
 from .progress import Progress
 from .schedule import Schedule
 from .state import TrainState
@@ -83,7 +84,7 @@ def distill(
 
     student, optimizer = accelerator.prepare(student.train(), optimizer)
     scheduler = accelerator.prepare(scheduler)
-    teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
+    teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
     average = _Average(accelerator.unwrap_model(student), config.ema)
     accelerator.register_for_checkpointing(average)
     first = state.load() if resume else 0
@@ -125,8 +126,8 @@ def distill(
                 images=images.shape[0],
             )
             last = step + 1 == config.steps
-            if not last and (stop.requested or (step + 1) % config.checkpoint_every == 0):
-                state.save(step + 1)
+            if last or stop.requested or (step + 1) % config.checkpoint_every == 0:
+                state.save(step + 1)  # the last one too: what comes after training can fail as well
             if not last and stop.requested:
                 raise KeyboardInterrupt
     average.apply(accelerator.unwrap_model(student))

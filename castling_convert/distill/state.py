@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ class TrainState:
         Raises:
             BundleError: no state there, damaged, or of a different recipe.
         """
-        if self.folder is None or not (self.folder / "run.json").is_file():
+        if self.folder is None or saved_step(self.folder) is None:
             raise BundleError("nothing to resume: no saved state there; start without --resume")
         record = json.loads((self.folder / "run.json").read_text())
         changed = _changed(record["fingerprint"], self.fingerprint)
@@ -54,9 +53,11 @@ class TrainState:
             ) from None
         return int(record["step"])
 
-    def discard(self) -> None:
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+
+def saved_step(folder: Path) -> int | None:
+    """The step a saved state stands at, None when there is no whole state."""
+    record = folder / "run.json"
+    return int(json.loads(record.read_text())["step"]) if record.is_file() else None
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
