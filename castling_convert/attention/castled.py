@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .angular import GAIN_TO_SCALE, bounded_gain, l2_normalize, linear_angular
@@ -62,13 +63,16 @@ class _Castled(nn.Module):
         """Tokens [B, N, C] to tokens [B, N, C]. Attention masks have no linear form and are refused."""
         if attn_mask is not None or is_causal:
             raise ValueError("castled attention takes no attention mask: the linear form has no entries to mask")
-        B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)  # B, heads, N, d
-        y = self.norm(self.attend(q, k, v))
+        y = self.norm(self.attend(*self.heads(x)))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()
         return self.project(y)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of the tokens x, each [B, heads, N, d]."""
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.q_norm(q), self.k_norm(k), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v, [B, heads, N, d], to merged heads, [B, N, heads·d]."""
@@ -120,6 +124,23 @@ class CastledAttention(_Castled):
         self.threshold.fill_(threshold)
         if self.closed:
             self.density.zero_()
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set each head's gain to the least-squares fit of the linear form to softmax on tokens x, [B, N, C].
+
+        For `gain` only; with y = c + gain·u the best gain is <softmax - c, u> / <u, u>. A pretrained head
+        is much sharper than the angular kernel at gain 1, and gradient descent is slow to find that out.
+        """
+        if self.config.normalization != "gain" or self.gain is None:
+            return
+        q, k, v = self.heads(x)
+        softmax = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
+        zero = torch.zeros_like(self.gain)
+        constant = linear_angular(q, k, v, zero, self.config)
+        linear = linear_angular(q, k, v, zero + GAIN_TO_SCALE, self.config) - constant
+        fit = ((softmax - constant) * linear).sum((0, 2, 3)) / linear.square().sum((0, 2, 3)).clamp_min(1e-12)
+        self.gain.copy_(fit[:, None, None])
 
     def scale(self) -> Tensor:
         """s of `attention.angular`, [heads, 1, 1]."""

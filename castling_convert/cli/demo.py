@@ -25,12 +25,15 @@ def command(output: Path, seed: int, as_json: bool) -> None:
 
     Takes a few minutes on two cores and needs no download. A bundle of an earlier demo is replaced.
     """
+    from ..analysis.report import write_report
     from ..demo import run
     from .summary import print_summary
 
     summary, verification = run(output, seed, progress_console())
+    report = write_report(output)
     if as_json:
         print_json({"summary": summary, "verification": verification.to_dict()})
         return
     print_summary(summary, output, parity=verification.folded)
+    click.echo(f"report: {report}")
     click.echo(f"try: castling evaluate {output} --data digits")

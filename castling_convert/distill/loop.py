@@ -92,6 +92,8 @@ def distill(
 
     started, losses, seen = time.monotonic(), {}, 0
     with progress.running(config.steps, first), _Taps(teacher, student, names) as taps, StopRequest() as stop:
+        if first == 0:
+            _calibrate(student, teacher, next(batches), taps)
         for step in range(first, config.steps):
             images = blend(next(batches), recipe.data.mixup)
             aligning = step < schedule.align_until
@@ -170,6 +172,13 @@ def blend(images: Tensor, share: float) -> Tensor:
 def _tokens(student: nn.Module) -> int:
     grid = next(castled_layers(student))[1].grid
     return grid.num_prefix_tokens + grid.height * grid.width
+
+
+@torch.no_grad()
+def _calibrate(student: nn.Module, teacher: nn.Module, images: Tensor, taps: _Taps) -> None:
+    teacher(images)
+    for name, layer in castled_layers(student):
+        layer.calibrate(taps.inputs[name])
 
 
 def _align_loss(

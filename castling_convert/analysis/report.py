@@ -1,0 +1,111 @@
+"""A bundle's report: one self-contained HTML file with its tables and plots."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from .. import bundle
+from ..errors import BundleError
+from ..files import writing_file
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }}
+table {{ border-collapse: collapse; margin: 1em 0 }} td, th {{ padding: .25em .8em; border-bottom: 1px solid #ddd }}
+td {{ text-align: right }} td:first-child, th {{ text-align: left }} svg {{ width: 100%; height: auto }}
+</style></head><body><h1>{title}</h1>{body}</body></html>
+"""
+
+
+def write_report(path: Path, output: Path | None = None) -> Path:
+    """Write the report of the bundle `path` to `output`, by default `report.html` inside the bundle.
+
+    Raises:
+        BundleError: no finished bundle there, or one that was saved without its history.
+        OutputError: the file can't be written.
+    """
+    bundle.read_config(path)
+    summary = bundle.read_summary(path)
+    metrics = path / bundle.METRICS
+    if "accuracy" not in summary or not metrics.is_file():
+        raise BundleError(f"{path} was saved without its history; only bundles of castling convert have a report")
+    steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    body = _table(_facts(summary)) + _plots(steps) + "<h2>Layers</h2>" + _table(_layers(summary))
+    output = output or path / "report.html"
+    with writing_file(output) as fresh:
+        fresh.write_text(_PAGE.format(title=html.escape(f"{summary['model']}, castled"), body=body), encoding="utf-8")
+    return output
+
+
+def _facts(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("", "teacher", "castled")]
+    accuracy, macs, parameters = summary["accuracy"], summary["macs"], summary["parameters"]
+    if accuracy["measured"]:
+        where = "held out" if accuracy["held_out"] else "training images"
+        top1 = (f"{accuracy[name]['top1']:.2f} %" for name in ("teacher", "castled"))
+        rows.append((f"top-1 ({accuracy['teacher']['images']} {where})", *top1))
+    else:
+        rows.append(("accuracy", "unmeasured", accuracy["why"]))
+    if "castled" in accuracy:
+        rows.append(("agreement with the teacher", "", f"{accuracy['castled']['agreement']:.2f} %"))
+    rows.append(("MACs an image", *(f"{macs[name] / 1e6:,.1f} M" for name in ("teacher", "castled"))))
+    rows.append(("parameters", *(f"{parameters[name]:,}" for name in ("teacher", "castled"))))
+    rows.append(
+        ("folding error (float64, float32)", "", "{float64_logits:.1e}, {float32_logits:.1e}".format(**summary["fold"]))
+    )
+    run = summary["distill"]
+    rows.append(
+        ("distillation", "", f"{run['steps']} steps, {run['seconds']:.0f} s, {run['images_per_second']:.0f} images/s")
+    )
+    return rows
+
+
+def _layers(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    errors = summary["fold"]["float64_blocks"]
+    rows: list[tuple[str, ...]] = [("layer", "became", "why", "folding error of its block")]
+    for layer in summary["layers"]:
+        error = errors.get(".".join(layer["name"].split(".")[:2]))
+        rows.append((layer["name"], layer["status"], layer["why"], "" if error is None else f"{error:.1e}"))
+    return rows
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    head, *rest = [[html.escape(cell) for cell in row] for row in rows]
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rest]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _plots(steps: list[dict[str, Any]]) -> str:
+    """Mask density, losses, and per-layer attention error over the steps, as inline SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    at = [step["step"] for step in steps]
+    figure, axes = pyplot.subplots(3, 1, figsize=(9, 10), sharex=True, layout="constrained")
+    layers = list(steps[-1]["density"]) if steps else []
+    colours = matplotlib.colormaps["viridis"].resampled(max(len(layers), 1))
+    for index, layer in enumerate(layers):
+        axes[0].plot(at, [step["density"][layer] for step in steps], color=colours(index), label=layer)
+        axes[2].plot(at, [step["layer_losses"][layer] for step in steps], color=colours(index), label=layer)
+    for name in ("attention", "logits", "features"):
+        points = [(step["step"], step["losses"][name]) for step in steps if name in step["losses"]]
+        if points:
+            axes[1].plot(*zip(*points, strict=True), label=name)
+    axes[0].set(title="mask density: share of softmax entries kept", ylim=(-0.02, 1.02))
+    axes[1].set(title="losses", yscale="log")
+    axes[2].set(title="attention output of each layer: squared error over the teacher's mean square",
+                yscale="log", xlabel="step")  # fmt: skip
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="x-small", ncols=4)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return "<h2>The run</h2>" + out.getvalue().partition("<svg")[1] + out.getvalue().partition("<svg")[2]

@@ -1,0 +1,19 @@
+"""castling report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import PATH
+
+
+@click.command("report", epilog="Example: castling report castled/digits")
+@click.argument("bundle", type=PATH)
+@click.option("--output", "-o", type=PATH, help="The file [default: report.html inside the bundle].")
+def command(bundle: Path, output: Path | None) -> None:
+    """Write one self-contained HTML file about BUNDLE: accuracy, mask density and losses over the steps."""
+    from ..analysis.report import write_report
+
+    click.echo(f"wrote {write_report(bundle, output)}")

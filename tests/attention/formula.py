@@ -1,0 +1,95 @@
+"""The formulas of castled attention, evaluated straight from their definition. Independent of the package:
+explicit N x N weights, loops instead of convolutions, and the kernel's own 1/2 and 1/π."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def heads_of(qkv: Any, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, [B, heads, N, d]."""
+    B, N, _ = x.shape
+    y = (x @ qkv.weight.T + qkv.bias).view(B, N, 3, heads, -1)
+    return y[:, :, 0].transpose(1, 2), y[:, :, 1].transpose(1, 2), y[:, :, 2].transpose(1, 2)
+
+
+def unit_rows(x: Tensor, eps: float) -> Tensor:
+    d = x.shape[-1]
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() / math.sqrt(d)
+
+
+def angular(q: Tensor, k: Tensor, v: Tensor, gain: Tensor | None, config: Any, sparse: Tensor) -> Tensor:
+    """The angular part, [B, heads, N, d]. `sparse` is the masked softmax matrix, which only `l2` adds here."""
+    N = v.shape[-2]
+    cosine = unit_rows(q, config.eps) @ unit_rows(k, config.eps).transpose(-2, -1)
+    if config.normalization == "row_sum":
+        weights = 0.5 + gain * cosine / math.pi
+        return weights @ v / weights.sum(-1, keepdim=True)
+    own = v if config.constant == "token" else v.mean(-2, keepdim=True).expand_as(v)
+    if config.normalization == "gain":
+        if config.center:
+            cosine = cosine - cosine.mean(-1, keepdim=True)
+        return own + gain * (2 / math.pi) * (cosine / N) @ v
+    summed = cosine @ v if config.constant == "token" else cosine @ v / N
+    z = sparse @ v + 0.5 * own + summed / math.pi
+    norm = z.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, z / norm, torch.zeros_like(z))
+
+
+def residual(weight: Tensor | None, v: Tensor, config: Any, height: int, width: int, prefix: int) -> Tensor:
+    """The depthwise residual by loops over the kernel's places, [B, heads, N, d]."""
+    out = torch.zeros_like(v)
+    if weight is None:
+        return out
+    B, heads, N, d = v.shape
+    half = config.kernel_size // 2
+    if config.depthwise == "tokens":
+        for n in range(N):
+            for m in range(max(0, n - half), min(N, n + half + 1)):
+                out[:, :, n] += weight[:, 0, m - n + half, 0].view(1, heads, 1) * v[:, :, m]
+        return out
+    per_channel = weight[:, 0].view(heads, d, config.kernel_size, config.kernel_size)
+    for row in range(height):
+        for column in range(width):
+            for r in range(max(0, row - half), min(height, row + half + 1)):
+                for c in range(max(0, column - half), min(width, column + half + 1)):
+                    w = per_channel[:, :, r - row + half, c - column + half]
+                    out[:, :, prefix + row * width + column] += w * v[:, :, prefix + r * width + c]
+    return out
+
+
+def castled(layer: Any, x: Tensor, threshold: float) -> Tensor:
+    """What a training-form layer computes on x, [B, N, C], at a mask threshold; 1 is a closed mask."""
+    config, grid = layer.config, layer.grid
+    q, k, v = heads_of(layer.qkv, x, layer.num_heads)
+    softmax = (q @ k.transpose(-2, -1) * layer.softmax_scale).softmax(-1)
+    sparse = torch.where(softmax > threshold, softmax, torch.zeros_like(softmax))
+    if threshold >= 1:
+        sparse = torch.zeros_like(softmax)
+    y = angular(q, k, v, layer.gain, config, sparse)
+    weight = None if layer.depthwise is None else layer.depthwise.weight
+    y = y + residual(weight, v, config, grid.height, grid.width, grid.num_prefix_tokens)
+    if config.normalization != "l2":
+        y = sparse @ v + (1 - sparse.sum(-1, keepdim=True)) * y
+    B, _, N, _ = y.shape
+    return y.transpose(1, 2).reshape(B, N, -1) @ layer.proj.weight.T + layer.proj.bias
+
+
+def snippet(x: Tensor, qkv: Any, dconv: Tensor, proj: Any, heads: int, threshold: float | None) -> Tensor:
+    """The paper's public formula: q and k by their norms, 0.5·v, 1/π, output by its norm, then the (9, 1)
+    depthwise convolution on v, [heads, 9]. None leaves the softmax term out."""
+    q, k, v = heads_of(qkv, x, heads)
+    z = 0.5 * v
+    if threshold is not None:
+        softmax = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
+        z = z + (softmax * (softmax > threshold)) @ v
+    q_hat, k_hat = (t / t.norm(dim=-1, keepdim=True) for t in (q, k))
+    z = z + q_hat @ (k_hat.transpose(-2, -1) @ v) / math.pi
+    z = z / z.norm(dim=-1, keepdim=True)
+    padded = torch.nn.functional.pad(v, (0, 0, 4, 4))
+    z = z + sum(dconv[None, :, j, None, None] * padded[:, :, j : j + v.shape[2]] for j in range(9))
+    return z.transpose(1, 2).flatten(2) @ proj.weight.T + proj.bias

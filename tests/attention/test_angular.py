@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from castling_convert.attention import AttentionConfig, angular_matrix, l2_normalize, linear_angular, unit
+
+from .layers import FORMS, label
+
+
+def qkv(n: int = 20, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(3, 2, 3, n, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("n", [1, 20])
+@pytest.mark.parametrize("form", FORMS, ids=label)
+def test_linear_form_is_the_matrix_form(form: AttentionConfig, n: int) -> None:
+    q, k, v = qkv(n)
+    scale = torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64).view(3, 1, 1)
+    weights = angular_matrix(q, k, scale, form)
+    assert weights.shape == (2, 3, n, n)
+    torch.testing.assert_close(linear_angular(q, k, v, scale, form), weights @ v, rtol=0, atol=1e-12)
+
+
+def test_row_sum_and_centred_weights_sum_to_one() -> None:
+    q, k, _ = qkv()
+    scale = torch.full((3, 1, 1), 0.6, dtype=torch.float64)
+    for form in (f for f in FORMS if f.normalization == "row_sum" or f.center):
+        sums = angular_matrix(q, k, scale, form).sum(-1)
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-12)
+
+
+def test_unit_has_length_one_and_keeps_zero() -> None:
+    x = qkv()[0]
+    x[0, 0, 0] = 0
+    lengths = unit(x, 1e-12).norm(dim=-1)
+    assert lengths[0, 0, 0] == 0
+    lengths[0, 0, 0] = 1
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-9)
+
+
+def test_unit_of_a_large_half_precision_vector() -> None:
+    x = torch.full((1, 64), 6e4, dtype=torch.float16)
+    torch.testing.assert_close(unit(x, 1e-6), torch.full_like(x, 0.125), rtol=1e-3, atol=0)
+
+
+def test_l2_normalize_keeps_zero_and_tiny_vectors() -> None:
+    z = torch.tensor([[0.0, 0.0], [3e-6, 4e-6], [3.0, 4.0]], dtype=torch.float64)
+    expected = torch.tensor([[0.0, 0.0], [0.6, 0.8], [0.6, 0.8]], dtype=torch.float64)
+    torch.testing.assert_close(l2_normalize(z), expected, rtol=0, atol=1e-6)

@@ -1,0 +1,65 @@
+"""Small timm models for the tests, with parameters of a size at which every term of a formula shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import castling_convert as cc
+import timm
+import torch
+from castling_convert.attention import CastledAttention
+from castling_convert.castle import set_thresholds
+from timm.layers import LayerScale
+from torch import nn
+
+SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
+
+KINDS = {
+    "deit": "deit_tiny_patch16_224",
+    "deit3": "deit3_small_patch16_224",
+    "dinov2": "vit_small_patch14_reg4_dinov2",
+    "distilled": "deit_tiny_distilled_patch16_224",
+    "clip": "vit_base_patch32_clip_224",
+    "siglip": "vit_base_patch16_siglip_224",
+}
+"""One architecture of each kind of plain ViT that the issue names."""
+
+ATTENTION: dict[str, Any] = {
+    "constant": "mean", "normalization": "row_sum", "depthwise": "grid", "kernel_size": 3, "eps": 1e-6,
+}  # fmt: skip
+
+
+def tiny(name: str = "vit_tiny_patch16_224", **arguments: Any) -> Any:
+    """A small model of an architecture, in eval mode, its parameters shaken."""
+    return shake_(timm.create_model(name, **{**SIZE, **arguments})).eval()
+
+
+@torch.no_grad()
+def shake_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random offsets on every parameter; layer-scale gammas and gains around one, so that they count."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = {id(m.gamma) for m in model.modules() if isinstance(m, LayerScale)}
+    scales |= {id(m.gain) for m in model.modules() if isinstance(m, CastledAttention)}
+    for parameter in model.parameters():
+        if id(parameter) in scales:
+            parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+        else:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def recipe(**attention: Any) -> cc.Recipe:
+    """A recipe with explicit attention values, so that a change of the defaults changes no test."""
+    return cc.Recipe.parse({"attention": {**ATTENTION, **attention}}, "test")
+
+
+def closed_student(teacher: nn.Module, layers: str | None = None, **attention: Any) -> Any:
+    """A castled copy with random gains and depthwise weights and every mask closed, as after training."""
+    student = cc.castle(teacher, recipe(**attention), layers)
+    shake_(student, seed=1)
+    set_thresholds(student, 1.0)
+    return student.eval()
+
+
+def images(count: int = 2, height: int = 32, width: int = 32) -> torch.Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(7))
