@@ -97,6 +97,8 @@ def load_model(
     if resolved.startswith("local-dir:"):
         resolved = f"local-dir:{Path(resolved.removeprefix('local-dir:')).resolve()}"
     refuse_unsupported(resolved, arguments)
+    if pretrained and weights is None:
+        _require_hub(resolved, name)
     try:
         model = timm.create_model(resolved, pretrained=pretrained, **arguments)
     except (ModelError, WeightsError, BundleError):
@@ -126,6 +128,36 @@ def refuse_unsupported(name: str, arguments: Mapping[str, Any]) -> None:
     except Exception:  # noqa: BLE001 - a model that can't be built on meta is built for real right after
         return
     family_of(skeleton, name)
+
+
+def _require_hub(resolved: str, name: str) -> None:
+    """Raise WeightsError at once when the hub is needed and can't be reached.
+
+    huggingface_hub itself would try for most of a minute before it says so.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+    from timm.models import get_pretrained_cfg
+
+    if resolved.startswith(("local-dir:", "hf-hub:")):
+        repository = resolved.removeprefix("hf-hub:").partition("@")[0] if resolved.startswith("hf-hub:") else None
+    else:
+        config = get_pretrained_cfg(resolved)
+        repository = config.hf_hub_id if config is not None else None
+    cached = ("model.safetensors", "pytorch_model.bin")
+    if repository is None or any(isinstance(try_to_load_from_cache(repository, file), str) for file in cached):
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:
+        raise _offline(name) from error
+
+
+def _offline(name: str) -> WeightsError:
+    return WeightsError(
+        f"weights of {name} can't be downloaded (no network, and none in the cache); "
+        "give --weights FILE, or --no-pretrained for random weights"
+    )
 
 
 def _without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,10 +228,7 @@ def _explained(error: Exception, name: str, weights: str | Path | None) -> Excep
         "ConnectionError",
     )
     if kind in offline or isinstance(error, ConnectionError | TimeoutError):
-        return WeightsError(
-            f"weights of {name} can't be downloaded (no network, and none in the cache); "
-            "give --weights FILE, or --no-pretrained for random weights"
-        )
+        return _offline(name)
     if "No pretrained weights exist" in text:
         return WeightsError(f"timm has no pretrained weights for {name}; give --weights FILE or --no-pretrained")
     if kind in ("RepositoryNotFoundError", "GatedRepoError", "HfHubHTTPError", "EntryNotFoundError"):

@@ -72,12 +72,14 @@ class DataConfig(_Section):
 
     `mixup` is the share of images that are blended with another image of the batch, by a weight drawn
     uniformly; the teacher sees the same blend, so no label is needed. Source: Beyer et al., "Knowledge
-    distillation: A good teacher is patient and consistent", arXiv 2106.05237.
+    distillation: A good teacher is patient and consistent", arXiv 2106.05237. `auto_augment` is timm's
+    string for it, such as `rand-m7-n2-mstd0.5`.
     """
 
     scale: float = Field(default=0.35, gt=0, le=1)
     hflip: float = Field(default=0.5, ge=0, le=1)
     mixup: float = Field(default=0.0, ge=0, le=1)
+    auto_augment: str | None = None
     workers: int | None = Field(default=None, ge=0)
 
 

@@ -9,7 +9,7 @@ import click
 from .options import PATH, data_help, json_option, print_json, progress_console
 
 
-@click.command("evaluate", epilog="Example: castling evaluate castled/digits --data digits")
+@click.command("evaluate", epilog="Example, after castling demo: castling evaluate castled/digits --data digits")
 @click.argument("target", type=PATH, metavar="BUNDLE_OR_ARTIFACT")
 @click.option("--data", required=True, help=data_help)
 @click.option("--teacher", help="The original model [default: the one the bundle names].")

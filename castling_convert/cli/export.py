@@ -10,7 +10,7 @@ import click
 from .options import PATH, ImageSize, json_option, print_json, progress_console
 
 
-@click.command("export", epilog="Example: castling export castled/deit_s --format onnx --batch 1:8:16")
+@click.command("export", epilog="Example, after castling demo: castling export castled/digits --batch 1:8:16")
 @click.argument("bundle", type=PATH, required=False)
 @click.option("--format", "format_", default="onnx", show_default=True, help="onnx (trt, openvino, torch: not yet).")
 @click.option("--precision", default="fp32", show_default=True, help="fp32 (fp16, bf16, int8: not yet).")

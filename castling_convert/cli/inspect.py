@@ -23,7 +23,7 @@ def command(
     model_args: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """List every attention layer of a model: kind, tokens, heads, and whether it can be castled.
+    """List every attention layer of a model: tokens, heads, and whether it can be castled; count MACs.
 
     The architecture alone is looked at; weights are read only for local-dir: and hf-hub: names, or when
     --weights is given.
@@ -31,7 +31,10 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
+    from ..analysis.macs import count_macs
+    from ..castle import castle, set_thresholds
     from ..families import family_of
+    from ..fold import fold_
     from ..load import load_model, parse_model_args
 
     del pretrained  # what is asked here does not depend on the weights
@@ -45,9 +48,14 @@ def command(
     )
     family = family_of(loaded, model)
     layers = family.layers(loaded)
+    macs = {"softmax": count_macs(loaded)}
+    if any(layer.castable for layer in layers):
+        student = castle(loaded)
+        set_thresholds(student, 1.0)
+        macs["castled"] = count_macs(fold_(student))
     if as_json:
         values: list[dict[str, Any]] = [asdict(layer) | {"castable": layer.castable} for layer in layers]
-        print_json({"model": model, "family": family.title, "layers": values})
+        print_json({"model": model, "family": family.title, "macs": macs, "layers": values})
         return
     castable = sum(layer.castable for layer in layers)
     table = Table(
@@ -60,3 +68,8 @@ def command(
         table.add_row(layer.name, layer.kind, str(layer.tokens), str(layer.num_heads), str(layer.head_dim),
                       "yes" if layer.castable else f"no: {layer.reason}")  # fmt: skip
     Console().print(table)
+    if "castled" in macs:
+        ratio = macs["softmax"] / macs["castled"]
+        click.echo(
+            f"MACs an image: {macs['softmax'] / 1e9:.2f} G, castled {macs['castled'] / 1e9:.2f} G ({ratio:.2f}x fewer)"
+        )

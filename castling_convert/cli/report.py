@@ -9,7 +9,10 @@ import click
 from .options import PATH
 
 
-@click.command("report", epilog="Example: castling report castled/digits")
+@click.command(
+    "report",
+    epilog="Example, after castling demo: castling report castled/digits",
+)
 @click.argument("bundle", type=PATH)
 @click.option("--output", "-o", type=PATH, help="The file [default: report.html inside the bundle].")
 def command(bundle: Path, output: Path | None) -> None:

@@ -9,7 +9,7 @@ import click
 from .options import PATH, data_help, json_option, print_json
 
 
-@click.command("verify", epilog="Example: castling verify castled/deit_s/model.onnx")
+@click.command("verify", epilog="Example, after castling demo: castling verify castled/digits/model.onnx --data digits")
 @click.argument("artifact", type=PATH)
 @click.option("--bundle", type=PATH, help="The bundle [default: found by the artifact's record of it].")
 @click.option("--data", help=data_help + " Without it generated images are used.")

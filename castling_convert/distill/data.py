@@ -97,6 +97,7 @@ class Preprocessing:
             scale=(config.scale, 1.0),
             hflip=config.hflip if hflip else 0.0,
             color_jitter=None,
+            auto_augment=config.auto_augment,
         )
 
 
