@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import castling_convert as cc
 import timm
 import torch
-from castling_convert.attention import CastledAttention
-from castling_convert.castle import set_thresholds
 from timm.layers import LayerScale
 from torch import nn
+
+import castling_convert as cc
+from castling_convert.attention import CastledAttention
+from castling_convert.castle import set_thresholds
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import castling_convert as cc
 import pytest
 import timm
 import torch
+
+import castling_convert as cc
 from castling_convert.attention import CastledAttention
 from castling_convert.castle import castled_layers, parse_layers, set_thresholds
 from castling_convert.errors import ModelError, RecipeError
-
 from tests.models import closed_student, images, recipe, tiny
 
 
@@ -101,7 +101,7 @@ def test_layers_choose_blocks() -> None:
 
 
 def test_layers_of_the_recipe_count_unless_given() -> None:
-    chosen = recipe().override("layers='0'")
+    chosen = cc.Recipe.parse({"layers": "0"}, "test")
     assert cc.castle(tiny(), chosen).castling.blocks == "0"
     assert cc.castle(tiny(), chosen, layers="1").castling.blocks == "1"
 

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import copy
 
-import castling_convert as cc
 import pytest
 import torch
+from timm.layers import LayerScale
+
+import castling_convert as cc
 from castling_convert.attention import CastledAttention, FoldedAttention
 from castling_convert.castle import castled_layers, set_thresholds
 from castling_convert.errors import CheckFailed, FoldError
 from castling_convert.fold import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, certify
-from timm.layers import LayerScale
-
 from tests.models import ATTENTION, KINDS, closed_student, images, recipe, tiny
 
 FORMS = [

@@ -1,5 +1,5 @@
 """The formulas of castled attention, evaluated straight from their definition. Independent of the package:
-explicit N x N weights, loops instead of convolutions, and the kernel's own 1/2 and 1/π."""
+explicit N x N weights, shifted sums instead of convolutions, and the kernel's own 1/2 and 1/π."""
 
 from __future__ import annotations
 
@@ -41,24 +41,28 @@ def angular(q: Tensor, k: Tensor, v: Tensor, gain: Tensor | None, config: Any, s
 
 
 def residual(weight: Tensor | None, v: Tensor, config: Any, height: int, width: int, prefix: int) -> Tensor:
-    """The depthwise residual by loops over the kernel's places, [B, heads, N, d]."""
+    """The depthwise residual, [B, heads, N, d]: one shifted copy of v for each place of the kernel."""
     out = torch.zeros_like(v)
     if weight is None:
         return out
-    B, heads, N, d = v.shape
-    half = config.kernel_size // 2
+    heads, N, d = v.shape[1:]
+    k, half = config.kernel_size, config.kernel_size // 2
     if config.depthwise == "tokens":
-        for n in range(N):
-            for m in range(max(0, n - half), min(N, n + half + 1)):
-                out[:, :, n] += weight[:, 0, m - n + half, 0].view(1, heads, 1) * v[:, :, m]
+        for shift in range(-half, half + 1):
+            to = slice(max(0, -shift), min(N, N - shift))
+            at = slice(max(0, shift), min(N, N + shift))
+            if abs(shift) < N:
+                out[:, :, to] += weight[:, 0, shift + half, 0].view(heads, 1, 1) * v[:, :, at]
         return out
-    per_channel = weight[:, 0].view(heads, d, config.kernel_size, config.kernel_size)
-    for row in range(height):
-        for column in range(width):
-            for r in range(max(0, row - half), min(height, row + half + 1)):
-                for c in range(max(0, column - half), min(width, column + half + 1)):
-                    w = per_channel[:, :, r - row + half, c - column + half]
-                    out[:, :, prefix + row * width + column] += w * v[:, :, prefix + r * width + c]
+    taps = weight[:, 0].view(heads, 1, 1, d, k, k)
+    picture = v[:, :, prefix:].unflatten(2, (height, width))
+    padded = torch.zeros(*picture.shape[:2], height + 2 * half, width + 2 * half, d, dtype=v.dtype)
+    padded[:, :, half : half + height, half : half + width] = picture
+    patches = torch.zeros_like(picture)
+    for r in range(k):
+        for c in range(k):
+            patches += taps[..., r, c] * padded[:, :, r : r + height, c : c + width]
+    out[:, :, prefix:] = patches.flatten(2, 3)
     return out
 
 

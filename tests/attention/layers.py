@@ -6,8 +6,9 @@ from itertools import product
 from typing import Any
 
 import torch
-from castling_convert.attention import AttentionConfig, CastledAttention, Projections, TokenGrid
 from torch import nn
+
+from castling_convert.attention import AttentionConfig, CastledAttention, Projections, TokenGrid
 
 HEADS, D = 3, 8
 
@@ -37,9 +38,7 @@ def label(value: AttentionConfig) -> str:
     return f"{value.constant}-{value.normalization}{center}-{value.depthwise}"
 
 
-def layer(
-    config: AttentionConfig, height: int = 4, width: int = 3, prefix: int = 2, seed: int = 0
-) -> CastledAttention:
+def layer(config: AttentionConfig, height: int = 4, width: int = 3, prefix: int = 2, seed: int = 0) -> CastledAttention:
     """A float64 training-form layer of 3 heads of 8, gains between 0.3 and 1.5, nothing trivially zero."""
     torch.manual_seed(seed)
     source = Projections(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from castling_convert.attention import AttentionConfig, angular_matrix, l2_normalize, linear_angular, unit
 
 from .layers import FORMS, label

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+
 from castling_convert.attention import AttentionConfig, FoldedAttention, TokenGrid, castled
 from castling_convert.recipe import Recipe
 
 from . import formula
-from .layers import ALL, D, FORMS, HEADS, config, label, layer, tokens
+from .layers import ALL, FORMS, HEADS, D, config, label, layer, tokens
 
 SOFTMAX_START = [form for form in FORMS if form.normalization != "l2"]
 
@@ -107,9 +108,7 @@ def test_one_zero_token_among_others_matches_the_formula() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-2), (torch.bfloat16, 6e-2)])
 @pytest.mark.parametrize("form", FORMS, ids=label)
 @torch.no_grad()
-def test_half_precision_is_near_float64(
-    form: AttentionConfig, dtype: torch.dtype, tolerance: float, side: int
-) -> None:
+def test_half_precision_is_near_float64(form: AttentionConfig, dtype: torch.dtype, tolerance: float, side: int) -> None:
     half = layer(form, side, side, 0).to(dtype)
     x = tokens(side * side, batch=1).to(dtype)
     exact = copy.deepcopy(half).double()

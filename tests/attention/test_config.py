@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from castling_convert.attention import AttentionConfig
 from pydantic import ValidationError
+
+from castling_convert.attention import AttentionConfig
 
 
 @pytest.mark.parametrize(

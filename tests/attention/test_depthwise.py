@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+
 from castling_convert.attention import TokenGrid, depthwise_matrix
 from castling_convert.attention.depthwise import depthwise_conv, depthwise_residual
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+
 from castling_convert.attention import masked_softmax
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-TINY = (
+TINY = shlex.split(
     "--model vit_t --no-pretrained --image-size 32 --num-classes 10 --model-arg patch_size=8 --model-arg depth=2 "
     "--model-arg embed_dim=32 --model-arg num_heads=2"
-).split()
-FAST = "--device cpu --set distill.batch_size=8".split()
+)
+FAST = shlex.split("--device cpu --set distill.batch_size=8")
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -66,6 +67,14 @@ def here(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Models this small are slower on more threads than one."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -158,4 +167,4 @@ def made(tmp_path_factory):
 @pytest.fixture
 def environment():
     """The environment of a real `castling` process."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}

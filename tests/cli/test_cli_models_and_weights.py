@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,9 @@ def test_good_weights_are_loaded_and_the_head_is_theirs(castling, here, form, we
     torch.manual_seed(1)
     state |= {"head.weight": torch.randn(10, 192), "head.bias": torch.randn(10)}
     path = form(state, here)
-    arguments = "--data digits --image-size 32 --steps 1 --set distill.batch_size=2 --device cpu --layers 0".split()
+    arguments = shlex.split(
+        "--data digits --image-size 32 --steps 1 --set distill.batch_size=2 --device cpu --layers 0"
+    )
     castling(*CONVERT, "--model", "vit_t", "--weights", path, *arguments, "--set", "distill.optimizer.lr=1e-12").done()
     made = load_file(here / "out" / "model.safetensors")
     assert made["head.weight"].shape == (10, 192)

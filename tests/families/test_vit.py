@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import castling_convert as cc
 import pytest
 import timm
 import torch
-from castling_convert.attention import CastledAttention, FoldedAttention
-from castling_convert.castle import set_thresholds
-from castling_convert.families import FAMILIES, castable_names, family_of
 from timm.layers import AttentionRope
 from timm.models._features import FeatureGetterNet
 
+import castling_convert as cc
+from castling_convert.attention import CastledAttention, FoldedAttention
+from castling_convert.castle import set_thresholds
+from castling_convert.families import FAMILIES, castable_names, family_of
 from tests.models import KINDS, closed_student, images, recipe, shake_, tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -144,14 +144,12 @@ def test_dynamic_sizes_follow_the_images() -> None:
     """At every size the model agrees with a fixed-size model that has the same weights."""
     student = closed_student(tiny(dynamic_img_size=True).double())
     for height, width in ((32, 32), (48, 32), (32, 48), (24, 40), (32, 32)):
-        fixed = copy.deepcopy(student)
-        fixed.dynamic_img_size = False
         x = images(2, height, width).double()
-        logits = student(x)
-        reference = closed_student(tiny().double())
-        reference.set_input_size(img_size=(height, width))
-        expected = reference(x)
-        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6 * expected.abs().max().item())
+        fixed = closed_student(tiny().double())
+        fixed.load_state_dict(student.state_dict())
+        fixed.set_input_size(img_size=(height, width))
+        logits, expected = student(x), fixed(x)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10 * expected.abs().max().item())
         torch.testing.assert_close(cc.fold(student)(x), logits, rtol=0, atol=1e-10 * logits.abs().max().item())
 
 
@@ -175,9 +173,11 @@ def test_set_input_size_after_castling() -> None:
         model.set_input_size(img_size=(48, 24))
     x = images(2, 48, 24).double()
     torch.testing.assert_close(student(x), teacher(x), rtol=0, atol=1e-10)
-    before = closed_student(teacher)  # castled at the new size in the first place
-    torch.testing.assert_close(closed(x), before(x), rtol=0, atol=1e-10)
-    torch.testing.assert_close(cc.fold(closed)(x), before(x), rtol=0, atol=1e-10 * before(x).abs().max().item())
+    fresh = closed_student(teacher)  # castled at the new size in the first place
+    fresh.load_state_dict(closed.state_dict())
+    expected = fresh(x)
+    for model in (closed, cc.fold(closed)):
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-10 * expected.abs().max().item())
 
 
 @torch.no_grad()
@@ -258,15 +258,12 @@ def test_models_of_other_attention_alone_are_refused(name: str, why: str) -> Non
         cc.castle_(model, recipe())
 
 
-@torch.no_grad()
-def test_layer_scale_of_every_block_kind_is_folded_or_kept_exactly() -> None:
-    """After folding, a LayerScale is left only where there is no projection to take it."""
+def test_layer_scale_of_parallel_blocks_is_absorbed() -> None:
     folded = cc.fold(closed_student(tiny("vit_small_patch16_18x2_224", init_values=0.1)))
-    left = [name for name, m in folded.named_modules() if type(m).__name__ == "LayerScale"]
+    left = [name for name, m in folded.named_modules() if isinstance(m, timm.layers.LayerScale)]
     assert left == []
 
 
-@torch.no_grad()
 def test_folded_layers_of_a_hybrid_selection() -> None:
     folded = cc.fold(closed_student(tiny(init_values=0.1), "1"))
     kinds = [type(block.attn) for block in folded.blocks]
@@ -274,7 +271,7 @@ def test_folded_layers_of_a_hybrid_selection() -> None:
 
 
 def _on_meta(name: str) -> list[Any]:
-    model = timm.create_model(name, device="meta")
+    model = timm.create_model(name, device="meta", weight_init="skip")
     return family_of(model, name).layers(model)
 
 
@@ -284,11 +281,6 @@ def test_every_listed_name_can_be_castled() -> None:
     assert len(names) > 150
     wrong = [name for name in names if not any(layer.castable for layer in _on_meta(name))]
     assert wrong == []
-
-
-def test_a_sample_of_the_listed_names_can_be_castled() -> None:
-    for name in castable_names()[::40]:
-        assert any(layer.castable for layer in _on_meta(name)), name
 
 
 @pytest.mark.parametrize("name", sorted({name for family in FAMILIES for name in family.excluded_names}))

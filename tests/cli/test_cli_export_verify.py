@@ -1,0 +1,233 @@
+"""`export`, `verify` and `evaluate` on a finished bundle, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import castling_convert as cc
+
+
+@pytest.fixture
+def bundle(here, made):
+    """A bundle of the test's own, `out`, with its model.onnx."""
+    shutil.copytree(made, here / "out")
+    return here / "out"
+
+
+def change_one_weight(path) -> None:
+    proto = onnx.load(path)
+    largest = max(proto.graph.initializer, key=lambda initializer: len(initializer.raw_data))
+    values = numpy_helper.to_array(largest).copy()
+    values.flat[0] += 10
+    largest.CopyFrom(numpy_helper.from_array(values, largest.name))
+    onnx.save(proto, path)
+
+
+def test_export_writes_into_the_bundle_and_verify_finds_it(castling, bundle):
+    (bundle / "model.onnx").unlink()
+    out = castling("export", "out", "--format", "onnx").done().out
+    assert "wrote out/model.onnx" in out
+    assert "next: castling verify out/model.onnx" in out
+    shown = castling("verify", "out/model.onnx", "--data", "digits").done().out
+    assert "folded model" in shown
+    assert "trained model" in shown
+
+
+def test_export_takes_the_newest_bundle(castling, here, made):
+    import os
+
+    for age, name in enumerate(("new", "older", "oldest")):
+        shutil.copytree(made, here / "castled" / name)
+        (here / "castled" / name / "model.onnx").unlink()
+        summary = here / "castled" / name / "summary.json"
+        os.utime(summary, (summary.stat().st_mtime - 100 * age,) * 2)
+    castling("export").done()
+    assert [path.parent.name for path in here.glob("castled/*/model.onnx")] == ["new"]
+
+
+def test_export_json(castling, bundle):
+    values = json.loads(castling("export", "out", "--json", "-o", "there/m.onnx").done().out)
+    assert values["artifact"] == "there/m.onnx"
+    assert values["parity"]["holds"] is True
+    assert values["nodes"].get("Softmax", 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "trt"], ["trt", "not available", "onnx in fp32"]),
+        (["--format", "openvino"], ["openvino", "not available"]),
+        (["--format", "torch"], ["torch", "not available"]),
+        (["--format", "onxn"], ["no format 'onxn'; did you mean onnx?"]),
+        (["--format", "zzzz"], ["no format 'zzzz'; available"]),
+        (["--precision", "fp16"], ["fp16", "not available", "fp32"]),
+        (["--precision", "int8"], ["int8", "not available"]),
+    ],
+)
+def test_what_is_not_available_is_no_silent_fallback(castling, bundle, arguments, words):
+    castling("export", "out", *arguments).refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--opset", "7"], ["opset 7", "18..24"]),
+        (["--batch", "3:2:1"], ["3:2:1", "MIN <= OPT <= MAX"]),
+        (["--batch", "many"], ["'many'", "MIN:OPT:MAX"]),
+        (["--image-size", "4"], ["4x4"]),
+        (["--atol", "-1"], ["atol"]),
+        (["-o", "out"], ["out is a folder", "--output"]),
+    ],
+)
+def test_export_options_that_make_no_sense(castling, bundle, arguments, words):
+    result = castling("export", "out", *arguments)
+    result.failed(2, *words)
+    assert result.after == result.before
+
+
+def test_export_with_nothing_there(castling):
+    castling("export").refused("no bundle under castled/", "castling convert")
+    castling("export", "nowhere").failed(2, "no bundle at nowhere", "castling convert")
+
+
+@pytest.mark.parametrize("command", ["export", "evaluate"])
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("model.safetensors", lambda content: content[:-100]),
+        ("model.safetensors", lambda content: content[:-1] + b"x"),
+        ("config.json", lambda content: content[:50]),
+        ("config.json", lambda content: content.replace(b"castled", b"casTled")),
+        ("summary.json", lambda content: b"[]"),
+    ],
+    ids=["truncated weights", "one byte of the weights", "truncated config", "edited config", "summary"],
+)
+def test_a_damaged_bundle(castling, bundle, command, file, change):
+    (bundle / file).write_bytes(change((bundle / file).read_bytes()))
+    arguments = ["--data", "digits"] if command == "evaluate" else []
+    result = castling(command, "out", *arguments)
+    result.failed(2, "out", "damaged")
+    assert result.after == result.before
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "summary.json"])
+def test_a_bundle_with_a_file_missing(castling, bundle, file):
+    (bundle / file).unlink()
+    castling("export", "out").failed(2, file, "missing")
+
+
+def test_a_plain_timm_folder_is_no_bundle(castling, here):
+    import timm
+    from timm.models import save_for_hf
+
+    save_for_hf(timm.create_model("vit_tiny_patch16_224", depth=1), here / "plain", safe_serialization=True)
+    castling("export", "plain").failed(2, "plain timm model", "castling convert --model local-dir:plain")
+
+
+def test_verify_fails_on_one_changed_weight(castling, bundle):
+    change_one_weight(bundle / "model.onnx")
+    result = castling("verify", "out/model.onnx")
+    result.failed(1, "out/model.onnx", "differs from its bundle")
+    assert "NO" in result.out
+    values = castling("verify", "out/model.onnx", "--json")
+    assert values.code == 1
+    assert json.loads(values.out)["folded"]["holds"] is False
+
+
+def test_verify_tolerances_are_the_users(castling, bundle):
+    castling("verify", "out/model.onnx", "--atol", "0", "--rtol", "0").failed(1, "differs")
+    change_one_weight(bundle / "model.onnx")
+    castling("verify", "out/model.onnx", "--atol", "1000").done()
+
+
+@pytest.mark.parametrize("content", [b"", b"not an onnx file", None], ids=["empty", "text", "truncated"])
+def test_verify_of_a_damaged_artifact(castling, bundle, content):
+    path = bundle / "model.onnx"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
+    castling("verify", "out/model.onnx").refused("out/model.onnx", "damaged")
+
+
+def test_verify_with_another_bundle(castling, bundle, here, tiny):
+    castling("convert", *tiny, "--data", "digits", "--steps", 1, "--seed", 5, "-o", "other").done()
+    castling("verify", "out/model.onnx", "--bundle", "other").refused("out/model.onnx", "not exported from other")
+    castling("verify", "out/model.onnx", "--bundle", "nowhere").refused("nowhere")
+
+
+def test_verify_finds_the_bundle_by_its_hash(castling, bundle, here):
+    (bundle / "model.onnx").rename(here / "moved.onnx")
+    castling("verify", "moved.onnx").refused("bundle of moved.onnx", "--bundle")
+    castling("verify", "moved.onnx", "--bundle", "out").done()
+    (here / "castled").mkdir()
+    bundle.rename(here / "castled" / "x")
+    castling("verify", "moved.onnx").done()
+
+
+def test_verify_of_a_file_that_names_no_bundle(castling, bundle):
+    proto = onnx.load(bundle / "model.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, bundle / "model.onnx")
+    castling("verify", "out/model.onnx").refused("does not say which bundle", "--bundle")
+    castling("verify", "out/model.onnx", "--bundle", "out").done()
+
+
+def test_verify_without_the_trained_model_says_so(castling, bundle):
+    shutil.rmtree(bundle / "train")
+    out = castling("verify", "out/model.onnx").done().out
+    assert "keeps no trained model" in out
+    assert json.loads(castling("verify", "out/model.onnx", "--json").done().out)["trained"] is None
+
+
+def test_verify_refuses_a_trained_model_that_was_changed(castling, bundle):
+    path = bundle / "train" / "trained.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    castling("verify", "out/model.onnx").refused("out", "damaged", "trained.safetensors")
+
+
+@pytest.mark.parametrize("artifact", ["nowhere.onnx", "out"])
+def test_verify_of_nothing(castling, bundle, artifact):
+    castling("verify", artifact).refused(artifact, "not found")
+
+
+def test_verify_of_another_kind_of_file(castling, bundle):
+    castling("verify", "out/model.safetensors").refused("model.safetensors", ".onnx")
+
+
+def test_verify_with_wrong_data(castling, bundle):
+    castling("verify", "out/model.onnx", "--data", "nowhere").refused("nowhere not found")
+
+
+def test_evaluate_of_a_bundle_and_of_its_artifact_are_the_same(castling, bundle):
+    first = json.loads(castling("evaluate", "out", "--data", "digits", "--json").done().out)
+    second = json.loads(castling("evaluate", "out/model.onnx", "--data", "digits", "--json").done().out)
+    assert first["castled"]["images"] == 597
+    assert first["castled"] == second["castled"]
+    assert "random weights" in first["teacher_missing"]
+
+
+def test_evaluate_takes_its_numbers_from_the_images(castling, bundle):
+    from castling_convert.distill.data import Preprocessing, open_data
+
+    model = cc.load(bundle)
+    data = open_data("digits", Preprocessing.of(model), "validation").dataset
+    with torch.no_grad():
+        logits = model(torch.stack([data[index][0] for index in range(len(data))]))
+    top1 = 100 * (logits.argmax(-1) == torch.tensor(data.labels)).double().mean().item()
+    values = json.loads(castling("evaluate", "out", "--data", "digits", "--json").done().out)
+    assert values["castled"]["top1"] == pytest.approx(top1)
+
+
+def test_evaluate_on_data_that_does_not_fit(castling, bundle, here, photographs):
+    castling("evaluate", "out", "--data", "nowhere").failed(2, "nowhere not found")
+    castling("evaluate", "nowhere", "--data", "digits").failed(2, "no bundle at nowhere")
+    castling("evaluate", "nowhere.onnx", "--data", "digits").failed(2, "nowhere.onnx not found")
+
+
+def test_evaluate_with_a_teacher_that_is_not_there(castling, bundle):
+    arguments = ("evaluate", "out", "--data", "digits", "--teacher", "vit_t", "--teacher-weights", "nowhere.pth")
+    castling(*arguments).failed(2, "nowhere.pth not found")

@@ -1,0 +1,248 @@
+"""What is already there, and what stays there: the output folder of `convert`."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import castling_convert as cc
+from castling_convert.errors import BundleError
+
+DIGITS = ("--data", "digits", "--steps", "2", "--output", "out")
+
+
+@pytest.fixture
+def convert(castling, tiny):
+    return lambda *arguments: castling("convert", *tiny, *DIGITS, *arguments)
+
+
+@pytest.fixture
+def old(here, made):
+    """A finished bundle in the way."""
+    shutil.copytree(made, here / "out")
+    return here / "out"
+
+
+def unfinished(convert, monkeypatch, step: int = 1):
+    """A run that was interrupted after `step` steps, by a signal as Ctrl-C sends it."""
+    import signal
+
+    from castling_convert.distill.progress import Progress
+
+    whole = Progress.step
+
+    def interrupted(self, **metrics):
+        whole(self, **metrics)
+        if metrics["step"] == step:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "step", interrupted)
+        return convert()
+
+
+def test_a_bundle_is_not_replaced_unasked(convert, old):
+    convert().refused("out exists", "--force", "--output")
+
+
+def test_force_replaces_a_bundle(convert, old, here):
+    (old / "model.safetensors").write_bytes(b"old")
+    convert("--force").done()
+    assert cc.load(old)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert [path.name for path in here.iterdir()] == ["out"]
+
+
+def test_a_failed_force_leaves_the_old_bundle_as_it_was(castling, tiny, old, here, photographs):
+    shutil.copytree(photographs, here / "images")
+    for bad in (here / "images").rglob("*.jpg"):
+        bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])
+    arguments = ("--data", "images", "--steps", 2, "--output", "out", "--force")
+    castling("convert", *tiny, *arguments).refused(".jpg can't be read")
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",)], ids=["plain", "force"])
+@pytest.mark.parametrize("content", ["notes.txt", "summary.json", "config.json", "train/cat/0.jpg"])
+def test_a_folder_of_the_user_is_never_replaced(convert, here, content, flags):
+    """Such as a folder of images with its train/ part, or another program's results."""
+    path = here / "out" / content
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    convert(*flags).refused("out exists", "no bundle", "--output")
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",)], ids=["plain", "force"])
+def test_a_file_in_the_way(convert, here, flags):
+    (here / "out").write_text("mine")
+    convert(*flags).refused("out is a file", "--output")
+
+
+def test_a_file_above_the_output(castling, tiny, here):
+    (here / "file").write_text("mine")
+    castling("convert", *tiny, "--data", "digits", "--steps", 1, "-o", "file/out").refused("file/out")
+
+
+def test_an_empty_folder_is_used(convert, here):
+    (here / "out").mkdir()
+    convert().done()
+    assert (here / "out" / "config.json").is_file()
+
+
+def test_resume_with_nothing_to_resume(convert):
+    convert("--resume").refused("nothing to resume", "out", "leave out --resume")
+
+
+def test_resume_of_a_finished_bundle(convert, old):
+    convert("--resume").refused("nothing to resume", "out is finished", "--force")
+
+
+def test_resume_and_force_together(convert, old):
+    convert("--resume", "--force").refused("--resume and --force")
+
+
+def test_an_interrupted_run_is_resumed_or_started_over_but_not_overwritten(convert, monkeypatch, here):
+    line = unfinished(convert, monkeypatch).failed(130, "interrupted after step 1 of 2", "--resume")
+    assert line.startswith("error: interrupted")
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["train"]
+    with pytest.raises(BundleError, match=r"unfinished conversion.*--resume"):
+        cc.load(here / "out")
+    convert().refused("unfinished conversion", "--resume", "--force")
+    convert("--resume", "--steps", "3").refused("distill.steps changed", "--force")
+    convert("--resume", "--set", "distill.optimizer.lr=1e-4").refused("distill.optimizer.lr changed")
+    convert("--resume", "--layers", "0").refused("layers changed")
+    convert("--resume").done()
+    steps = [json.loads(line)["step"] for line in (here / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
+    assert not (here / "out" / "train" / "state").exists()
+
+
+def test_force_starts_an_interrupted_run_over(convert, monkeypatch, here):
+    unfinished(convert, monkeypatch).failed(130)
+    convert("--force", "--steps", "3").done()
+    steps = [json.loads(line)["step"] for line in (here / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_an_interrupted_force_keeps_the_old_bundle_readable(convert, monkeypatch, old, here):
+    before = (old / "model.safetensors").read_bytes()
+    unfinished(lambda: convert("--force"), monkeypatch).failed(130, "--resume")
+    assert (old / "model.safetensors").read_bytes() == before
+    cc.load(old)
+    convert("--resume").done()
+    assert (old / "model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("file", ["run.json", "model.safetensors", "optimizer.bin"])
+def test_a_damaged_state_is_said(convert, monkeypatch, here, file):
+    unfinished(convert, monkeypatch).failed(130)
+    (here / "out" / "train" / "state" / file).write_bytes(b"{")
+    convert("--resume").refused("damaged", "--force")
+
+
+def test_a_state_with_code_in_it_is_refused_and_not_run(convert, monkeypatch, here, tmp_path):
+    """A state can come from somebody else: another machine, a shared disk."""
+    import os
+
+    class Payload:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    unfinished(convert, monkeypatch).failed(130)
+    state = here / "out" / "train" / "state"
+    for pickled in [path for path in state.iterdir() if path.suffix in (".bin", ".pkl")]:
+        torch.save({"state": Payload()}, pickled)
+    result = convert("--resume")
+    assert not (tmp_path / "executed").exists()
+    result.refused("damaged", "--force")
+
+
+def test_json_is_all_there_is_on_stdout(convert, here):
+    result = convert("--json").done()
+    summary = json.loads(result.out)
+    assert summary["accuracy"]["measured"] is True
+    assert json.loads((here / "out" / "summary.json").read_text())["macs"] == summary["macs"]
+
+
+def test_the_default_output_is_named_after_the_model(castling, tiny, here):
+    out = castling("convert", *tiny, "--data", "digits", "--steps", 1).done().out
+    assert (here / "castled" / "vit_t" / "config.json").is_file()
+    assert "next: castling export castled/vit_t" in out
+
+
+def test_without_data_accuracy_is_called_unmeasured(castling, tiny, here):
+    out = castling("convert", *tiny, "--steps", 1, "-o", "out").done().out
+    assert "unmeasured" in out
+    assert json.loads((here / "out" / "summary.json").read_text())["accuracy"]["measured"] is False
+
+
+def test_no_space_is_seen_before_training(convert, monkeypatch):
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    convert().refused("no space for out", "MB are needed", "--output")
+
+
+@pytest.fixture
+def small_disk(here):
+    """A disk of one megabyte at `small`."""
+    (here / "small").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "small"], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk can't be mounted here: {mounted.stderr.strip()}")
+    yield here / "small"
+    subprocess.run(["umount", "small"], check=True)
+
+
+def test_a_full_disk(castling, tiny, small_disk):
+    castling("convert", *tiny, "--data", "digits", "--set", "attention.kernel_size=31", "-o", "small/out").refused(
+        "no space", "small/out", "--output"
+    )
+
+
+def test_a_disk_that_fills_up_while_training(castling, tiny, small_disk, monkeypatch):
+    """The check up front passes; the first checkpoint does not fit."""
+    monkeypatch.setattr("castling_convert.pipeline.require_space", lambda *_: None)
+    (small_disk / "other").write_bytes(b"x" * 950_000)
+    result = castling("convert", *tiny, "--data", "digits", "--steps", 3, "-o", "small/out")
+    result.failed(2, "no space left", "small/out", "--output")
+    assert result.after == result.before
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"), [(64_000, 3), (1000, 3)], ids=["at the first checkpoint", "at the first metrics"]
+)
+def test_a_write_that_fails_late(here, tiny, environment, limit, steps):
+    """Files may not grow beyond `limit` bytes: enough for some and not for the weights."""
+    arguments = [*tiny, "--data", "digits", "--steps", str(steps), "-o", "out", "--set", "distill.checkpoint_every=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from castling_convert.cli import main; main()", "convert", *arguments],
+        env=environment, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "no space left for out" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert list(here.iterdir()) == []
+
+
+def test_a_write_that_fails_at_the_bundle_keeps_the_training(convert, monkeypatch, here):
+    import castling_convert.bundle as bundle
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "save_file", full)
+        convert().failed(2, "no space left for out", "--resume")
+    assert [path.name for path in here.iterdir()] == ["out"]
+    assert [path.name for path in (here / "out").iterdir()] == ["train"]
+    convert("--resume").done()
+    cc.load(here / "out")

@@ -1,0 +1,142 @@
+"""What only a real process shows: signals, start-up time, a machine without network."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import castling_convert as cc
+from castling_convert.errors import BundleError
+
+SCRIPT = Path(sys.executable).with_name("castling")
+COMMAND = [sys.executable, "-c", "from castling_convert.cli import main; main()"]
+pytestmark = pytest.mark.xdist_group("processes")
+
+
+def start(environment, *arguments):
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(reached, process) -> None:
+    """Wait until `reached()`, while the process runs, two minutes at most."""
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "it did not come so far in two minutes"
+        time.sleep(0.02)
+
+
+def only_error(err: str) -> str:
+    """The one error line of a process that may have shown progress before it."""
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    assert err.splitlines()[-1] == lines[0], err
+    return lines[0]
+
+
+def test_help_answers_within_a_second_and_imports_nothing_heavy(environment):
+    if not SCRIPT.exists():
+        pytest.skip(f"no {SCRIPT}: the package is not installed in this environment")
+
+    def seconds() -> float:
+        started = time.monotonic()
+        done = subprocess.run([SCRIPT, "--help"], env=environment, capture_output=True, text=True, check=True)
+        assert "castling convert" in done.stdout
+        return time.monotonic() - started
+
+    assert min(seconds() for _ in range(4)) < 1
+    code = (
+        "import sys; from castling_convert.cli import cli; cli(['convert', '--help'], standalone_mode=False); "
+        "print([m for m in ('torch', 'timm', 'onnx', 'rich', 'accelerate', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_during_training_can_be_resumed(environment, here, tiny, castling, number):
+    arguments = ["convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out"]
+    process = start(environment, *arguments)
+    metrics = here / "out" / "train" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    line = only_error(err)
+    step = int(re.search(r"interrupted after step (\d+) of 2000", line)[1])
+    assert "--resume" in line
+    assert step == len(metrics.read_text().splitlines()) < 2000
+    assert [path.name for path in here.iterdir()] == ["out"]
+    assert [path.name for path in (here / "out").iterdir()] == ["train"]
+    with pytest.raises(BundleError, match=r"holds an unfinished conversion.*--resume"):
+        cc.load("out")
+    castling("export", "out").failed(2, "unfinished conversion", "--resume")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("after", [0.0, 2.0], ids=["while importing", "two seconds later"])
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see how far the process is")
+def test_a_signal_before_training_leaves_nothing(environment, here, tiny, number, after):
+    process = start(environment, "convert", *tiny, "--data", "digits", "--steps", 100_000, "-o", "out")
+    maps = Path(f"/proc/{process.pid}/maps")
+    until(lambda: "libtorch" in maps.read_text(), process)
+    time.sleep(after)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    line = only_error(err)
+    assert line.startswith("error: interrupted")
+    if "--resume" not in line:  # on a fast machine the training has begun: the test above
+        assert list(here.iterdir()) == []
+
+
+def refused_download(environment, here) -> str:
+    process = start(environment, "convert", "--model", "deit_s")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 2, err
+    assert out == ""
+    line = only_error(err)
+    assert err.splitlines() == [line]  # nothing but the one line
+    assert [
+        word for word in ("deit_s", "can't be downloaded", "--weights", "--no-pretrained") if word not in line
+    ] == []
+    assert list(here.iterdir()) == []
+    return line
+
+
+def test_no_network_when_the_user_has_said_so(environment, here, tmp_path):
+    refused_download({**environment, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}, here)
+
+
+def test_no_network_as_the_machine_finds_out(environment, here, tmp_path):
+    """Nothing listens on the discard port, so every connection is refused, as without a network."""
+    started = time.monotonic()
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
+    refused_download({**environment, **unreachable}, here)
+    assert time.monotonic() - started < 40  # the user is not kept waiting for retries
+
+
+def test_an_interrupted_run_resumed_by_the_same_command(environment, here, tiny, castling, monkeypatch):
+    """With --resume the second process ends the first one's work: every step once, and a whole bundle."""
+    arguments = ["convert", *tiny, "--data", "digits", "--steps", 40, "-o", "out", "--set", "distill.batch_size=4"]
+    process = start(environment, *arguments, "--set", "distill.checkpoint_every=5")
+    metrics = here / "out" / "train" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 8, process)
+    process.kill()  # no chance to save anything: the last checkpoint has to do
+    process.communicate()
+    assert (here / "out" / "train" / "state" / "run.json").is_file()
+    castling(*arguments, "--set", "distill.checkpoint_every=5", "--resume").done()
+    records = [json.loads(line) for line in (here / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 41))
+    assert [path.name for path in here.iterdir()] == ["out"]
+    assert [path.name for path in (here / "out" / "train").iterdir()] == ["trained.safetensors"]
+    assert cc.load("out").num_classes == 10

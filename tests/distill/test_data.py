@@ -1,0 +1,245 @@
+"""`--data` specs: what is read, how it is split, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from castling_convert.distill.data import (
+    Preprocessing,
+    Resumable,
+    eval_loader,
+    open_data,
+    some_images,
+    training_loader,
+)
+from castling_convert.errors import DataError
+from castling_convert.recipe import DataConfig
+
+SIZE = (32, 32)
+GRAY, COLOUR = 1, 3
+
+
+def preprocessing(channels: int = COLOUR) -> Preprocessing:
+    return Preprocessing((channels, *SIZE), (0.5,) * channels, (0.5,) * channels, "bicubic", 1.0, "center")
+
+
+def fill(root, *names: str) -> None:
+    """One plain grey image for each name, its grey the place in the list."""
+    for index, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (index * 10,) * 3).save(root / name)
+
+
+def opened(spec, split="train", channels: int = COLOUR, **options):
+    return open_data(str(spec), preprocessing(channels), split, **options)
+
+
+def greys(data) -> list[int]:
+    """Which of `fill`'s images these are."""
+    return [round(float(data.dataset[i][0].mean()) * 127.5 + 127.5) // 10 for i in range(len(data))]
+
+
+def test_preprocessing_follows_the_model(vit):
+    model = vit(img_size=(48, 64))
+    model.pretrained_cfg.update(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), interpolation="bilinear", crop_pct=0.8)
+    found = Preprocessing.of(model)
+    assert found.input_size == (3, 48, 64)
+    assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert (found.interpolation, found.crop_pct) == ("bilinear", 0.8)
+    assert found.eval_transform()(Image.new("RGB", (100, 80))).shape == (3, 48, 64)
+
+
+def test_a_grayscale_model_gets_grey_images(vit, tmp_path):
+    found = Preprocessing.of(vit(in_chans=1))
+    assert found.input_size[0] == len(found.mean) == len(found.std) == 1
+    fill(tmp_path, "a/0.png", "b/1.png")
+    for spec in ("digits", "generated", str(tmp_path)):
+        assert open_data(spec, found, "train").dataset[0][0].shape == (1, 32, 32)
+
+
+def test_a_model_of_five_channels_has_no_images(vit):
+    with pytest.raises(DataError, match="takes 5"):
+        Preprocessing.of(vit(in_chans=5))
+
+
+def test_digits_are_split_in_two_disjoint_stratified_parts():
+    train, held_out = opened("digits"), opened("digits", "validation")
+    assert (len(train), len(held_out), train.classes) == (1200, 597, 10)
+    share = np.bincount(train.dataset.labels) / 1200
+    np.testing.assert_allclose(np.bincount(held_out.dataset.labels) / 597, share, atol=0.003)
+    seen = {(image.tobytes(), label) for image, label in zip(train.dataset.images, train.dataset.labels, strict=True)}
+    others = zip(held_out.dataset.images, held_out.dataset.labels, strict=True)
+    assert not any((image.tobytes(), label) in seen for image, label in others)
+
+
+def test_digits_are_the_same_every_time():
+    first, second = opened("digits"), opened("digits")
+    assert first.dataset.labels == second.dataset.labels
+    assert torch.equal(first.dataset[7][0], second.dataset[7][0])
+
+
+def test_generated_images_depend_on_seed_and_index_alone():
+    first, again, other = opened("generated", seed=3), opened("generated", seed=3), opened("generated", seed=4)
+    assert first.classes is None
+    assert torch.equal(first.dataset[5][0], again.dataset[5][0])
+    assert not torch.equal(first.dataset[5][0], first.dataset[6][0])
+    assert not torch.equal(first.dataset[5][0], other.dataset[5][0])
+    assert first.dataset[5][0].std() > 0.1
+
+
+def test_class_folders_give_labels(tmp_path):
+    fill(tmp_path, "ant/0.png", "ant/1.jpg", "bee/2.jpeg", "cat/3.png")
+    data = opened(tmp_path)
+    assert data.classes == 3
+    assert [data.dataset[i][1] for i in range(4)] == [0, 0, 1, 2]
+    assert greys(data) == [0, 1, 2, 3]
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    fill(tmp_path, "0.png", "1.png")
+    data = opened(tmp_path)
+    assert data.classes is None
+    assert [data.dataset[i][1] for i in range(2)] == [-1, -1]
+
+
+def test_loose_images_beside_class_folders_take_the_labels_away(tmp_path):
+    fill(tmp_path, "ant/0.png", "bee/1.png", "2.png")
+    assert opened(tmp_path).classes is None
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("training", "validation"), ("train", "test")])
+def test_train_and_validation_subfolders(tmp_path, names):
+    fill(tmp_path, f"{names[0]}/a/0.png", f"{names[0]}/b/1.png", f"{names[1]}/a/2.png")
+    assert greys(opened(tmp_path, "train")) == [0, 1]
+    assert greys(opened(tmp_path, "validation")) == [2]
+
+
+def test_a_folder_without_parts_is_used_whole(tmp_path):
+    fill(tmp_path, "a/0.png", "b/1.png")
+    assert greys(opened(tmp_path, "train")) == greys(opened(tmp_path, "validation")) == [0, 1]
+
+
+def test_torchvision_folder_by_a_timm_spec(tmp_path):
+    fill(tmp_path, "a/0.png", "b/1.png")
+    data = opened(f"torch/image_folder:{tmp_path}")
+    assert data.classes == 2
+    assert greys(data) == [0, 1]
+    assert data.dataset[1][1] == 1
+
+
+def test_torchvision_folder_for_a_grayscale_model(tmp_path):
+    fill(tmp_path, "a/0.png", "b/1.png")
+    assert opened(f"torch/image_folder:{tmp_path}", channels=GRAY).dataset[0][0].shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("torch/nothing:/tmp", "torch/nothing"),
+        ("torch/image_folder:/nowhere", "torch/image_folder"),
+        ("/nowhere", "/nowhere not found"),
+        ("digit", "digit not found"),
+    ],
+)
+def test_what_can_not_be_opened(spec, words):
+    with pytest.raises(DataError, match=words):
+        opened(spec)
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match=r"no images in .*train"):
+        opened(tmp_path)
+
+
+def test_a_file_that_is_no_image_is_found_at_once(tmp_path):
+    fill(tmp_path, "a/0.png")
+    (tmp_path / "a" / "1.jpg").write_text("not an image")
+    with pytest.raises(DataError, match=r"a/1\.jpg is no image; remove it"):
+        opened(tmp_path)
+
+
+def test_a_truncated_image_is_named_when_read(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "0.jpg")
+    whole = (tmp_path / "0.jpg").read_bytes()
+    (tmp_path / "0.jpg").write_bytes(whole[: len(whole) // 2])
+    data = opened(tmp_path)
+    with pytest.raises(DataError, match=r"0\.jpg can't be read \(.*truncated"):
+        data.dataset[0]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_images_of_other_modes(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    Image.new(mode, (40, 40)).save(tmp_path / f"0.{suffix}")
+    assert opened(tmp_path).dataset[0][0].shape == (3, 32, 32)
+
+
+def test_training_augments_and_evaluation_does_not(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "0.png")
+    plain = opened(tmp_path).dataset
+    augmented = opened(tmp_path, training=DataConfig()).dataset
+    assert torch.equal(plain[0][0], plain[0][0])
+    assert not torch.equal(augmented[0][0], augmented[0][0])
+
+
+def test_digits_are_never_mirrored(monkeypatch):
+    seen = []
+    monkeypatch.setattr("timm.data.create_transform", lambda *_args, **options: seen.append(options["hflip"]))
+    opened("digits", training=DataConfig(hflip=0.5))
+    opened("generated", training=DataConfig(hflip=0.5))
+    assert seen == [0.0, 0.5]
+
+
+def test_resumable_draws_every_image_once_an_epoch_in_a_new_order():
+    draws = list(Resumable(size=10, samples=30, start=0, seed=0))
+    epochs = [draws[:10], draws[10:20], draws[20:]]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert draws != list(Resumable(10, 30, 0, seed=1))
+
+
+@pytest.mark.parametrize("start", [0, 1, 9, 10, 11, 29, 30])
+def test_resumable_goes_on_exactly(start):
+    whole = list(Resumable(size=10, samples=30, start=0, seed=5))
+    rest = Resumable(size=10, samples=30, start=start, seed=5)
+    assert list(rest) == whole[start:]
+    assert len(rest) == 30 - start
+
+
+def test_training_loader_gives_exactly_the_steps_left(tmp_path):
+    """Also when the folder has fewer images than a batch."""
+    fill(tmp_path, "0.png", "1.png", "2.png")
+    data = opened(tmp_path)
+    whole = [images for images, _ in training_loader(data, 4, 5, start=0, seed=0, workers=0)]
+    rest = [images for images, _ in training_loader(data, 4, 5, start=2, seed=0, workers=0)]
+    assert [images.shape[0] for images in whole] == [4] * 5
+    assert len(rest) == 3
+    assert all(torch.equal(left, right) for left, right in zip(whole[2:], rest, strict=True))
+
+
+def test_starting_a_loader_leaves_the_random_state_alone(tmp_path):
+    fill(tmp_path, "0.png")
+    before = torch.random.get_rng_state()
+    next(iter(training_loader(opened(tmp_path), 1, 1, start=0, seed=0, workers=0)))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_eval_loader_gives_everything_in_order(tmp_path):
+    fill(tmp_path, *(f"{index}.png" for index in range(5)))
+    batches = list(eval_loader(opened(tmp_path), batch_size=2))
+    assert [len(images) for images, _ in batches] == [2, 2, 1]
+
+
+def test_some_images_are_spread_evenly(tmp_path):
+    fill(tmp_path, *(f"{index}.png" for index in range(9)))
+    data = opened(tmp_path)
+    chosen = some_images(data, 3)
+    expected = torch.stack([data.dataset[index][0] for index in (0, 4, 8)])
+    assert torch.equal(chosen, expected)
+    assert len(some_images(data, 100)) == 9

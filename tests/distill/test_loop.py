@@ -1,0 +1,284 @@
+"""The distillation loop on a tiny ViT."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+
+import pytest
+import torch
+
+import castling_convert as cc
+from castling_convert.castle import castled_layers
+from castling_convert.distill.loop import blend, distill
+from castling_convert.distill.progress import Progress
+from castling_convert.errors import BundleError, DataError, ModelError
+
+
+def recipe(*overrides: str, steps: int = 10):
+    return cc.Recipe.load("castling", [f"distill.steps={steps}", "distill.batch_size=4", *overrides])
+
+
+def run(student, teacher, data, *overrides, steps=10, **options):
+    return distill(student, teacher, data, recipe(*overrides, steps=steps), device="cpu", **options)
+
+
+def metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(left, right) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+class Steps(Progress):
+    """Calls back after every step."""
+
+    def __init__(self, callback) -> None:
+        super().__init__()
+        self.callback = callback
+
+    def step(self, *, step, phase, images, **values):
+        self.callback(step)
+
+
+def test_masks_rise_after_the_alignment_and_end_exactly_closed(student, teacher, batches, tmp_path):
+    run(student, teacher, batches, steps=20, workdir=tmp_path)
+    records = metrics(tmp_path)
+    assert [record["phase"] for record in records] == ["align"] * 2 + ["anneal"] * 10 + ["closed"] * 8
+    opened = [record["threshold"] for record in records[2:]]
+    assert opened == sorted(opened)
+    assert opened[0] < 1 / 17  # at the opening nothing is below the uniform weight
+    for record in records:
+        assert set(record["density"]) == {"blocks.0.attn", "blocks.1.attn"}
+        if record["phase"] != "anneal":
+            assert record["threshold"] == 1.0
+            assert set(record["density"].values()) == {0.0}
+    assert records[2]["density"]["blocks.0.attn"] > 0.9
+    assert all(layer.closed for _, layer in castled_layers(student))
+    assert not student.training
+    cc.fold(student)
+
+
+def test_a_closed_layer_does_not_pay_for_softmax(student, teacher, batches, monkeypatch):
+    import castling_convert.attention.castled as castled
+
+    calls = []
+    whole = castled.masked_softmax
+    monkeypatch.setattr(castled, "masked_softmax", lambda *values: calls.append(1) or whole(*values))
+    run(student, teacher, batches, steps=20)
+    assert len(calls) == 10 * 2  # ten annealed steps, two layers
+    student(batches[0])
+    assert len(calls) == 10 * 2
+
+
+def test_the_teacher_is_not_changed(student, teacher, batches):
+    before = state(teacher)
+    run(student, teacher, batches)
+    assert same(state(teacher), before)
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    for model in (teacher, student):
+        assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_no_hook_is_left_after_an_error(student, teacher, batches):
+    with pytest.raises(AssertionError, match="doesn't match model"):
+        run(student, teacher, [*batches, torch.zeros(4, 3, 5, 5)])
+    for model in (teacher, student):
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_labels_are_never_used(student, teacher, batches):
+    """Plain tensors, tensors with labels and tensors with nonsense for labels train the same weights."""
+    trained = []
+    labelled = [(images, torch.zeros(4, dtype=torch.long)) for images in batches]
+    nonsense = [[images, "cat", float("nan")] for images in batches]
+    for data in (batches, labelled, nonsense):
+        copied = copy.deepcopy(student)
+        run(copied, teacher, data)
+        trained.append(state(copied))
+    assert not same(trained[0], state(student))
+    assert same(trained[0], trained[1])
+    assert same(trained[0], trained[2])
+
+
+def test_losses_fall(student, teacher, batches, tmp_path):
+    overrides = ("distill.mask.schedule=none", "distill.align=0", "distill.optimizer.lr=3e-3")
+    run(student, teacher, batches, *overrides, steps=40, workdir=tmp_path)
+    records = metrics(tmp_path)
+    for name in ("total", "attention", "logits"):
+        first, last = (sum(record["losses"][name] for record in part) for part in (records[:6], records[-6:]))
+        assert last < 0.6 * first, name
+
+
+def test_aligning_alone_brings_the_layers_closer(student, teacher, batches, tmp_path):
+    run(student, teacher, batches, "distill.align=0.9", "distill.optimizer.lr=3e-3", steps=40, workdir=tmp_path)
+    aligned = [record for record in metrics(tmp_path) if record["phase"] == "align"]
+    assert len(aligned) == 36
+    assert set(aligned[0]["losses"]) == {"total", "attention"}
+    assert aligned[-1]["losses"]["attention"] < 0.8 * aligned[0]["losses"]["attention"]
+
+
+def test_what_metrics_hold(student, teacher, batches, tmp_path):
+    result = run(student, teacher, batches, steps=4, workdir=tmp_path)
+    records = metrics(tmp_path)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    last = records[-1]
+    assert set(last["losses"]) == {"total", "attention", "logits"}
+    assert set(last["layer_losses"]) == set(last["density"]) == {"blocks.0.attn", "blocks.1.attn"}
+    assert last["losses"]["total"] == pytest.approx(last["losses"]["attention"] + last["losses"]["logits"])
+    mean = sum(last["layer_losses"].values()) / 2
+    assert last["losses"]["attention"] == pytest.approx(mean)
+    assert last["images_per_second"] > 0
+    assert last["lr"] >= 0
+    assert result.steps == 4
+    assert result.losses == {name: value for name, value in last["losses"].items() if name != "total"}
+
+
+def test_the_weights_of_the_losses(student, teacher, batches, tmp_path):
+    overrides = ("distill.loss.features=2", "distill.loss.attention=0", "distill.loss.logits=3")
+    run(student, teacher, batches, *overrides, steps=4, workdir=tmp_path)
+    losses = metrics(tmp_path)[-1]["losses"]
+    assert set(losses) == {"total", "logits", "features"}
+    assert losses["features"] > 0
+    assert losses["total"] == pytest.approx(2 * losses["features"] + 3 * losses["logits"])
+
+
+def test_attention_alone_can_be_trained(student, teacher, batches):
+    before = state(student)
+    run(student, teacher, batches, "distill.optimizer.train=attention")
+    changed = {name for name, tensor in state(student).items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(".attn." in name for name in changed), changed
+    assert "blocks.0.attn.qkv.weight" in changed
+
+
+def test_ema_is_the_average_of_the_closed_steps(student, teacher, batches):
+    seen = {}
+    progress = Steps(lambda step: seen.update({step: {n: p.detach().clone() for n, p in student.named_parameters()}}))
+    run(student, teacher, batches, "distill.ema=0.5", progress=progress)
+    expected = seen[7]  # the first step with closed masks is the seventh of ten
+    for step in (8, 9, 10):
+        expected = {name: 0.5 * value + 0.5 * seen[step][name] for name, value in expected.items()}
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], msg=name)
+    assert not torch.equal(student.head.weight, seen[10]["head.weight"])
+
+
+def test_blend():
+    images = torch.arange(1000.0)[:, None, None, None].expand(1000, 3, 2, 2)
+    assert blend(images, 0.0) is images
+    torch.manual_seed(0)
+    mixed = blend(images, 0.3)
+    assert mixed.shape == images.shape
+    assert (mixed == mixed[:, :1, :1, :1]).all()  # one weight for the whole image
+    former = images.roll(1, 0)
+    assert (mixed >= torch.minimum(images, former) - 1e-3).all()
+    assert (mixed <= torch.maximum(images, former) + 1e-3).all()
+    share = (mixed != images)[:, 0, 0, 0].float().mean()
+    assert 0.25 < share < 0.35
+
+
+def test_mixup_shows_both_models_the_blend(student, teacher, batches):
+    seen = {"teacher": [], "student": []}
+    for name, model in (("teacher", teacher), ("student", student)):
+        model.patch_embed.register_forward_pre_hook(lambda _module, args, name=name: seen[name].append(args[0]))
+    run(student, teacher, batches, "data.mixup=1.0", steps=2)
+    assert torch.equal(seen["teacher"][-1], seen["student"][-1])
+    assert not any(torch.equal(seen["student"][-1], batch) for batch in batches)
+
+
+def test_a_loader_that_runs_out_is_started_again(student, teacher, batches):
+    assert run(student, teacher, batches[:1], steps=5).steps == 5
+
+
+@pytest.mark.parametrize("data", [[], iter([])], ids=["list", "iterator"])
+def test_an_empty_loader(student, teacher, data):
+    with pytest.raises(DataError, match="no batch"):
+        run(student, teacher, data)
+
+
+def test_an_iterator_that_runs_out(student, teacher, batches):
+    with pytest.raises(DataError, match="ran out"):
+        run(student, teacher, iter(batches), steps=5)
+
+
+def test_data_that_is_none(student, teacher):
+    with pytest.raises(DataError, match="int"):
+        run(student, teacher, 5)
+
+
+def test_a_loss_that_is_not_finite_names_the_learning_rate(student, teacher, batches):
+    with pytest.raises(
+        ModelError, match=r"the loss is .* at step \d+; lower the learning rate.*distill\.optimizer\.lr"
+    ):
+        run(student, teacher, batches, "distill.optimizer.lr=1e20", "distill.optimizer.clip_grad=1e20")
+
+
+def test_no_schedule_never_opens_the_branch(student, teacher, batches, tmp_path):
+    run(student, teacher, batches, "distill.mask.schedule=none", workdir=tmp_path)
+    assert all(record["density"] == {"blocks.0.attn": 0.0, "blocks.1.attn": 0.0} for record in metrics(tmp_path))
+
+
+def test_a_student_that_is_not_castled(teacher, batches):
+    with pytest.raises(ModelError, match=r"castle\(\)"):
+        run(copy.deepcopy(teacher), teacher, batches)
+
+
+def test_the_seed_decides(student, teacher):
+    def trained(seed: int) -> dict[str, torch.Tensor]:
+        torch.rand(seed + 1)  # what was drawn before makes no difference
+        copied = copy.deepcopy(student)
+        run(copied, teacher, "digits", f"distill.seed={seed}", steps=3)
+        return state(copied)
+
+    first = trained(1)
+    assert same(first, trained(1))
+    assert not same(first, trained(2))
+
+
+def test_precision_can_change_between_two_runs(student, teacher, batches):
+    run(copy.deepcopy(student), teacher, batches, steps=2)
+    run(student, teacher, batches, "distill.precision=bf16", steps=2)
+    assert next(student.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("at", [1, 3, 7], ids="after step {}".format)
+@pytest.mark.parametrize("overrides", [(), ("distill.ema=0.9", "data.mixup=0.5")], ids=["default", "ema and mixup"])
+def test_interrupted_and_resumed_is_the_uninterrupted_run(student, teacher, tmp_path, at, overrides):
+    student.blocks[0].drop_path1 = torch.nn.Dropout(0.1)  # random numbers are drawn in the model too
+    whole, parts = copy.deepcopy(student), copy.deepcopy(student)
+    run(whole, teacher, "digits", *overrides)
+
+    class Interrupted(Progress):
+        def step(self, **values):
+            super().step(**values)
+            if values["step"] == at:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, teacher, "digits", *overrides, workdir=tmp_path, progress=Interrupted(tmp_path))
+    assert len(metrics(tmp_path)) == at
+    torch.manual_seed(123)
+    resumed = copy.deepcopy(student)
+    result = run(resumed, teacher, "digits", *overrides, workdir=tmp_path, resume=True)
+    assert result.first_step == at
+    assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 11))
+    assert same(state(resumed), state(whole))
+
+
+def test_nothing_to_resume(student, teacher, batches, tmp_path):
+    with pytest.raises(BundleError, match="nothing to resume"):
+        run(student, teacher, batches, workdir=tmp_path, resume=True)
+
+
+def test_nothing_is_written_without_a_folder(student, teacher, batches, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(student, teacher, batches, "distill.checkpoint_every=1")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,61 @@
+"""The annealing schedule as a pure function of the step."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from castling_convert.distill.schedule import Schedule
+from castling_convert.recipe import DistillConfig, MaskConfig
+
+TOKENS = 197
+
+
+def thresholds(steps: int, **mask) -> list[float]:
+    schedule = Schedule.of(DistillConfig(steps=steps, mask=MaskConfig(**mask)), TOKENS)
+    return [schedule.threshold(step) for step in range(steps)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 400])
+@pytest.mark.parametrize("mask", [{}, {"closed_from": 0.99}, {"open_until": 0.0, "closed_from": 0.01}])
+def test_rises_and_ends_exactly_closed(steps, mask):
+    values = thresholds(steps, **mask)
+    assert values[-1] == 1.0
+    assert values == sorted(values)
+    assert all(0 <= value <= 1 for value in values)
+
+
+def test_default_phases_of_400_steps():
+    values = thresholds(400)
+    assert values[:40] == [0.0] * 40
+    assert 0 < values[40] < 1 / TOKENS
+    assert values[239] < 1.0
+    assert values[240:] == [1.0] * 160
+
+
+def test_rises_geometrically():
+    values = thresholds(400)[40:240]
+    ratios = [after / before for before, after in itertools.pairwise(values)]
+    assert max(ratios) == pytest.approx(min(ratios))
+    assert values[0] / ratios[0] == pytest.approx(0.1 / TOKENS)  # one step before the first rise
+    assert values[-1] * ratios[0] == pytest.approx(1.0)  # and one after the last
+
+
+def test_one_step_is_closed_and_two_are_open_then_closed():
+    assert thresholds(1) == [1.0]
+    first, last = thresholds(2)
+    assert first < last == 1.0
+
+
+def test_none_never_opens():
+    assert thresholds(20, schedule="none") == [1.0] * 20
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 400])
+@pytest.mark.parametrize("align", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("kind", ["threshold", "none"])
+def test_aligning_ends_before_the_run_does(steps, align, kind):
+    """However large its share, the last step is one of the whole student."""
+    schedule = Schedule.of(DistillConfig(steps=steps, align=align, mask=MaskConfig(schedule=kind)), TOKENS)
+    assert 0 <= schedule.align_until < steps

@@ -1,0 +1,120 @@
+"""Writing: the old, the new, or nothing."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from castling_convert.errors import OutputError
+from castling_convert.files import replace_folder, require_space, sha256, writing, writing_errors, writing_file
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def old(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "old").write_text("old")
+    return tmp_path / "target"
+
+
+def test_a_folder_appears_whole(tmp_path):
+    with writing(tmp_path / "deep" / "target") as fresh:
+        (fresh / "file").write_text("new")
+        assert not (tmp_path / "deep" / "target").exists()
+    assert names(tmp_path) == ["deep", "deep/target", "deep/target/file"]
+    assert (tmp_path / "deep" / "target").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_is_replaced_whole(tmp_path, old):
+    with writing(old) as fresh:
+        (fresh / "new").write_text("new")
+        assert (old / "old").exists()
+    assert names(tmp_path) == ["target", "target/new"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_leaves_the_old_one(tmp_path, old, error):
+    with pytest.raises(error), writing(old) as fresh:
+        (fresh / "new").write_text("new")
+        raise error
+    assert names(tmp_path) == ["target", "target/old"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_stopped_between_the_two_renames_the_old_one_is_back(tmp_path, old, monkeypatch, error):
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    whole = Path.rename
+
+    def stopped(self, target):
+        if self == fresh:
+            raise error
+        return whole(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(error):
+        replace_folder(fresh, old)
+    assert names(tmp_path) == ["fresh", "target", "target/old"]
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_a_file_appears_whole_or_not(tmp_path, error):
+    (tmp_path / "file").write_text("old")
+    try:
+        with writing_file(tmp_path / "file") as fresh:
+            assert fresh.name == "file"
+            fresh.write_text("new")
+            assert (tmp_path / "file").read_text() == "old"
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == ("old" if error else "new")
+
+
+def test_a_folder_in_the_place_of_a_file(old):
+    with pytest.raises(OutputError, match="target"), writing_file(old) as fresh:
+        fresh.write_text("new")
+    assert names(old) == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left for out; .*--output"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left for out"),
+        (OSError(errno.EFBIG, "File too large"), "no space left for out"),
+        (PermissionError(errno.EACCES, "Permission denied"), "can't write out: permission denied; .*--output"),
+        (OSError(errno.EROFS, "Read-only file system"), "can't write out: read-only file system"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "can't write out: not a directory"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left for out"),
+        (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter file write failed"), "no space left"),
+    ],
+)
+def test_what_the_system_says_is_one_line(error, words):
+    with pytest.raises(OutputError, match=words), writing_errors(Path("out")):
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("a defect"), OSError(errno.EIO, "I/O error")])
+def test_other_errors_pass(error):
+    with pytest.raises(type(error)) as caught, writing_errors(Path("out")):
+        raise error
+    assert caught.value is error
+
+
+def test_require_space(tmp_path):
+    require_space(tmp_path / "not" / "there", 1)
+    with pytest.raises(OutputError, match=r"no space for .*there: 1000000000000 MB are needed and \d+ MB are free"):
+        require_space(tmp_path / "not" / "there", 10**18)
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -1,0 +1,70 @@
+"""What importing costs, in fresh interpreters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HEAVY = "torch timm onnx onnxruntime onnxscript onnxsim accelerate tensorrt openvino matplotlib sklearn safetensors"
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, castling_convert, castling_convert.errors\n"
+    assert run(code + f"print(*[m for m in {HEAVY.split()} if m in sys.modules])") == ""
+
+
+def test_dir_and_all_import_nothing_heavy() -> None:
+    code = "import sys, castling_convert as cc\nassert 'castle' in dir(cc) and 'fold' in cc.__all__\n"
+    assert run(code + "print('torch' in sys.modules)") == "False"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from castling_convert.cli import cli\n"
+        "try: cli(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"print('heavy:', *[m for m in {HEAVY.split()} if m in sys.modules])"
+    )
+    assert run(code).splitlines()[-1] == "heavy:"
+
+
+def test_help_answers_in_under_a_second() -> None:
+    """Best of five: the machine may be busy with something else."""
+    command = Path(sys.executable).with_name("castling")
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=60, check=True)
+        times.append(time.perf_counter() - start)
+        assert "castling convert" in done.stdout
+    assert min(times) < 1
+
+
+def test_verbs_stay_verbs_after_their_modules_were_imported() -> None:
+    code = """
+import castling_convert.castle, castling_convert.fold, castling_convert.export, castling_convert.distill.loop
+import castling_convert.bundle, castling_convert.recipe, castling_convert.errors
+from castling_convert.castle import parse_layers
+import castling_convert as cc
+for name in cc.__all__:
+    value = getattr(cc, name)
+    assert name == "__version__" or callable(value), (name, value)
+import castling_convert.fold
+assert callable(cc.fold) and callable(cc.castle) and callable(cc.export) and callable(cc.distill)
+assert callable(castling_convert.load)
+print("verbs")
+"""
+    assert run(code) == "verbs"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    code = "import castling_convert as cc\ntry: cc.castel\nexcept AttributeError as e: print(e)"
+    assert "castel" in run(code)
