@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/castling demo
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -88,8 +88,10 @@ def load(path: str | Path) -> nn.Module:
     from . import timm_entry  # noqa: F401 - registers the architecture
 
     path = Path(path)
-    check(path)
-    return timm.create_model(f"local-dir:{path.resolve()}", pretrained=True).eval()
+    config = check(path)
+    model = timm.create_model(f"local-dir:{path.resolve()}", pretrained=True).eval()
+    model.castling = Castling.from_dict(config["castling"])
+    return model
 
 
 def check(path: Path) -> dict[str, Any]:
@@ -99,8 +101,8 @@ def check(path: Path) -> dict[str, Any]:
         BundleError: as `load`.
     """
     config = read_config(path)
-    recorded = read_summary(path).get("sha256", {})
-    if WEIGHTS not in recorded or CONFIG not in recorded:
+    recorded = read_summary(path).get("sha256")
+    if not isinstance(recorded, dict) or WEIGHTS not in recorded or CONFIG not in recorded:
         raise BundleError(f"{path / SUMMARY} records no hashes; convert again with --force")
     for name in (CONFIG, WEIGHTS):
         file = path / name
@@ -128,7 +130,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path} is a plain timm model, not a bundle; castle it: castling convert --model local-dir:{path}"
         )
-    if section.get("format", 0) > FORMAT:
+    if not isinstance(section.get("format"), int):
+        raise BundleError(f"{path / CONFIG} is damaged: castling.format is no number; copy the bundle again")
+    if section["format"] > FORMAT:
         raise BundleError(
             f"{path} was made by castling-convert {section.get('made_by')}; "
             "upgrade with: pip install -U castling-convert"
@@ -169,13 +173,24 @@ def refuse_in_the_way(path: Path, *, force: bool) -> None:
         return
     if not path.is_dir():
         raise BundleError(f"{path} is a file; give a folder with --output")
-    is_ours = (path / TRAIN).is_dir() or (path / SUMMARY).is_file()
-    if not is_ours:
+    if not _is_ours(path):
         raise BundleError(f"{path} exists and is no bundle, so it is not replaced; give another --output")
     if not force:
         if (path / CONFIG).is_file():
             raise BundleError(f"{path} exists; replace it with --force, or give another --output")
         raise BundleError(f"{path} holds an unfinished conversion; go on with --resume, or start over with --force")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is a bundle or an unfinished conversion, and so may be replaced when asked to."""
+    if (path / CONFIG).is_file():
+        try:
+            return isinstance(_read_json(path / CONFIG).get("castling"), dict)
+        except BundleError:
+            return False
+    if [file.name for file in path.iterdir()] != [TRAIN]:
+        return False
+    return {file.name for file in (path / TRAIN).iterdir()} <= {Path(STATE).name, METRICS, Path(TRAINED).name}
 
 
 def newest(root: Path = Path("castled")) -> Path:

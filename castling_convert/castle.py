@@ -42,6 +42,12 @@ class Castling:
         """The castled blocks in the form `castle(layers=...)` takes, such as `0,1,5`."""
         return ",".join(str(block) for block in sorted({int(name.split(".")[1]) for name in self.castled}))
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Castling:
+        """The inverse of `to_dict`; further keys are passed over."""
+        layers = [LayerRecord(**layer) for layer in values["layers"]]
+        return cls(values["family"], AttentionConfig.model_validate(values["attention"]), layers)
+
     def to_dict(self) -> dict[str, Any]:
         layers = [asdict(layer) for layer in self.layers]
         return {"family": self.family, "attention": self.attention.model_dump(), "layers": layers}
@@ -71,7 +77,7 @@ def castle_(model: nn.Module, recipe: Recipe | str = "castling", layers: str | N
     if any(isinstance(module, CastledAttention | FoldedAttention) for module in model.modules()):
         raise ModelError("this model is castled already; castle the original softmax model")
     family = family_of(model)
-    chosen, records = plan(family, model, layers or recipe.layers)
+    chosen, records = plan(family, model, recipe.layers if layers is None else layers)
     if recipe.attention.depthwise == "grid" and family.has_token_dropout(model):
         raise ModelError(
             "patch dropout takes tokens off the grid that depthwise 'grid' convolves; create the model "

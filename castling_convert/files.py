@@ -14,6 +14,11 @@ from pathlib import Path
 from .errors import OutputError
 
 
+_NOT_WRITABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY
+}  # fmt: skip
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
     """Yield a fresh sibling folder of `target` and rename it to `target` when the block ends well.
@@ -56,11 +61,13 @@ def replace_folder(fresh: Path, target: Path) -> None:
     target.rename(aside)
     try:
         fresh.rename(target)
-    except OSError:
-        aside.rename(target)
+    except BaseException:  # a Ctrl-C between the two renames too
+        if not target.exists():
+            aside.rename(target)
         raise
     finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(aside.parent, ignore_errors=True)
 
 
 @contextmanager
@@ -71,7 +78,7 @@ def writing_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(f"no space left for {target}; free some, or use another --output") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _NOT_WRITABLE:
             reason = (error.strerror or "not writable").lower()
             raise OutputError(f"can't write {target}: {reason}; use another --output") from None
         raise

@@ -199,23 +199,36 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     """
     from timm.models import load_state_dict
 
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give the weights file, or load a model folder with local-dir:{path}")
     if not path.is_file():
         raise WeightsError(f"weights file {path} not found")
     try:
         return dict(load_state_dict(str(path)))
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path} is refused: it is not a plain file of tensors (it may be damaged, or hold code, which is "
-            "never run); save the weights as .safetensors"
-        ) from None
     except Exception as error:
+        if _holds_code(error):
+            raise WeightsError(
+                f"{path} is refused: it holds more than tensors, and code in it is never run; "
+                "save the weights as .safetensors"
+            ) from None
         raise WeightsError(f"{path} is damaged or no weights file: {_first_line(error)}") from error
+
+
+def _holds_code(error: BaseException | None) -> bool:
+    """Whether torch refused to unpickle something with weights_only=True; timm wraps that error."""
+    while error is not None:
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _explained(error: Exception, name: str, weights: str | Path | None) -> Exception:
     """What timm, huggingface_hub or torch raised, as one line with the fix."""
     text = _first_line(error)
     kind = type(error).__name__
+    if _holds_code(error):
+        return WeightsError(f"{name} is refused: its weights hold more than tensors; save them as .safetensors")
     if weights is not None:
         return WeightsError(f"{weights} doesn't fit {name}: {_summary(error)}")
     if isinstance(error, TypeError) and "unexpected keyword" in text:
@@ -233,8 +246,6 @@ def _explained(error: Exception, name: str, weights: str | Path | None) -> Excep
         return WeightsError(f"timm has no pretrained weights for {name}; give --weights FILE or --no-pretrained")
     if kind in ("RepositoryNotFoundError", "GatedRepoError", "HfHubHTTPError", "EntryNotFoundError"):
         return ModelError(f"{name} can't be had from the hub: {text}")
-    if isinstance(error, pickle.UnpicklingError):
-        return WeightsError(f"{name} is refused: its weights hold more than tensors; save them as .safetensors")
     return ModelError(f"{name} can't be created: {_summary(error)}")
 
 
@@ -269,7 +280,15 @@ def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not separator or not key.strip().isidentifier():
             raise ModelError(f"--model-arg takes key=value, such as drop_path_rate=0.1, not '{pair}'")
         try:
-            arguments[key.strip()] = yaml.safe_load(value)
+            arguments[key.strip()] = _number(yaml.safe_load(value))
         except yaml.YAMLError:
             raise ModelError(f"--model-arg {key}: '{value}' can't be read") from None
     return arguments
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; everybody who types it means the number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -6,10 +6,11 @@ import copy
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import set_seed
 from rich.console import Console
 from torch import nn
 
@@ -69,8 +70,10 @@ def convert(
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     _check_output(output, resume=resume, force=force)
     device = str(make_accelerator(device, recipe.distill.precision).device)
+    set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
     if isinstance(model, str):
         name = model
+        source = str(Path(weights).resolve()) if weights else "pretrained" if pretrained else "random"
         teacher = load_model(
             model,
             pretrained=pretrained,
@@ -80,17 +83,21 @@ def convert(
             model_args=model_args,
         )
     else:
+        source = "given"
         name = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__))
         teacher = copy.deepcopy(model).eval()
     preprocessing = Preprocessing.of(teacher)
     spec = data or "generated"
     open_data(spec, preprocessing, "train")
+    open_data(spec, preprocessing, "validation")
     student = castle(teacher, recipe, layers)
     castling: Castling = student.castling  # type: ignore[assignment]
     require_space(output, 8 * bundle.state_bytes(student))
     identity = {
         "model": f"local-dir:{Path(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
-        "weights": str(Path(weights).resolve()) if weights else "pretrained" if pretrained else "random",
+        "weights": source,
+        "arguments": {key: str(value) for key, value in (model_args or {}).items()},
+        "classes": getattr(teacher, "num_classes", None),
         "data": spec,
         "layers": castling.blocks,
         "input_size": list(preprocessing.input_size),
@@ -156,7 +163,7 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
             yield
     except BaseException as error:
         step = saved_step(state)
-        if step is None:
+        if step is None and workdir.is_dir():
             (workdir / bundle.METRICS).unlink(missing_ok=True)
             _remove_empty(workdir)
             if not existed:
@@ -182,6 +189,15 @@ def _accuracy(teacher: nn.Module, student: nn.Module, data: str | None, preproce
     if data is None:
         return {"measured": False, "why": "aligned on generated images: no --data was given"}
     opened = open_data(data, preprocessing, "validation")
+    unmeasured = None
+    if opened.classes is None:
+        unmeasured = "the data has no labels: agreement with the teacher only"
+    elif opened.classes != teacher.num_classes:
+        unmeasured = (
+            f"the data has {opened.classes} classes and the model {teacher.num_classes}, so labels can't be compared: "
+            "agreement with the teacher only"
+        )
+        opened = replace(opened, classes=None)
     device = next(student.parameters()).device
     teacher = teacher.to(device).eval()
     models = {
@@ -190,17 +206,8 @@ def _accuracy(teacher: nn.Module, student: nn.Module, data: str | None, preproce
     }
     results = measure(models, opened)
     return {
-        "measured": opened.classes is not None,
-        "why": None if opened.classes is not None else "the data has no labels: agreement with the teacher only",
-        "held_out": data == "digits" or has_validation(data),
+        "measured": unmeasured is None,
+        "why": unmeasured,
+        "held_out": opened.held_out,
         **{name: result.to_dict() for name, result in results.items()},
     }
-
-
-def has_validation(data: str) -> bool:
-    """Whether evaluation uses other images than training did."""
-    from .distill.data import TIMM_PREFIXES, _split_folder
-
-    if data.startswith(TIMM_PREFIXES):
-        return True
-    return _split_folder(Path(data), "validation") != _split_folder(Path(data), "train")

@@ -15,7 +15,8 @@ from .errors import RecipeError, did_you_mean
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A single block, layers: 3, is a number in YAML and a text here.
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class MaskConfig(_Section):
@@ -68,18 +69,10 @@ class OptimizerConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Training images: timm's random resized crop between `scale` and 1 of the area, flips, and mixing.
-
-    `mixup` is the share of images that are blended with another image of the batch, by a weight drawn
-    uniformly; the teacher sees the same blend, so no label is needed. Source: Beyer et al., "Knowledge
-    distillation: A good teacher is patient and consistent", arXiv 2106.05237. `auto_augment` is timm's
-    string for it, such as `rand-m7-n2-mstd0.5`.
-    """
+    """Training images: timm's random resized crop between `scale` and 1 of the area, and flips."""
 
     scale: float = Field(default=0.35, gt=0, le=1)
     hflip: float = Field(default=0.5, ge=0, le=1)
-    mixup: float = Field(default=0.0, ge=0, le=1)
-    auto_augment: str | None = None
     workers: int | None = Field(default=None, ge=0)
 
 
@@ -90,8 +83,7 @@ class DistillConfig(_Section):
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
     align: float = Field(default=0.1, ge=0, lt=1)
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    ema: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint_every: int = Field(default=200, ge=1)
     mask: MaskConfig = MaskConfig()
     loss: LossConfig = LossConfig()
@@ -125,8 +117,13 @@ class Recipe(_Section):
         if not isinstance(values, dict):
             raise RecipeError(f"{where}: a recipe is a YAML mapping; see: castling recipes show castling")
         _refuse_unknown(cls, values, where)
+        cls._validate(values, where)
         for override in overrides:
             values = _override(values, override)
+        return cls._validate(values, where)
+
+    @classmethod
+    def _validate(cls, values: dict[str, Any], where: str) -> Recipe:
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -164,7 +161,8 @@ def find(source: str) -> Path:
         return path
     if path.suffix in (".yaml", ".yml") or "/" in source:
         raise RecipeError(f"recipe file {source} not found; shipped recipes: {', '.join(known)}")
-    raise RecipeError(f"no recipe named '{source}'{did_you_mean(source, known)} shipped recipes: {', '.join(known)}")
+    hint = did_you_mean(source, known) or ";"
+    raise RecipeError(f"no recipe named '{source}'{hint} shipped recipes: {', '.join(known)}")
 
 
 def _read(path: Path) -> Any:
@@ -214,20 +212,9 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"--set {key}: '{text}' is not a YAML value") from None
-    if isinstance(value, str):
-        value = _number(value)
     return _with(values, key.split("."), value)
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-3 as text; everybody who types it means the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _with(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
     head, *rest = path
-    inner = values.get(head)
-    return {**values, head: _with(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+    return {**values, head: _with(values.get(head) or {}, rest, value) if rest else value}

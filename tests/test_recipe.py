@@ -72,7 +72,6 @@ def test_an_unknown_key_like_no_other_still_says_where_to_look(tmp_path: Path) -
         ("distill.optimizer.lr=0.002", lambda r: r.distill.optimizer.lr, 0.002),
         ("attention.depthwise=none", lambda r: r.attention.depthwise, "none"),
         ("distill.precision=bf16", lambda r: r.distill.precision, "bf16"),
-        ("distill.precision='no'", lambda r: r.distill.precision, "no"),
         ("data.workers=null", lambda r: r.data.workers, None),
         ("layers=0-7,9", lambda r: r.layers, "0-7,9"),
         ("layers=3", lambda r: r.layers, "3"),

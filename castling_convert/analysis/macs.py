@@ -16,7 +16,7 @@ def count_macs(model: nn.Module) -> int:
     """
     from timm.models import get_model_input_config
 
-    skeleton = copy.deepcopy(model).eval().to("meta")
+    skeleton = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
     images = torch.empty(1, *get_model_input_config(model)["input_size"], device="meta")
     dtype = next(model.parameters()).dtype
     with FlopCounterMode(display=False) as counter, torch.no_grad():

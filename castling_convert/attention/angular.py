@@ -11,7 +11,11 @@ is, multiplied by two, with s = (2/π)·gain for each head and E the mean over t
 
     row_sum   y_i = (E[v] + s·q̂_i E[k̂ vᵀ]) / (1 + s·q̂_i·E[k̂])
     gain      y_i = c_i + s·q̂_i (E[k̂ vᵀ] - E[k̂] E[v]ᵀ if center)        c_i = E[v] or v_i
-    l2        y_i = z_i / |z_i|,   z_i = c_i + s·q̂_i E[k̂ vᵀ]·(N if c_i = v_i)
+    l2        y_i = z_i / |z_i|,   z_i = c_i + s·q̂_i E[k̂ vᵀ]                        c_i = E[v]
+                                   z_i = (v_i + s·N·q̂_i E[k̂ vᵀ]) / √N
+
+The last is the public snippet's; its length drops out, and without the root half precision would not
+hold it.
 
 Shapes: q, k, v are [B, heads, N, d]; s is [heads, 1, 1]; results are [B, heads, N, d]. Costs
 2·N·d² multiply-accumulates a head instead of softmax's 2·N²·d.
@@ -58,8 +62,8 @@ def linear_angular(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, config: Atten
     constant = v.mean(-2, keepdim=True) if config.constant == "mean" else v
     if config.center:
         context = context - k_hat.sum(-2).unsqueeze(-1) @ constant
-    if config.constant == "token" and config.normalization == "l2":
-        scale = scale * k.shape[-2]
+    if config.sums_over_tokens:
+        constant, scale = constant * root, scale / root
     y = constant + q_hat @ (context * scale)
     if config.normalization == "row_sum":
         k_mean = k_hat.sum(-2).unsqueeze(-1)  # B, heads, d, 1: √N·E[k̂]
@@ -69,8 +73,9 @@ def linear_angular(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, config: Atten
 
 def l2_normalize(z: Tensor) -> Tensor:
     """z / |z| over the last axis; zero where the public snippet divides zero by zero."""
-    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return z / torch.where(norm > 0, norm, torch.ones_like(norm))
+    wide = torch.promote_types(z.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=wide)
+    return (z / torch.where(norm > 0, norm, torch.ones_like(norm))).to(z.dtype)
 
 
 def angular_matrix(q: Tensor, k: Tensor, scale: Tensor, config: AttentionConfig) -> Tensor:
@@ -79,8 +84,8 @@ def angular_matrix(q: Tensor, k: Tensor, scale: Tensor, config: AttentionConfig)
     cosine = unit(q, config.eps) @ unit(k, config.eps).transpose(-2, -1)
     if config.center:
         cosine = cosine - cosine.mean(-1, keepdim=True)
-    summed = config.constant == "token" and config.normalization == "l2"
-    linear = scale * cosine if summed else scale * cosine / n
-    constant = torch.eye(n, dtype=q.dtype) if config.constant == "token" else torch.full_like(cosine, 1 / n)
-    weights = constant + linear
+    identity = torch.eye(n, dtype=q.dtype, device=q.device)
+    if config.sums_over_tokens:
+        return (identity + scale * cosine) * n**-0.5
+    weights = (identity if config.constant == "token" else 1 / n) + scale * cosine / n
     return weights / weights.sum(-1, keepdim=True) if config.normalization == "row_sum" else weights

@@ -155,7 +155,8 @@ class CastledAttention(_Castled):
         kept, mass, self.density = masked_softmax(q, k, v, self.softmax_scale, self.threshold)
         if self.config.normalization == "l2":
             # The linear form is written relative to a constant term of 1/2, hence the factor of two.
-            return self.linear(y + 2 * kept, v)
+            weight = 2 * (v.shape[-2] ** -0.5 if self.config.sums_over_tokens else 1.0)
+            return self.linear(y + weight * kept, v)
         released = merge_heads((1 - mass).expand_as(kept))
         return merge_heads(kept) + released * self.linear(y, v)
 

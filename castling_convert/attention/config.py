@@ -33,6 +33,11 @@ class AttentionConfig(BaseModel):
     kernel_size: int = Field(default=5, ge=1, le=31)
     eps: float = Field(default=1e-6, gt=0, le=1e-2)
 
+    @property
+    def sums_over_tokens(self) -> bool:
+        """The public snippet's form: a sum over the tokens beside each token's own v, made one by `l2`."""
+        return self.constant == "token" and self.normalization == "l2"
+
     @model_validator(mode="after")
     def _is_a_kernel(self) -> AttentionConfig:
         if self.kernel_size % 2 == 0:

@@ -7,7 +7,9 @@ root after a colon: `torch/cifar10:ROOT`, `wds/NAME:ROOT`, `hfds/NAME`.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +99,6 @@ class Preprocessing:
             scale=(config.scale, 1.0),
             hflip=config.hflip if hflip else 0.0,
             color_jitter=None,
-            auto_augment=config.auto_augment,
         )
 
 
@@ -158,11 +159,13 @@ class Digits(Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set with what is known of it. `classes` is None when it has no labels."""
+    """A data set with what is known of it. `classes` is None when it has no labels; `held_out` says
+    whether its validation part holds other images than its training part."""
 
     spec: str
     dataset: Any
     classes: int | None
+    held_out: bool
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -193,10 +196,10 @@ def open_data(
     )
     mode = preprocessing.image_mode
     if spec == "digits":
-        return ImageData(spec, Digits(split, mode, transform), 10)
+        return ImageData(spec, Digits(split, mode, transform), 10, held_out=True)
     if spec == "generated":
         size = preprocessing.input_size[1:]
-        return ImageData(spec, GeneratedImages(size, mode, transform, seed=seed), None)
+        return ImageData(spec, GeneratedImages(size, mode, transform, seed=seed), None, held_out=False)
     if spec.startswith(TIMM_PREFIXES):
         return _open_timm(spec, mode, transform, split)
     return _open_folder(Path(spec), mode, transform, split)
@@ -220,7 +223,7 @@ def _open_folder(root: Path, mode: str, transform: Transform, split: Split) -> I
     labelled = chosen not in folders  # images lying loose beside class folders belong to no class
     files = ImageFiles(reader.samples, mode, transform, labelled)
     files.check_headers()
-    return ImageData(str(root), files, len(reader.class_to_idx) if labelled else None)
+    return ImageData(str(root), files, len(reader.class_to_idx) if labelled else None, _has_parts(root))
 
 
 def _split_folder(root: Path, split: Split) -> Path:
@@ -228,19 +231,44 @@ def _split_folder(root: Path, split: Split) -> Path:
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 
+def _has_parts(root: Path) -> bool:
+    return _split_folder(root, "validation") != _split_folder(root, "train")
+
+
 def _open_timm(spec: str, mode: str, transform: Transform, split: Split) -> ImageData:
     from timm.data import create_dataset
 
     name, _, root = spec.partition(":")
     try:
-        dataset = create_dataset(name, root=root or None, split=split, input_img_mode=mode, download=False)
+        with redirect_stdout(io.StringIO()):  # some libraries print their advice
+            dataset = create_dataset(name, root=root or None, split=split, input_img_mode=mode, download=False)
     except ImportError as error:
         raise DataError(f"data set {name} needs a package that is not installed: {error}") from None
     except Exception as error:  # noqa: BLE001 - every data set library fails in its own way
         raise DataError(f"timm data set {spec} can't be opened: {_first_line(error)}; use NAME:ROOT") from None
-    dataset.transform = transform
+    dataset.transform = lambda image: transform(image.convert(mode))  # torchvision's sets know no colour mode
     classes = getattr(dataset, "classes", None)
-    return ImageData(spec, dataset, len(classes) if classes else None)
+    if not isinstance(dataset, IterableDataset):
+        dataset = _Readable(dataset, spec)
+    one_folder = name.lower() in ("torch/image_folder", "torch/folder")
+    held_out = _has_parts(Path(root)) if one_folder else True
+    return ImageData(spec, dataset, len(classes) if classes else None, held_out)
+
+
+class _Readable(Dataset[tuple[Tensor, int]]):
+    """A data set whose broken images are a DataError that names the sample."""
+
+    def __init__(self, dataset: Any, spec: str) -> None:
+        self.dataset, self.spec = dataset, spec
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        try:
+            return self.dataset[index]
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"sample {index} of {self.spec} can't be read ({_first_line(error)}); remove it") from None
 
 
 class Resumable(Sampler[int]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -85,17 +87,17 @@ def distill(
     student, optimizer = accelerator.prepare(student.train(), optimizer)
     scheduler = accelerator.prepare(scheduler)
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
-    average = _Average(accelerator.unwrap_model(student), config.ema)
-    accelerator.register_for_checkpointing(average)
     first = state.load() if resume else 0
     batches = _batches(data, student, recipe, first, accelerator)
 
     started, losses, seen = time.monotonic(), {}, 0
     with progress.running(config.steps, first), _Taps(teacher, student, names) as taps, StopRequest() as stop:
         if first == 0:
-            _calibrate(student, teacher, next(batches), taps)
+            head = next(batches)
+            _calibrate(student, teacher, head, taps)
+            batches = itertools.chain([head], batches)
         for step in range(first, config.steps):
-            images = blend(next(batches), recipe.data.mixup)
+            images = next(batches)
             aligning = step < schedule.align_until
             threshold = 1.0 if aligning else schedule.threshold(step)
             set_thresholds(student, threshold)
@@ -114,7 +116,6 @@ def distill(
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            average.update(accelerator.unwrap_model(student), active=step >= schedule.closed_from)
             seen += images.shape[0]
             losses = {name: part.item() for name, part in parts.items()}
             progress.step(
@@ -132,41 +133,38 @@ def distill(
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
             if not last and stop.requested:
                 raise KeyboardInterrupt
-    average.apply(accelerator.unwrap_model(student))
     set_thresholds(student, 1.0)
     accelerator.unwrap_model(student).eval()
     seconds = time.monotonic() - started
     return DistillResult(first, config.steps, seconds, seen / max(seconds, 1e-9), losses)
 
 
-def make_accelerator(device: str | None, precision: str = "no") -> Accelerator:
-    """accelerate on the device that was asked for."""
-    if device is None or device == "auto":
-        return Accelerator(mixed_precision=precision)
-    if device == "cpu":
-        return Accelerator(cpu=True, mixed_precision=precision)
-    kind, _, index = device.partition(":")
-    available = kind == "cuda" and torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()
-    if not available and not (kind == "mps" and torch.backends.mps.is_available()):
+def make_accelerator(device: str | None, precision: str = "fp32") -> Accelerator:
+    """accelerate on the device that was asked for, the best there is for None.
+
+    Raises:
+        ModelError: the device is not here, or can't train in that precision.
+    """
+    kind, _, index = (device or "").partition(":")
+    if device is not None and not _is_here(kind, index):
         raise ModelError(f"device {device} is not here; use --device cpu, or see: castling doctor")
+    if precision == "fp16" and (kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())):
+        raise ModelError("distill.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")
     if kind == "cuda" and index:
         torch.cuda.set_device(int(index))
-    return Accelerator(mixed_precision=precision)
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process may distil twice, in different ways
+    return Accelerator(cpu=kind == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+
+
+def _is_here(kind: str, index: str) -> bool:
+    if kind == "cuda":
+        return (not index or index.isdecimal()) and int(index or 0) < torch.cuda.device_count()
+    return not index and (kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
 
 
 def fingerprint(recipe: Recipe, identity: dict[str, Any] | None) -> dict[str, Any]:
     """What may not change between an interrupted run and the one that resumes it."""
     return recipe.model_dump(mode="json", include={"attention", "distill", "data"}) | (identity or {})
-
-
-def blend(images: Tensor, share: float) -> Tensor:
-    """Blend that share of the images, [B, C, H, W], with another of the batch by a uniform weight."""
-    if share == 0:
-        return images
-    size = (images.shape[0], 1, 1, 1)
-    chosen = torch.rand(size) < share
-    weight = torch.where(chosen, torch.rand(size), torch.ones(size)).to(images)
-    return weight * images + (1 - weight) * images.roll(1, 0)
 
 
 def _tokens(student: nn.Module) -> int:
@@ -268,36 +266,6 @@ def _warmup_cosine(config: DistillConfig):  # type: ignore[no-untyped-def]
     return factor
 
 
-class _Average:
-    """Exponential moving average of the weights over the steps with closed masks; off when decay is 0."""
-
-    def __init__(self, student: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.weights: dict[str, Tensor] = {}
-
-    def update(self, student: nn.Module, active: bool) -> None:
-        if not (self.decay and active):
-            return
-        with torch.no_grad():
-            for name, parameter in student.named_parameters():
-                if name in self.weights:
-                    self.weights[name].lerp_(parameter, 1 - self.decay)
-                else:
-                    self.weights[name] = parameter.detach().clone()
-
-    def apply(self, student: nn.Module) -> None:
-        with torch.no_grad():
-            for name, parameter in student.named_parameters():
-                if name in self.weights:
-                    parameter.copy_(self.weights[name])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.weights
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.weights = dict(state)
-
-
 def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
     """Image batches on the device, without end for data that can be read again."""
     config = recipe.distill
@@ -314,14 +282,16 @@ def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelera
 
 
 def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[no-untyped-def]
+    seen = False
     while True:
         empty = True
         for batch in loader:
-            empty = False
+            empty, seen = False, True
             images = batch if isinstance(batch, Tensor) else batch[0]
             yield images.to(accelerator.device, non_blocking=True)
         if empty:
-            raise DataError("the data gave no batch; it needs at least one full batch of images")
+            what = "ran out before the last step; pass one that can be read again" if seen else "gave no batch"
+            raise DataError(f"the data {what}: at least one full batch of images is needed every time it is read")
 
 
 def _default_workers(accelerator: Accelerator) -> int:

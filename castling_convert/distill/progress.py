@@ -84,6 +84,13 @@ def _keep_lines(path: Path, steps: int) -> None:
     """Drop the lines of steps that a resumed run does again."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    kept = [line for line in lines if json.loads(line)["step"] <= steps]
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= steps]
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinite for one that a crash cut short."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -26,12 +26,12 @@ class Schedule:
     @classmethod
     def of(cls, config: DistillConfig, tokens: int) -> Schedule:
         mask = config.mask
+        align_until = min(round(config.align * config.steps), config.steps - 1)
         if mask.schedule == "none":
-            return cls(config.steps, round(config.align * config.steps), 0, 0, CLOSED)
+            return cls(config.steps, align_until, 0, 0, CLOSED)
         # However few the steps, at least one runs with every mask closed.
         closed_from = min(max(1, round(mask.closed_from * config.steps)), max(config.steps - 1, 0))
         open_until = min(round(mask.open_until * config.steps), closed_from)
-        align_until = min(round(config.align * config.steps), config.steps - 1)
         return cls(config.steps, align_until, open_until, closed_from, min(mask.start / tokens, CLOSED))
 
     def threshold(self, step: int) -> float:

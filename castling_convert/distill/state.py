@@ -13,7 +13,7 @@ from ..files import writing
 
 
 class TrainState:
-    """Saves to `workdir/state`: model, optimiser, schedule, random states, average, and the step."""
+    """Saves to `workdir/state`: model, optimiser, schedule, random states, and the step."""
 
     def __init__(self, accelerator: Accelerator, workdir: Path | None, fingerprint: dict[str, Any]) -> None:
         self.accelerator = accelerator
@@ -37,7 +37,7 @@ class TrainState:
         """
         if self.folder is None or saved_step(self.folder) is None:
             raise BundleError("nothing to resume: no saved state there; start without --resume")
-        record = json.loads((self.folder / "run.json").read_text())
+        record = _read(self.folder / "run.json")
         changed = _changed(record["fingerprint"], self.fingerprint)
         if changed:
             raise BundleError(
@@ -55,9 +55,21 @@ class TrainState:
 
 
 def saved_step(folder: Path) -> int | None:
-    """The step a saved state stands at, None when there is no whole state."""
+    """The step a saved state stands at, None when there is no state.
+
+    Raises:
+        BundleError: the record of the state is damaged.
+    """
     record = folder / "run.json"
-    return int(json.loads(record.read_text())["step"]) if record.is_file() else None
+    return int(_read(record)["step"]) if record.is_file() else None
+
+
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(record.read_text(encoding="utf-8"))
+        return {"step": int(values["step"]), "fingerprint": dict(values["fingerprint"])}
+    except (ValueError, KeyError, TypeError):
+        raise BundleError(f"the saved state in {record.parent} is damaged; start over with --force") from None
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -47,7 +47,7 @@ def find_format(name: str, precision: str) -> Format:
     if name not in FORMATS:
         if name in PLANNED_FORMATS:
             raise ExportError(f"format {name} is not available in this version; available: {available}")
-        raise ExportError(f"no format '{name}'{did_you_mean(name, FORMATS)} available: {available}")
+        raise ExportError(f"no format '{name}'{did_you_mean(name, FORMATS) or ';'} available: {available}")
     if precision not in FORMATS[name].precisions:
         raise ExportError(f"{name} in {precision} is not available in this version; available: {available}")
     return FORMATS[name]

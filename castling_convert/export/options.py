@@ -42,11 +42,11 @@ class ExportOptions:
         for name in values:
             if name not in known:
                 raise ExportError(f"export has no option '{name}'{did_you_mean(name, known)}")
-        options = cls(**values)
+        options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
         if not MIN_OPSET <= options.opset <= MAX_OPSET:
             raise ExportError(f"opset {options.opset} is not within {MIN_OPSET}..{MAX_OPSET}")
-        if options.atol < 0 or options.rtol < 0:
-            raise ExportError("atol and rtol can't be negative")
+        if not (options.atol >= 0 and options.rtol >= 0):
+            raise ExportError("atol and rtol must be numbers from zero up")
         options.batch_sizes()
         return options
 
@@ -55,7 +55,7 @@ class ExportOptions:
         if self.batch == "dynamic":
             return (1, 3)
         parts = self.batch.split(":")
-        if len(parts) not in (1, 3) or not all(part.isdigit() and int(part) > 0 for part in parts):
+        if len(parts) not in (1, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts):
             raise ExportError(f"batch '{self.batch}' is neither a number nor MIN:OPT:MAX, such as 1:8:16")
         sizes = tuple(int(part) for part in parts)
         if list(sizes) != sorted(sizes):

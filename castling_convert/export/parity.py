@@ -28,9 +28,10 @@ def compare(actual: Tensor, expected: Tensor, atol: float, rtol: float) -> Parit
     if actual.shape != expected.shape:
         return Parity(len(expected), float("inf"), float("inf"), 0.0, holds=False)
     difference = (actual.double() - expected.double()).abs()
-    holds = bool((difference <= atol + rtol * expected.double().abs()).all())  # False for NaN
+    allowed = atol + rtol * expected.double().abs()
+    holds = bool(difference.isfinite().all() and (difference <= allowed).all())
     agreement = 100 * (actual.argmax(-1) == expected.argmax(-1)).double().mean()
-    error = difference.nan_to_num(nan=float("inf"))
+    error = difference.nan_to_num(nan=float("inf"), posinf=float("inf"))
     return Parity(len(expected), error.max().item(), error.mean().item(), agreement.item(), holds)
 
 

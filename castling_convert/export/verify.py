@@ -99,8 +99,11 @@ def find_bundle(artifact: Path, identity: str | None, given: Path | None) -> Pat
         *sorted(p.parent for p in Path("castled").glob(f"*/{bundle.SUMMARY}")),
     ]
     for candidate in candidates:
-        if (candidate / bundle.SUMMARY).is_file() and _identity(candidate) == identity:
-            return candidate
+        try:
+            if (candidate / bundle.SUMMARY).is_file() and _identity(candidate) == identity:
+                return candidate
+        except BundleError:
+            continue  # a damaged neighbour is not the one that is looked for
     raise BundleError(
         f"the bundle of {artifact} is neither beside it nor under castled/ (or was converted again since); "
         "name it with --bundle, or export again"
@@ -108,7 +111,8 @@ def find_bundle(artifact: Path, identity: str | None, given: Path | None) -> Pat
 
 
 def _identity(path: Path) -> str | None:
-    return bundle.read_summary(path).get("sha256", {}).get(bundle.WEIGHTS)
+    recorded = bundle.read_summary(path).get("sha256")
+    return recorded.get(bundle.WEIGHTS) if isinstance(recorded, dict) else None
 
 
 @torch.no_grad()

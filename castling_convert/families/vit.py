@@ -6,6 +6,7 @@ output norms, gates, register tokens, parallel blocks and models without a class
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from timm.models.vision_transformer import (
     Block,
     DiffParallelScalingBlock,
     ParallelScalingBlock,
+    ParallelThingsBlock,
     VisionTransformer,
 )
 from torch import nn
@@ -38,6 +40,8 @@ class VisionTransformerFamily(Family):
             "vit_base_patch16_xp_224",
             "vit_large_patch14_xp_224",
             "vit_huge_patch14_xp_224",
+            "vit_dlittle_patch16_reg1_gap_256",
+            "vit_pwee_patch16_reg1_gap_256",
             "vit_dpwee_patch16_reg1_gap_256",
             "vit_dwee_patch16_reg1_gap_256",
         }
@@ -99,17 +103,27 @@ class VisionTransformerFamily(Family):
 
     def absorb_layer_scale_(self, model: nn.Module) -> int:
         absorbed = 0
-        block: Any
-        for block in model.modules():
-            if type(block) is not Block:
-                continue
-            for name, linear in (("ls1", block.attn.proj), ("ls2", getattr(block.mlp, "fc2", None))):
-                scale = getattr(block, name)
-                if isinstance(scale, LayerScale) and isinstance(linear, nn.Linear):
-                    _scale_outputs_(linear, scale.gamma)
-                    setattr(block, name, nn.Identity())
-                    absorbed += 1
+        for owner, name, linear in _layer_scales(model):
+            scale = getattr(owner, name)
+            if isinstance(scale, LayerScale) and isinstance(linear, nn.Linear):
+                _scale_outputs_(linear, scale.gamma)
+                setattr(owner, name, nn.Identity())
+                absorbed += 1
         return absorbed
+
+
+def _layer_scales(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module | None]]:
+    """Where a LayerScale can be: its owner, its name there, and the projection right before it."""
+    block: Any
+    for block in model.modules():
+        if type(block) is Block:
+            yield block, "ls1", block.attn.proj
+            yield block, "ls2", getattr(block.mlp, "fc2", None)
+        elif type(block) is ParallelThingsBlock:
+            for branch in block.attns:
+                yield branch, "ls", branch.attn.proj
+            for branch in block.ffns:
+                yield branch, "ls", getattr(branch.mlp, "fc2", None)
 
 
 def _tokens(model: Any) -> int:

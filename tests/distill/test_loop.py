@@ -11,7 +11,7 @@ import torch
 
 import castling_convert as cc
 from castling_convert.castle import castled_layers
-from castling_convert.distill.loop import blend, distill
+from castling_convert.distill.loop import distill
 from castling_convert.distill.progress import Progress
 from castling_convert.errors import BundleError, DataError, ModelError
 
@@ -159,41 +159,6 @@ def test_attention_alone_can_be_trained(student, teacher, batches):
     assert "blocks.0.attn.qkv.weight" in changed
 
 
-def test_ema_is_the_average_of_the_closed_steps(student, teacher, batches):
-    seen = {}
-    progress = Steps(lambda step: seen.update({step: {n: p.detach().clone() for n, p in student.named_parameters()}}))
-    run(student, teacher, batches, "distill.ema=0.5", progress=progress)
-    expected = seen[7]  # the first step with closed masks is the seventh of ten
-    for step in (8, 9, 10):
-        expected = {name: 0.5 * value + 0.5 * seen[step][name] for name, value in expected.items()}
-    for name, parameter in student.named_parameters():
-        torch.testing.assert_close(parameter, expected[name], msg=name)
-    assert not torch.equal(student.head.weight, seen[10]["head.weight"])
-
-
-def test_blend():
-    images = torch.arange(1000.0)[:, None, None, None].expand(1000, 3, 2, 2)
-    assert blend(images, 0.0) is images
-    torch.manual_seed(0)
-    mixed = blend(images, 0.3)
-    assert mixed.shape == images.shape
-    assert (mixed == mixed[:, :1, :1, :1]).all()  # one weight for the whole image
-    former = images.roll(1, 0)
-    assert (mixed >= torch.minimum(images, former) - 1e-3).all()
-    assert (mixed <= torch.maximum(images, former) + 1e-3).all()
-    share = (mixed != images)[:, 0, 0, 0].float().mean()
-    assert 0.25 < share < 0.35
-
-
-def test_mixup_shows_both_models_the_blend(student, teacher, batches):
-    seen = {"teacher": [], "student": []}
-    for name, model in (("teacher", teacher), ("student", student)):
-        model.patch_embed.register_forward_pre_hook(lambda _module, args, name=name: seen[name].append(args[0]))
-    run(student, teacher, batches, "data.mixup=1.0", steps=2)
-    assert torch.equal(seen["teacher"][-1], seen["student"][-1])
-    assert not any(torch.equal(seen["student"][-1], batch) for batch in batches)
-
-
 def test_a_loader_that_runs_out_is_started_again(student, teacher, batches):
     assert run(student, teacher, batches[:1], steps=5).steps == 5
 
@@ -250,11 +215,10 @@ def test_precision_can_change_between_two_runs(student, teacher, batches):
 
 
 @pytest.mark.parametrize("at", [1, 3, 7], ids="after step {}".format)
-@pytest.mark.parametrize("overrides", [(), ("distill.ema=0.9", "data.mixup=0.5")], ids=["default", "ema and mixup"])
-def test_interrupted_and_resumed_is_the_uninterrupted_run(student, teacher, tmp_path, at, overrides):
+def test_interrupted_and_resumed_is_the_uninterrupted_run(student, teacher, tmp_path, at):
     student.blocks[0].drop_path1 = torch.nn.Dropout(0.1)  # random numbers are drawn in the model too
     whole, parts = copy.deepcopy(student), copy.deepcopy(student)
-    run(whole, teacher, "digits", *overrides)
+    run(whole, teacher, "digits")
 
     class Interrupted(Progress):
         def step(self, **values):
@@ -263,11 +227,11 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(student, teacher, tmp_
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run(parts, teacher, "digits", *overrides, workdir=tmp_path, progress=Interrupted(tmp_path))
+        run(parts, teacher, "digits", workdir=tmp_path, progress=Interrupted(tmp_path))
     assert len(metrics(tmp_path)) == at
     torch.manual_seed(123)
     resumed = copy.deepcopy(student)
-    result = run(resumed, teacher, "digits", *overrides, workdir=tmp_path, resume=True)
+    result = run(resumed, teacher, "digits", workdir=tmp_path, resume=True)
     assert result.first_step == at
     assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 11))
     assert same(state(resumed), state(whole))
