@@ -13,7 +13,6 @@ from pathlib import Path
 
 from .errors import OutputError
 
-
 _NOT_WRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY
 }  # fmt: skip

@@ -98,6 +98,7 @@ def load_model(
         resolved = f"local-dir:{Path(resolved.removeprefix('local-dir:')).resolve()}"
     refuse_unsupported(resolved, arguments)
     if pretrained and weights is None:
+        _refuse_random_head(resolved, num_classes)
         _require_hub(resolved, name)
     try:
         model = timm.create_model(resolved, pretrained=pretrained, **arguments)
@@ -128,6 +129,18 @@ def refuse_unsupported(name: str, arguments: Mapping[str, Any]) -> None:
     except Exception:  # noqa: BLE001 - a model that can't be built on meta is built for real right after
         return
     family_of(skeleton, name)
+
+
+def _refuse_random_head(resolved: str, num_classes: int | None) -> None:
+    """timm would put a head of random weights on pretrained features; a conversion would distil noise."""
+    from timm.models import get_pretrained_cfg
+
+    config = None if resolved.startswith(("local-dir:", "hf-hub:")) else get_pretrained_cfg(resolved)
+    if config is not None and num_classes not in (None, 0, config.num_classes):
+        raise WeightsError(
+            f"the pretrained head of {resolved} has {config.num_classes} classes, one of {num_classes} is random; "
+            "leave out --num-classes, or give --weights FILE of a model fine-tuned to them"
+        )
 
 
 def _require_hub(resolved: str, name: str) -> None:

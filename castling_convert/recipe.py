@@ -27,9 +27,9 @@ class MaskConfig(_Section):
     """
 
     schedule: Literal["threshold", "none"] = "threshold"
-    start: float = Field(default=0.1, gt=0)
+    start: float = Field(default=1.0, gt=0)
     open_until: float = Field(default=0.1, ge=0, lt=1)
-    closed_from: float = Field(default=0.6, gt=0, lt=1)
+    closed_from: float = Field(default=0.3, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _in_order(self) -> MaskConfig:
