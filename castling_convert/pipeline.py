@@ -6,7 +6,7 @@ import copy
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from . import bundle
-from .analysis.accuracy import measure
+from .analysis.accuracy import measure, with_usable_labels
 from .analysis.macs import count_macs, count_parameters
 from .castle import Castling, castle
 from .distill.data import Preprocessing, open_data, some_images
@@ -184,20 +184,11 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _accuracy(teacher: nn.Module, student: nn.Module, data: str | None, preprocessing: Preprocessing) -> dict[str, Any]:
+def _accuracy(teacher: Any, student: nn.Module, data: str | None, preprocessing: Preprocessing) -> dict[str, Any]:
     """Accuracy where there are labels, agreement where there are real images, else a plain `unmeasured`."""
     if data is None:
         return {"measured": False, "why": "aligned on generated images: no --data was given"}
-    opened = open_data(data, preprocessing, "validation")
-    unmeasured = None
-    if opened.classes is None:
-        unmeasured = "the data has no labels: agreement with the teacher only"
-    elif opened.classes != teacher.num_classes:
-        unmeasured = (
-            f"the data has {opened.classes} classes and the model {teacher.num_classes}, so labels can't be compared: "
-            "agreement with the teacher only"
-        )
-        opened = replace(opened, classes=None)
+    opened, unmeasured = with_usable_labels(open_data(data, preprocessing, "validation"), teacher.num_classes)
     device = next(student.parameters()).device
     teacher = teacher.to(device).eval()
     models = {

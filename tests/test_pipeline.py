@@ -18,11 +18,6 @@ from castling_convert.errors import CastlingError, DataError, Interrupted
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def small():
     torch.manual_seed(0)
     return timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10, **SMALL).eval()

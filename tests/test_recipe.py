@@ -99,7 +99,7 @@ def test_the_last_override_wins_and_the_rest_stays() -> None:
 
 
 def test_overrides_that_only_work_together() -> None:
-    recipe = Recipe.load("castling", ["attention.constant=token", "attention.normalization=gain"])
+    recipe = Recipe.load("castling", ["attention.constant=token", "attention.center=false"])
     assert recipe.attention.constant == "token"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,16 @@ class Accuracy:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def with_usable_labels(data: ImageData, classes: int) -> tuple[ImageData, str | None]:
+    """`data`, without its labels where they are not those of a model of `classes` classes, and why not."""
+    if data.classes is None:
+        return data, "the data has no labels: agreement with the teacher only"
+    if data.classes != classes:
+        why = f"the data has {data.classes} classes and the model {classes}, so labels can't be compared"
+        return replace(data, classes=None), f"{why}: agreement with the teacher only"
+    return data, None
 
 
 @torch.no_grad()

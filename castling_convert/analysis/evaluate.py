@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from .. import bundle
 from ..distill.data import Preprocessing, open_data
 from ..errors import BundleError, CastlingError
-from .accuracy import Accuracy, Classifier, measure
+from .accuracy import Accuracy, Classifier, measure, with_usable_labels
 
 
 def evaluate(
@@ -21,12 +22,13 @@ def evaluate(
     teacher_weights: Path | None = None,
     limit: int | None = None,
     console: Console | None = None,
-) -> tuple[dict[str, Accuracy], str | None]:
+) -> tuple[dict[str, Accuracy], list[str]]:
     """Accuracy of teacher (first, where it can be had) and castled model on the validation part of `data`.
 
     Returns:
-        The results by name, and why the teacher is missing (None when it is there). A teacher that was
-        asked for and can't be loaded is an error; one that the bundle merely names is not.
+        The results by name, and notes on what could not be measured: labels of other classes than the
+        model's, a teacher that the bundle names and that can't be loaded. A teacher that was asked for
+        and can't be loaded is an error.
 
     Raises:
         CastlingError: the target, the data, or a teacher that was asked for is not usable.
@@ -41,16 +43,17 @@ def evaluate(
     else:
         runner = OnnxModel(target)
         path = find_bundle(target, runner.metadata.get("castling.bundle"), None)
-    folded = bundle.load(path)
+    folded: Any = bundle.load(path)
     castled: Classifier = runner if runner is not None else folded
-    opened = open_data(data, Preprocessing.of(folded), "validation")
+    opened, unmeasured = with_usable_labels(open_data(data, Preprocessing.of(folded), "validation"), folded.num_classes)
     try:
         original = _teacher(path, folded, teacher, teacher_weights, console)
     except CastlingError as error:
         if teacher is not None or teacher_weights is not None:
             raise
-        return measure({"castled": castled}, opened, limit), str(error)
-    return measure({"teacher": original, "castled": castled}, opened, limit), None
+        notes = [f"without the teacher: {error}", *([unmeasured] if unmeasured else [])]
+        return measure({"castled": castled}, opened, limit), notes
+    return measure({"teacher": original, "castled": castled}, opened, limit), [unmeasured] if unmeasured else []
 
 
 def _teacher(
@@ -61,13 +64,18 @@ def _teacher(
     from ..load import load_model
 
     identity = bundle.read_summary(path).get("identity", {})
+    asked = name is not None
     name = name or identity.get("model")
     if name is None:
         raise BundleError("the bundle does not name its teacher; name it with --teacher")
-    if weights is None and identity.get("weights") not in (None, "pretrained", "random"):
-        weights = Path(identity["weights"])
-    if weights is None and identity.get("weights") == "random":
-        raise BundleError("it had random weights (--no-pretrained)")
+    recorded = identity.get("weights")
+    if weights is None and not asked:
+        if recorded == "random":
+            raise BundleError("it had random weights (--no-pretrained); name another with --teacher")
+        if recorded == "given":
+            raise BundleError("it was handed over in Python; name it with --teacher and --teacher-weights")
+        if recorded != "pretrained":
+            weights = Path(recorded)
     if console is not None:
         console.print(f"loading the teacher {name} ...", highlight=False)
     size = get_model_input_config(folded)["input_size"]

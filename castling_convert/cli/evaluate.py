@@ -30,7 +30,7 @@ def command(
 
     from ..analysis.evaluate import evaluate
 
-    results, missing = evaluate(
+    results, notes = evaluate(
         target,
         data,
         teacher=teacher,
@@ -39,7 +39,7 @@ def command(
         console=progress_console(),
     )
     if as_json:
-        print_json({name: result.to_dict() for name, result in results.items()} | {"teacher_missing": missing})
+        print_json({name: result.to_dict() for name, result in results.items()} | {"notes": notes})
         return
     images = next(iter(results.values())).images
     table = Table(title=f"{target} on {images} images of {data}", title_justify="left")
@@ -51,5 +51,5 @@ def command(
         )
         table.add_row(name, *shown)
     Console().print(table)
-    if missing:
-        click.echo(f"without the teacher: {missing}")
+    for note in notes:
+        click.echo(note)

@@ -28,24 +28,24 @@ def test_the_teacher_is_found_again_by_its_weights_file(tmp_path):
         "vit_t", tmp_path / "out", data="digits", recipe=RECIPE, weights=tmp_path / "teacher.safetensors",
         image_size=(32, 32), model_args=SMALL, device="cpu",
     )  # fmt: skip
-    results, missing = evaluate(tmp_path / "out", "digits")
-    assert missing is None
+    results, notes = evaluate(tmp_path / "out", "digits")
+    assert notes == []
     assert list(results) == ["teacher", "castled"]
     assert results["teacher"].to_dict() == made["accuracy"]["teacher"]
     assert results["castled"].to_dict() == made["accuracy"]["castled"]
 
     (tmp_path / "teacher.safetensors").unlink()
-    results, missing = evaluate(tmp_path / "out", "digits")
+    results, notes = evaluate(tmp_path / "out", "digits")
     assert list(results) == ["castled"]
-    assert "teacher.safetensors not found" in missing
+    assert "teacher.safetensors not found" in notes[0]
 
 
 def test_a_teacher_that_was_handed_over_is_not_replaced_by_another(tmp_path):
     """Its name alone does not bring back its weights, so there is nothing to set beside the bundle."""
     convert(model(), tmp_path / "out", data="digits", recipe=RECIPE, device="cpu")
-    results, missing = evaluate(tmp_path / "out", "digits")
+    results, notes = evaluate(tmp_path / "out", "digits")
     assert list(results) == ["castled"]
-    assert "--teacher" in missing
+    assert "--teacher" in notes[0]
 
 
 def test_limit(tmp_path):

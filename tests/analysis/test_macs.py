@@ -38,8 +38,8 @@ def test_teacher(fused):
 
 @pytest.mark.parametrize(("depthwise", "residual"), [("none", 0), ("grid", PATCHES * 25 * D)])
 def test_folded(depthwise, residual):
-    """KᵀV and Q(KᵀV) are N·d² a head each; the row sum is a product of q and one vector."""
-    attention = 2 * N * HEAD_DIM * D + N * D
+    """KᵀV and Q(KᵀV) are N·d² a head each; centring the keys is one outer product, d²."""
+    attention = 2 * N * HEAD_DIM * D + HEAD_DIM * D
     counted = count_macs(folded(vit(), f"attention.depthwise={depthwise}"))
     assert counted == OUTSIDE_ATTENTION + DEPTH * (attention + residual)
 

@@ -69,14 +69,6 @@ def here(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Models this small are slower on more threads than one."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """A test that reaches for the network fails at once instead of waiting for it."""

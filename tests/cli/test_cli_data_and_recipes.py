@@ -141,8 +141,8 @@ def test_recipes_are_listed_with_what_they_do(castling):
 def test_show_resolves_every_key(castling):
     shown = yaml.safe_load(castling("recipes", "show", "castling", "--set", "distill.steps=7").done().out)
     assert shown["distill"]["steps"] == 7
-    assert shown["distill"]["mask"]["closed_from"] == 0.6
-    assert shown["attention"]["normalization"] == "row_sum"
+    assert shown["distill"]["mask"]["closed_from"] == 0.3
+    assert shown["attention"]["normalization"] == "gain"
 
 
 def test_copy_change_validate_and_use(castling, tiny, here):

@@ -52,6 +52,8 @@ def test_deit_s_from_a_file_on_photographs(castling, here, photographs):
 
     values = json.loads(castling("evaluate", "out", "--data", photographs, "--json").done().out)
     assert values["teacher"]["images"] == values["castled"]["images"] == 16
-    assert values["teacher_missing"] is None
+    assert len(values["notes"]) == 1
+    assert "2 classes and the model 1000" in values["notes"][0]
+    assert values["castled"]["top1"] is None
     assert values["castled"]["agreement"] is not None
     assert sorted(path.name for path in here.iterdir()) == ["deit_s.safetensors", "out"]

@@ -15,12 +15,6 @@ def tiny_vit(**arguments):
     return timm.create_model("vit_tiny_patch16_224", **(values | arguments)).eval()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Models this small are slower on more threads than one."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def vit():
     return tiny_vit
