@@ -199,12 +199,11 @@ def _distill_loss(
     features = student.forward_features(images)  # type: ignore[operator]
     logits = student.forward_head(features)  # type: ignore[operator]
     attention, layers = attention_loss(taps.student, taps.teacher)
-    parts = {
-        "attention": attention,
-        "logits": logit_divergence(logits, expected, weights.temperature),
-        "features": relative_mse(features, expected_features),
-    }
-    used = {name: part for name, part in parts.items() if getattr(weights, name) > 0}
+    used = {"attention": attention} if weights.attention else {}
+    if weights.logits:
+        used["logits"] = logit_divergence(logits, expected, weights.temperature)
+    if weights.features:
+        used["features"] = relative_mse(features, expected_features)
     loss = torch.stack([getattr(weights, name) * part for name, part in used.items()]).sum()
     return loss, {name: part.detach() for name, part in used.items()}, layers
 
