@@ -28,7 +28,7 @@ class MaskConfig(_Section):
 
     schedule: Literal["threshold", "none"] = "threshold"
     start: float = Field(default=1.0, gt=0)
-    open_until: float = Field(default=0.1, ge=0, lt=1)
+    open_until: float = Field(default=0.0, ge=0, lt=1)
     closed_from: float = Field(default=0.3, gt=0, lt=1)
 
     @model_validator(mode="after")
@@ -82,7 +82,7 @@ class DistillConfig(_Section):
     steps: int = Field(default=400, ge=1)
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
-    align: float = Field(default=0.1, ge=0, lt=1)
+    align: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint_every: int = Field(default=200, ge=1)
     mask: MaskConfig = MaskConfig()
