@@ -58,7 +58,7 @@ def run(output: Path, seed: int, console: Console | None) -> tuple[dict[str, Any
         save_for_hf(teacher, fresh, safe_serialization=True)
     recipe = Recipe.load("castling", [f"distill.seed={seed}", *DISTILL])
     if console is not None:
-        console.print("castling every attention layer and distilling ...", highlight=False)
+        console.print("castling every attention layer and distilling ...")
     summary = convert(
         f"local-dir:{folder}", output, data="digits", recipe=recipe, device="cpu", force=True, console=console
     )
@@ -87,7 +87,7 @@ def train_teacher(seed: int, console: Console | None, steps: int = TEACHER_STEPS
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps, pct_start=0.15)
     started = shown = time.monotonic()
     if console is not None:
-        console.print(f"training a digits teacher for {steps} steps ...", highlight=False)
+        console.print(f"training a digits teacher for {steps} steps ...")
     for step, (images, labels) in enumerate(loader, start=1):
         loss = F.cross_entropy(teacher(images), labels, label_smoothing=0.05)
         optimizer.zero_grad()
@@ -99,9 +99,9 @@ def train_teacher(seed: int, console: Console | None, steps: int = TEACHER_STEPS
         if console is not None and (now - shown > 5 or step == steps):
             shown = now
             left = (steps - step) * (now - started) / step
-            console.print(f"  step {step}/{steps} loss {loss.item():.3f}  ETA {left:.0f}s", highlight=False)
+            console.print(f"  step {step}/{steps} loss {loss.item():.3f}  ETA {left:.0f}s")
     teacher.eval()
     accuracy = measure({"teacher": teacher}, open_data("digits", preprocessing, "validation"))["teacher"]
     if console is not None:
-        console.print(f"teacher: {accuracy.top1:.2f} % on {accuracy.images} held-out digits", highlight=False)
+        console.print(f"teacher: {accuracy.top1:.2f} % on {accuracy.images} held-out digits")
     return teacher

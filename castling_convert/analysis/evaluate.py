@@ -77,7 +77,7 @@ def _teacher(
         if recorded != "pretrained":
             weights = Path(recorded)
     if console is not None:
-        console.print(f"loading the teacher {name} ...", highlight=False)
+        console.print(f"loading the teacher {name} ...")
     size = get_model_input_config(folded)["input_size"]
     arguments = bundle.read_config(path)["model_args"]["base_args"]
     extra = {

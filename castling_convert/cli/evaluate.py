@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, data_help, json_option, print_json, progress_console
+from .options import PATH, data_help, json_option, print_json, progress_console, result_console
 
 
 @click.command("evaluate", epilog="Example, after castling demo: castling evaluate castled/digits --data digits")
@@ -25,7 +25,6 @@ def command(
     as_json: bool,
 ) -> None:
     """Top-1 and top-5 of teacher and castled model side by side, and how often they agree."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..analysis.evaluate import evaluate
@@ -50,6 +49,6 @@ def command(
             f"{value:.2f} %" if value is not None else "-" for value in (result.top1, result.top5, result.agreement)
         )
         table.add_row(name, *shown)
-    Console().print(table)
+    result_console().print(table)
     for note in notes:
         click.echo(note)

@@ -39,7 +39,7 @@ def command(
     find_format(format_, precision)
     path = bundle or newest()
     console = progress_console()
-    console.print(f"exporting {path} as {format_} {precision} ...", highlight=False)
+    console.print(f"exporting {path} as {format_} {precision} ...")
     artifact, measured = export_bundle(
         path, output, format=format_, precision=precision, verify=not no_verify, **options
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import json_option, model_options, print_json
+from .options import json_option, model_options, print_json, result_console
 
 
 @click.command("inspect", epilog="Example: castling inspect --model deit_s --no-pretrained")
@@ -28,7 +28,6 @@ def command(
     The architecture alone is looked at; weights are read only for local-dir: and hf-hub: names, or when
     --weights is given.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from ..analysis.macs import count_macs
@@ -67,7 +66,7 @@ def command(
     for layer in layers:
         table.add_row(layer.name, layer.kind, str(layer.tokens), str(layer.num_heads), str(layer.head_dim),
                       "yes" if layer.castable else f"no: {layer.reason}")  # fmt: skip
-    Console().print(table)
+    result_console().print(table)
     if "castled" in macs:
         ratio = macs["softmax"] / macs["castled"]
         click.echo(

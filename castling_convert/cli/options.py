@@ -54,7 +54,14 @@ def progress_console() -> Console:
     """Progress goes to stderr, so that stdout holds the result alone."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+
+
+def result_console() -> Console:
+    """Where tables and sentences for people go; paths are printed as they are, unbroken."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, markup=False, highlight=False)
 
 
 def print_json(value: Any) -> None:

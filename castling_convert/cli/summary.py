@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from .options import result_console
 
 
 def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> None:
     """Teacher beside castled: accuracy, MACs, parameters; then parity and files."""
-    console = Console()
+    console = result_console()
     table = Table(title=f"{summary['model']} -> {output}", title_justify="left")
     for column, justify in (("", "left"), ("teacher", "right"), ("castled", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -37,10 +38,10 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
     console.print(table)
     for layer in layers:
         if layer["status"] == "kept":
-            console.print(f"kept as softmax: {layer['name']}: {layer['why']}", highlight=False)
+            console.print(f"kept as softmax: {layer['name']}: {layer['why']}")
     if not accuracy["measured"]:
-        console.print(f"accuracy is unmeasured: {accuracy['why']}", highlight=False)
+        console.print(f"accuracy is unmeasured: {accuracy['why']}")
     if not summary["pretrained_weights"]:
         console.print("the weights are random (--no-pretrained): this bundle is good for timing, not for use")
     for file in sorted(path for path in output.rglob("*") if path.is_file()):
-        console.print(f"  {file}  {file.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+        console.print(f"  {file}  {file.stat().st_size / 1e6:.2f} MB")

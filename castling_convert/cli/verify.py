@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, data_help, json_option, print_json
+from .options import PATH, data_help, json_option, print_json, result_console
 
 
 @click.command("verify", epilog="Example, after castling demo: castling verify castled/digits/model.onnx --data digits")
@@ -18,7 +18,6 @@ from .options import PATH, data_help, json_option, print_json
 @json_option
 def command(artifact: Path, bundle: Path | None, data: str | None, atol: float, rtol: float, as_json: bool) -> None:
     """Compare ARTIFACT with its bundle's folded model and with the trained model before folding."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..errors import CheckFailed
@@ -35,7 +34,7 @@ def command(artifact: Path, bundle: Path | None, data: str | None, atol: float, 
             if parity is not None:
                 table.add_row(name, f"{parity.max_error:.1e}", f"{parity.mean_error:.1e}",
                               f"{parity.top1_agreement:.1f} %", "yes" if parity.holds else "NO")  # fmt: skip
-        Console().print(table)
+        result_console().print(table)
         if result.trained is None:
             click.echo(
                 "the bundle keeps no trained model (its train/ folder is gone): compared with the folded one only"

@@ -52,8 +52,9 @@ def distill(
 ) -> DistillResult:
     """Train `student` in place to match `teacher`, closing every mask on the way. Labels are not used.
 
-    1. Align, for the share `distill.align` of the steps: every castled layer, mask closed, learns the
-       output of the teacher's layer from the input of the teacher's layer. Layers are independent here.
+    0. Every head's gain is fitted to the teacher's softmax on the first batch, by least squares.
+    1. Align, for the share `distill.align` of the steps (none by default): every castled layer, mask
+       closed, learns the output of the teacher's layer from its input. Layers are independent here.
     2. Anneal: the whole student, masks closing by the schedule, matches the teacher's logits and each
        layer's attention output.
     3. Finish with all masks exactly closed; the softmax branch is no longer computed.

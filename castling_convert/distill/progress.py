@@ -77,7 +77,7 @@ class Progress:
         elif time.monotonic() - self._shown >= PLAIN_INTERVAL or step == self._steps:
             self._shown = time.monotonic()
             left = (self._steps - step) * (self._shown - self._started) / max(step - self._first, 1)
-            self.console.print(f"  step {step}/{self._steps} {phase:<7} {text}  ETA {left:.0f}s", highlight=False)
+            self.console.print(f"  step {step}/{self._steps} {phase:<7} {text}  ETA {left:.0f}s")
 
 
 def _keep_lines(path: Path, steps: int) -> None:

@@ -47,8 +47,11 @@ class Steps(Progress):
         self.callback(step)
 
 
+PHASES = ("distill.align=0.1", "distill.mask.open_until=0.1", "distill.mask.closed_from=0.6", "distill.mask.start=0.1")
+
+
 def test_masks_rise_after_the_alignment_and_end_exactly_closed(student, teacher, batches, tmp_path):
-    run(student, teacher, batches, "distill.mask.closed_from=0.6", "distill.mask.start=0.1", steps=20, workdir=tmp_path)
+    run(student, teacher, batches, *PHASES, steps=20, workdir=tmp_path)
     records = metrics(tmp_path)
     assert [record["phase"] for record in records] == ["align"] * 2 + ["anneal"] * 10 + ["closed"] * 8
     opened = [record["threshold"] for record in records[2:]]
@@ -71,7 +74,7 @@ def test_a_closed_layer_does_not_pay_for_softmax(student, teacher, batches, monk
     calls = []
     whole = castled.masked_softmax
     monkeypatch.setattr(castled, "masked_softmax", lambda *values: calls.append(1) or whole(*values))
-    run(student, teacher, batches, "distill.mask.closed_from=0.6", "distill.mask.start=0.1", steps=20)
+    run(student, teacher, batches, *PHASES, steps=20)
     assert len(calls) == 10 * 2  # ten annealed steps, two layers
     student(batches[0])
     assert len(calls) == 10 * 2
