@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import json_option, model_options, print_json, result_console
+from .options import fewer_or_more, json_option, model_options, print_json, result_console
 
 
 @click.command("inspect", epilog="Example: castling inspect --model deit_s --no-pretrained")
@@ -68,7 +68,5 @@ def command(
                       "yes" if layer.castable else f"no: {layer.reason}")  # fmt: skip
     result_console().print(table)
     if "castled" in macs:
-        ratio = macs["softmax"] / macs["castled"]
-        click.echo(
-            f"MACs an image: {macs['softmax'] / 1e9:.2f} G, castled {macs['castled'] / 1e9:.2f} G ({ratio:.2f}x fewer)"
-        )
+        softmax, castled = (f"{value / 1e9:.2f} G" for value in macs.values())
+        click.echo(f"MACs an image: {softmax}, castled {castled} ({fewer_or_more(*macs.values())})")

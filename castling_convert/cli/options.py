@@ -64,5 +64,10 @@ def result_console() -> Console:
     return Console(soft_wrap=True, markup=False, highlight=False)
 
 
+def fewer_or_more(before: int, after: int) -> str:
+    """`1.05x fewer` or `1.01x more`."""
+    return f"{before / after:.2f}x fewer" if after <= before else f"{after / before:.2f}x more"
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))

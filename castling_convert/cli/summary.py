@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .options import result_console
+from .options import fewer_or_more, result_console
 
 
 def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> None:
@@ -27,7 +27,7 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
         table.add_row("top-1", "unmeasured", "unmeasured")
     macs, parameters = summary["macs"], summary["parameters"]
     table.add_row("MACs an image", f"{macs['teacher'] / 1e6:,.1f} M",
-                  f"{macs['castled'] / 1e6:,.1f} M ({macs['teacher'] / macs['castled']:.2f}x fewer)")  # fmt: skip
+                  f"{macs['castled'] / 1e6:,.1f} M ({fewer_or_more(macs['teacher'], macs['castled'])})")  # fmt: skip
     table.add_row("parameters", *(f"{parameters[name]:,}" for name in ("teacher", "castled")))
     layers = summary["layers"]
     castled = sum(layer["status"] == "castled" for layer in layers)
