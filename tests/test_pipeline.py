@@ -164,7 +164,7 @@ def test_unlabelled_images_give_agreement_alone(tmp_path, file):
     assert accuracy["castled"]["agreement"] is not None
 
 
-@pytest.mark.parametrize(("parts", "held_out"), [(("",), False), (("train/", "val/"), True)])
+@pytest.mark.parametrize(("parts", "held_out"), [(("",), False), (("train/",), False), (("train/", "val/"), True)])
 def test_held_out_is_said_only_of_other_images(tmp_path, file, parts, held_out):
     for part in parts:
         folders(tmp_path / "data" / part, *(f"class{index}" for index in range(10)), count=1)

@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,7 +233,8 @@ def _split_folder(root: Path, split: Split) -> Path:
 
 
 def _has_parts(root: Path) -> bool:
-    return _split_folder(root, "validation") != _split_folder(root, "train")
+    """Whether training and validation have a folder each; one alone lies inside what the other reads."""
+    return root not in (_split_folder(root, "train"), _split_folder(root, "validation"))
 
 
 def _open_timm(spec: str, mode: str, transform: Transform, split: Split) -> ImageData:
@@ -246,13 +248,17 @@ def _open_timm(spec: str, mode: str, transform: Transform, split: Split) -> Imag
         raise DataError(f"data set {name} needs a package that is not installed: {error}") from None
     except Exception as error:  # noqa: BLE001 - every data set library fails in its own way
         raise DataError(f"timm data set {spec} can't be opened: {_first_line(error)}; use NAME:ROOT") from None
-    dataset.transform = lambda image: transform(image.convert(mode))  # torchvision's sets know no colour mode
+    dataset.transform = partial(_in_mode, transform, mode)  # torchvision's sets know no colour mode
     classes = getattr(dataset, "classes", None)
     if not isinstance(dataset, IterableDataset):
         dataset = _Readable(dataset, spec)
     one_folder = name.lower() in ("torch/image_folder", "torch/folder")
     held_out = _has_parts(Path(root)) if one_folder else True
     return ImageData(spec, dataset, len(classes) if classes else None, held_out)
+
+
+def _in_mode(transform: Transform, mode: str, image: Image.Image) -> Tensor:
+    return transform(image.convert(mode))
 
 
 class _Readable(Dataset[tuple[Tensor, int]]):
