@@ -33,7 +33,8 @@ for _module in (convert, export, verify, evaluate, inspect, models, recipes, rep
 
 def main() -> None:
     """Entry point of `castling`: errors become one line and an exit code, never a traceback by accident."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     debug = "--debug" in sys.argv[1:]
     try:
         code = cli.main(standalone_mode=False) or 0
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    # A scheduler's SIGTERM is treated like Ctrl-C: the state is saved.
+    # SIGTERM from a scheduler is treated like Ctrl-C, also where a shell started us with Ctrl-C ignored.
     raise KeyboardInterrupt
 
 

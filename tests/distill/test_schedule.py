@@ -26,8 +26,11 @@ def test_rises_and_ends_exactly_closed(steps, mask):
     assert all(0 <= value <= 1 for value in values)
 
 
-def test_default_phases_of_400_steps():
-    values = thresholds(400)
+PHASES = {"start": 0.1, "open_until": 0.1, "closed_from": 0.6}
+
+
+def test_phases_of_400_steps():
+    values = thresholds(400, **PHASES)
     assert values[:40] == [0.0] * 40
     assert 0 < values[40] < 1 / TOKENS
     assert values[239] < 1.0
@@ -35,11 +38,18 @@ def test_default_phases_of_400_steps():
 
 
 def test_rises_geometrically():
-    values = thresholds(400)[40:240]
+    values = thresholds(400, **PHASES)[40:240]
     ratios = [after / before for before, after in itertools.pairwise(values)]
     assert max(ratios) == pytest.approx(min(ratios))
     assert values[0] / ratios[0] == pytest.approx(0.1 / TOKENS)  # one step before the first rise
     assert values[-1] * ratios[0] == pytest.approx(1.0)  # and one after the last
+
+
+def test_by_default_the_masks_close_over_the_first_third():
+    values = thresholds(400)
+    assert 1 / TOKENS < values[0] < 1.1 / TOKENS
+    assert values[119] < 1.0
+    assert values[120:] == [1.0] * 280
 
 
 def test_one_step_is_closed_and_two_are_open_then_closed():
