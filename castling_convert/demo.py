@@ -38,7 +38,7 @@ TEACHER_STEPS, BATCH_SIZE, LR = 1100, 64, 2e-3
 TEACHER_FLOOR = 97.0
 CASTLED_DROP = 1.0
 # A model this small, trained from scratch, takes a larger step than a pretrained one.
-DISTILL = ("distill.steps=600", "distill.optimizer.lr=3e-3", "data.scale=0.8")
+DISTILL = ("distill.steps=500", "distill.optimizer.lr=3e-3", "data.scale=0.8")
 AUGMENTATION = DataConfig(scale=0.8)
 
 
