@@ -16,7 +16,7 @@ from torch import nn
 from . import bundle
 from .analysis.accuracy import measure
 from .distill.data import Preprocessing, open_data, training_loader
-from .errors import CheckFailed
+from .errors import BundleError, CheckFailed
 from .export import export
 from .export.verify import Verification, verify
 from .files import writing
@@ -37,9 +37,9 @@ TEACHER_ARGS: dict[str, Any] = {
 TEACHER_STEPS, BATCH_SIZE, LR = 1100, 64, 2e-3
 TEACHER_FLOOR = 97.0
 CASTLED_DROP = 1.0
-# A model this small, trained from scratch, takes a larger step than a pretrained one.
-DISTILL = ("distill.steps=500", "distill.optimizer.lr=3e-3", "data.scale=0.8")
 AUGMENTATION = DataConfig(scale=0.8)
+# A model this small, trained from scratch, takes a larger step than a pretrained one.
+DISTILL = ("distill.steps=500", "distill.optimizer.lr=3e-3", f"data.scale={AUGMENTATION.scale}")
 
 
 def run(output: Path, seed: int, console: Console | None) -> tuple[dict[str, Any], Verification]:
@@ -53,6 +53,7 @@ def run(output: Path, seed: int, console: Console | None) -> tuple[dict[str, Any
     """
     folder = output.with_name(output.name + "-teacher")
     bundle.refuse_in_the_way(output, force=True)
+    _refuse_foreign_teacher(folder)
     teacher = train_teacher(seed, console)
     with writing(folder) as fresh:
         save_for_hf(teacher, fresh, safe_serialization=True)
@@ -72,6 +73,14 @@ def run(output: Path, seed: int, console: Console | None) -> tuple[dict[str, Any
     if not result.holds:
         raise CheckFailed(f"{artifact} differs from its bundle by {result.folded.max_error:.1e}")
     return summary, result
+
+
+def _refuse_foreign_teacher(folder: Path) -> None:
+    """A teacher of an earlier demo is replaced, nothing else."""
+    if folder.exists() and not (
+        folder.is_dir() and {file.name for file in folder.iterdir()} <= {"config.json", "model.safetensors"}
+    ):
+        raise BundleError(f"{folder} exists and is no teacher of a demo, so it is not replaced; give another --output")
 
 
 def train_teacher(seed: int, console: Console | None, steps: int = TEACHER_STEPS) -> nn.Module:

@@ -97,7 +97,7 @@ class CastledAttention(_Castled):
 
         y = (S∘M) v + (1 - rowsum(S∘M)) · linear,
 
-    so a fully open mask (threshold 0) is the teacher's own attention and a closed one the linear form.
+    so a fully open mask (threshold 0) is the teacher's own attention and a closed one the linear form,
     where linear is the angular part and the depthwise residual. For `l2` the branch is added before the
     norm and the residual after it, as in the snippet.
 
@@ -119,7 +119,7 @@ class CastledAttention(_Castled):
         self.closed = False
 
     def set_threshold(self, threshold: float) -> None:
-        """Drop softmax weights at or below `threshold`; 1 or more closes the mask for good measure exactly."""
+        """Drop softmax weights at or below `threshold`; 1 or more closes the mask exactly."""
         self.closed = threshold >= CLOSED
         self.threshold.fill_(threshold)
         if self.closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -261,7 +262,7 @@ def _warmup_cosine(config: DistillConfig):  # type: ignore[no-untyped-def]
         if step < warmup:
             return (step + 1) / warmup
         share = (step - warmup) / max(1, config.steps - warmup)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
+        return 0.5 * (1 + math.cos(share * math.pi))
 
     return factor
 

@@ -246,3 +246,10 @@ def test_a_write_that_fails_at_the_bundle_keeps_the_training(convert, monkeypatc
     assert [path.name for path in (here / "out").iterdir()] == ["train"]
     convert("--resume").done()
     cc.load(here / "out")
+
+
+def test_the_demo_replaces_no_folder_of_the_user(castling, here):
+    """Its teacher goes beside the bundle, where something of the user's own may lie."""
+    (here / "mine-teacher").mkdir()
+    (here / "mine-teacher" / "thesis.txt").write_text("years of work")
+    castling("demo", "--output", "mine").refused("mine-teacher", "--output")
