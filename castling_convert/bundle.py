@@ -151,7 +151,7 @@ def load_trained(path: Path) -> nn.Module | None:
     """The student before folding, masks closed; None when the bundle does not keep it."""
     import timm
 
-    from .castle import castle_, set_thresholds
+    from .castle import castle_, close_masks
     from .load import read_state_dict
 
     if not (path / TRAINED).is_file():
@@ -163,7 +163,7 @@ def load_trained(path: Path) -> nn.Module | None:
     castling = arguments["castling"]
     student = castle_(base, Recipe.parse({"attention": castling["attention"]}, str(path)), castling["layers"])
     student.load_state_dict(read_state_dict(path / TRAINED))
-    set_thresholds(student, 1.0)
+    close_masks(student)
     return student.eval()
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .attention import AttentionConfig, CastledAttention, FoldedAttention
+from .attention.masked_softmax import CLOSED
 from .errors import ModelError, RecipeError
 from .families import AttentionLayer, Family, family_of
 from .recipe import Recipe
@@ -142,7 +143,7 @@ def castled_layers(model: nn.Module) -> Iterator[tuple[str, CastledAttention]]:
             yield name, module
 
 
-def set_thresholds(model: nn.Module, threshold: float) -> None:
-    """Set the mask threshold of every castled layer; 1.0 closes them all."""
+def close_masks(model: nn.Module) -> None:
+    """Close the mask of every castled layer exactly."""
     for _, layer in castled_layers(model):
-        layer.set_threshold(threshold)
+        layer.set_mask(CLOSED)

@@ -23,10 +23,12 @@ class MaskConfig(_Section):
     """How the masks of the softmax branch close. Shares are of all steps.
 
     `threshold` raises the smallest softmax weight that is kept, geometrically from `start / N` to 1 for
-    N tokens; `none` never opens the branch.
+    N tokens; `gate` multiplies the whole branch by a factor that falls from 1 to 0; `none` never opens
+    it. Layers close `together`, or one after the other from the `first` on or from the `last`.
     """
 
-    schedule: Literal["threshold", "none"] = "threshold"
+    schedule: Literal["threshold", "gate", "none"] = "threshold"
+    order: Literal["together", "first", "last"] = "together"
     start: float = Field(default=1.0, gt=0)
     open_until: float = Field(default=0.0, ge=0, lt=1)
     closed_from: float = Field(default=0.3, gt=0, lt=1)
@@ -59,9 +61,18 @@ class LossConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """AdamW with a linear warm-up and a cosine to zero. `align` steps match attention outputs alone."""
+    """The optimiser, with a linear warm-up and a `cosine` or `linear` fall to zero.
 
-    lr: float = Field(default=5e-4, gt=0)
+    `muon` is Muon on the blocks' matrices and AdamW, at `lr * fallback`, on everything else: norms,
+    biases, gains, embeddings, the head, depthwise kernels. Its step is scaled by the shape of the matrix
+    (Keller Jordan's rule), so that a learning rate means the same at any width. `adamw` is AdamW on all.
+    `train` says what learns: everything, or the castled layers alone.
+    """
+
+    name: Literal["muon", "adamw"] = "muon"
+    lr: float = Field(default=0.03, gt=0)
+    fallback: float = Field(default=0.25, gt=0)
+    decay: Literal["cosine", "linear"] = "cosine"
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_grad: float = Field(default=1.0, gt=0)

@@ -11,7 +11,7 @@ from torch import nn
 
 import castling_convert as cc
 from castling_convert.attention import CastledAttention
-from castling_convert.castle import set_thresholds
+from castling_convert.castle import close_masks
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 
@@ -58,7 +58,7 @@ def closed_student(teacher: nn.Module, layers: str | None = None, **attention: A
     """A castled copy with random gains and depthwise weights and every mask closed, as after training."""
     student = cc.castle(teacher, recipe(**attention), layers)
     shake_(student, seed=1)
-    set_thresholds(student, 1.0)
+    close_masks(student)
     return student.eval()
 
 

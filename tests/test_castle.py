@@ -6,7 +6,7 @@ import torch
 
 import castling_convert as cc
 from castling_convert.attention import CastledAttention
-from castling_convert.castle import castled_layers, parse_layers, set_thresholds
+from castling_convert.castle import castled_layers, parse_layers, close_masks
 from castling_convert.errors import ModelError, RecipeError
 from tests.models import closed_student, images, recipe, tiny
 
@@ -48,11 +48,10 @@ def test_a_recipe_by_name() -> None:
     assert student.castling.attention == cc.Recipe.load("reference").attention
 
 
-def test_set_thresholds_reaches_every_layer() -> None:
+def test_close_masks_reaches_every_layer() -> None:
     student = cc.castle(tiny(), recipe())
-    set_thresholds(student, 0.25)
-    assert [layer.threshold.item() for _, layer in castled_layers(student)] == [0.25, 0.25]
-    set_thresholds(student, 1.0)
+    assert not any(layer.closed for _, layer in castled_layers(student))
+    close_masks(student)
     assert all(layer.closed for _, layer in castled_layers(student))
 
 

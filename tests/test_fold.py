@@ -8,7 +8,7 @@ from timm.layers import LayerScale
 
 import castling_convert as cc
 from castling_convert.attention import CastledAttention, FoldedAttention
-from castling_convert.castle import castled_layers, set_thresholds
+from castling_convert.castle import castled_layers, close_masks
 from castling_convert.errors import CheckFailed, FoldError
 from castling_convert.fold import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, certify
 from tests.models import ATTENTION, KINDS, closed_student, images, recipe, tiny
@@ -65,8 +65,8 @@ def test_certify_catches_a_fold_that_changes_the_model(monkeypatch: pytest.Monke
 
 def test_refuses_while_a_mask_is_open_and_names_the_layers() -> None:
     student = cc.castle(tiny(depth=3), recipe())
-    set_thresholds(student, 1.0)
-    dict(castled_layers(student))["blocks.1.attn"].set_threshold(0.999)
+    close_masks(student)
+    dict(castled_layers(student))["blocks.1.attn"].set_mask(0.999)
     with pytest.raises(FoldError, match=r"open in blocks\.1\.attn;"):
         cc.fold(student)
     with pytest.raises(FoldError, match=r"blocks\.1\.attn"):

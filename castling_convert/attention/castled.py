@@ -101,11 +101,13 @@ class CastledAttention(_Castled):
     where linear is the angular part and the depthwise residual. For `l2` the branch is added before the
     norm and the residual after it, as in the snippet.
 
-    `threshold` is a scalar buffer set by `set_threshold`; at 1 or more the layer is closed and skips
-    the branch. `density` holds the share of softmax entries kept in the last forward.
+    The mask M is gate · [S > threshold], two scalar buffers set by `set_mask`; at a threshold of 1 or a
+    gate of 0 the layer is closed and skips the branch. `density` holds the share of softmax entries kept
+    in the last forward, times the gate.
     """
 
     threshold: Tensor
+    mask_gate: Tensor
     density: Tensor
 
     def __init__(self, source: Projections, config: AttentionConfig, grid: TokenGrid) -> None:
@@ -115,13 +117,18 @@ class CastledAttention(_Castled):
         self.gain = nn.Parameter(weight.new_ones(source.num_heads, 1, 1)) if config.normalization != "l2" else None
         self.proj_drop = nn.Dropout(source.proj_drop)
         self.register_buffer("threshold", torch.zeros((), device=weight.device), persistent=False)
+        self.register_buffer("mask_gate", torch.ones((), device=weight.device), persistent=False)
         self.register_buffer("density", torch.ones((), device=weight.device), persistent=False)
         self.closed = False
 
-    def set_threshold(self, threshold: float) -> None:
-        """Drop softmax weights at or below `threshold`; 1 or more closes the mask exactly."""
-        self.closed = threshold >= CLOSED
+    def set_mask(self, threshold: float, gate: float = 1.0) -> None:
+        """Drop softmax weights at or below `threshold` and multiply the others by `gate`.
+
+        A threshold of 1 or more, or a gate of 0, closes the mask exactly.
+        """
+        self.closed = threshold >= CLOSED or gate <= 0
         self.threshold.fill_(threshold)
+        self.mask_gate.fill_(gate)
         if self.closed:
             self.density.zero_()
 
@@ -152,7 +159,8 @@ class CastledAttention(_Castled):
         y = linear_angular(q, k, v, self.scale(), self.config)
         if self.closed:
             return self.linear(y, v)
-        kept, mass, self.density = masked_softmax(q, k, v, self.softmax_scale, self.threshold)
+        kept, mass, density = masked_softmax(q, k, v, self.softmax_scale, self.threshold)
+        kept, mass, self.density = kept * self.mask_gate, mass * self.mask_gate, density * self.mask_gate
         if self.config.normalization == "l2":
             # The linear form is written relative to a constant term of 1/2, hence the factor of two.
             weight = 2 * (v.shape[-2] ** -0.5 if self.config.sums_over_tokens else 1.0)

@@ -31,7 +31,7 @@ def command(
     from rich.table import Table
 
     from ..analysis.macs import count_macs
-    from ..castle import castle, set_thresholds
+    from ..castle import castle, close_masks
     from ..families import family_of
     from ..fold import fold_
     from ..load import load_model, parse_model_args
@@ -50,7 +50,7 @@ def command(
     macs = {"softmax": count_macs(loaded)}
     if any(layer.castable for layer in layers):
         student = castle(loaded)
-        set_thresholds(student, 1.0)
+        close_masks(student)
         macs["castled"] = count_macs(fold_(student))
     if as_json:
         values: list[dict[str, Any]] = [asdict(layer) | {"castable": layer.castable} for layer in layers]

@@ -1,8 +1,9 @@
 """Images for distillation and evaluation, from the `--data` spec.
 
 A spec is a folder (class subfolders, or flat and unlabelled), `digits` (scikit-learn's handwritten
-digits, shipped with it), `generated` (images made here, unlabelled), or a timm dataset name with its
-root after a colon: `torch/cifar10:ROOT`, `wds/NAME:ROOT`, `hfds/NAME`.
+digits, shipped with it), `relations` (scenes made here, where the label is a relation), `generated`
+(images made here, unlabelled), or a timm dataset name with its root after a colon: `torch/cifar10:ROOT`,
+`wds/NAME:ROOT`, `hfds/NAME`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import DataError
 from ..recipe import DataConfig
+from .digits import Digits
 from .generated import GeneratedImages
+from .relations import Relations
 
 Split = Literal["train", "validation"]
 Transform = Callable[[Image.Image], Tensor]
+
+EMBEDDED: dict[str, Any] = {"digits": Digits, "relations": Relations}
+"""Labelled data sets that need no files."""
 
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 # Up to this many files are opened before a run starts, so that a broken one can't end it halfway.
@@ -88,7 +94,7 @@ class Preprocessing:
             crop_mode=self.crop_mode,
         )
 
-    def train_transform(self, config: DataConfig, hflip: bool = True) -> Transform:
+    def train_transform(self, config: DataConfig) -> Transform:
         from timm.data import create_transform
 
         return create_transform(
@@ -98,7 +104,7 @@ class Preprocessing:
             std=self.std,
             interpolation=self.interpolation,
             scale=(config.scale, 1.0),
-            hflip=config.hflip if hflip else 0.0,
+            hflip=config.hflip,
             color_jitter=None,
         )
 
@@ -136,28 +142,6 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
                 raise _unreadable(path, error) from None
 
 
-class Digits(Dataset[tuple[Tensor, int]]):
-    """scikit-learn's 1,797 scanned digits, 8x8, ten classes: 1,200 to train on, 597 held out."""
-
-    def __init__(self, split: Split, mode: str, transform: Transform) -> None:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        images, labels = load_digits(return_X_y=True)
-        train, held_out = train_test_split(np.arange(len(labels)), train_size=1200, random_state=0, stratify=labels)
-        chosen = train if split == "train" else held_out
-        pixels = (images[chosen].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-        self.images = [Image.fromarray(image).convert(mode) for image in pixels]
-        self.labels = [int(label) for label in labels[chosen]]
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images[index]), self.labels[index]
-
-
 @dataclass(frozen=True)
 class ImageData:
     """A data set with what is known of it. `classes` is None when it has no labels; `held_out` says
@@ -190,14 +174,16 @@ def open_data(
     Raises:
         DataError: nothing there, no images, an unreadable image, an unknown timm data set.
     """
-    transform = (
-        preprocessing.train_transform(training, hflip=spec != "digits")
-        if training is not None
-        else preprocessing.eval_transform()
-    )
+    if training is not None and spec == "digits":
+        training = training.model_copy(update={"hflip": 0.0})  # a mirrored digit is another sign
+    if training is not None and spec != "relations":  # never the same scene twice: nothing to augment
+        transform = preprocessing.train_transform(training)
+    else:
+        transform = preprocessing.eval_transform()
     mode = preprocessing.image_mode
-    if spec == "digits":
-        return ImageData(spec, Digits(split, mode, transform), 10, held_out=True)
+    if spec in EMBEDDED:
+        dataset = EMBEDDED[spec](split, mode, transform)
+        return ImageData(spec, dataset, len(dataset.classes), held_out=True)
     if spec == "generated":
         size = preprocessing.input_size[1:]
         return ImageData(spec, GeneratedImages(size, mode, transform, seed=seed), None, held_out=False)
@@ -208,7 +194,7 @@ def open_data(
 
 def _open_folder(root: Path, mode: str, transform: Transform, split: Split) -> ImageData:
     if not root.exists():
-        raise DataError(f"data folder {root} not found; give a folder of images, digits, or a timm data set")
+        raise DataError(f"data folder {root} not found; give a folder of images, digits, relations, or a timm data set")
     if not root.is_dir():
         raise DataError(f"--data {root} is a file; give the folder that holds the images")
     from timm.data.readers.reader_image_folder import ReaderImageFolder

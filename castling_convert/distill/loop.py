@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from timm.optim import Muon
 from torch import Tensor, nn
 
-from ..castle import castled_layers, set_thresholds
+from ..castle import castled_layers, close_masks
 from ..errors import DataError, ModelError
 from ..recipe import DistillConfig, Recipe
 from .data import Preprocessing, open_data, training_loader
 from .interrupt import StopRequest
 from .losses import attention_loss, logit_divergence, relative_mse, tap_outputs
 from .progress import Progress
-from .schedule import Schedule
+from .schedule import SHUT, Schedule
 from .state import TrainState
 
 
@@ -80,9 +81,9 @@ def distill(
         raise ModelError("the student has no castled layers in training form; make it with castle()")
     set_seed(config.seed)
     accelerator = make_accelerator(device, config.precision)
-    schedule = Schedule.of(config, tokens=_tokens(student))
+    schedule = Schedule.of(config, _tokens(student), len(names))
     optimizer = _optimizer(student, names, config)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_cosine(config))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate(config))
     progress = progress or Progress(workdir)
     state = TrainState(accelerator, workdir, fingerprint(recipe, identity))
 
@@ -101,8 +102,9 @@ def distill(
         for step in range(first, config.steps):
             images = next(batches)
             aligning = step < schedule.align_until
-            threshold = 1.0 if aligning else schedule.threshold(step)
-            set_thresholds(student, threshold)
+            masks = [SHUT if aligning else schedule.mask(step, index) for index in range(len(names))]
+            for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
+                layer.set_mask(*mask)
             with accelerator.autocast():
                 if aligning:
                     loss, parts, layers = _align_loss(student, teacher, images, taps)
@@ -122,11 +124,11 @@ def distill(
             losses = {name: part.item() for name, part in parts.items()}
             progress.step(
                 step=step + 1,
-                phase="align" if aligning else "anneal" if threshold < 1 else "closed",
+                phase="align" if aligning else "closed" if all(mask.closed for mask in masks) else "anneal",
                 losses={"total": loss.item()} | losses,
                 layer_losses={name: value.item() for name, value in layers.items()},
                 lr=scheduler.get_last_lr()[0],
-                threshold=threshold,
+                threshold=min(mask.threshold for mask in masks),
                 density={name: layer.density.item() for name, layer in castled_layers(student)},
                 images=images.shape[0],
             )
@@ -135,7 +137,7 @@ def distill(
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
             if not last and stop.requested:
                 raise KeyboardInterrupt
-    set_thresholds(student, 1.0)
+    close_masks(student)
     accelerator.unwrap_model(student).eval()
     seconds = time.monotonic() - started
     return DistillResult(first, config.steps, seconds, seen / max(seconds, 1e-9), losses)
@@ -238,31 +240,43 @@ class _Taps:
             handle.remove()
 
 
-def _optimizer(student: nn.Module, names: list[str], config: DistillConfig) -> torch.optim.AdamW:
+def _optimizer(student: nn.Module, names: list[str], config: DistillConfig) -> torch.optim.Optimizer:
+    """The optimiser over what the recipe trains; everything else is frozen."""
     chosen = [student] if config.optimizer.train == "all" else [student.get_submodule(name) for name in names]
-    student.requires_grad_(False)
-    decay: list[nn.Parameter] = []
+    trained = {id(parameter) for module in chosen for parameter in module.parameters()}
+    matrices: list[nn.Parameter] = []  # of the blocks' linear layers: Muon's
+    decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for module in chosen:
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(True)
-            # timm's convention: no decay on biases, norms, tokens; gains are as few.
-            (plain if parameter.ndim <= 1 or name.endswith(("gain", "token", "pos_embed")) else decay).append(parameter)
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+        if not parameter.requires_grad:
+            continue
+        # timm's convention: no decay on biases, norms, tokens; gains are as few.
+        if parameter.ndim <= 1 or name.endswith(("gain", "token", "pos_embed")):
+            plain.append(parameter)
+        else:
+            (matrices if parameter.ndim == 2 and name.startswith("blocks.") else decayed).append(parameter)
+    settings = config.optimizer
     groups = [
-        {"params": decay, "weight_decay": config.optimizer.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": decayed, "weight_decay": settings.weight_decay, "use_fallback": True},
+        {"params": plain, "weight_decay": 0.0, "use_fallback": True},
     ]
-    return torch.optim.AdamW(groups, lr=config.optimizer.lr)
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr)
+    return Muon(groups, lr=settings.lr, adjust_lr_fn="original", fallback_lr_scale=settings.fallback)
 
 
-def _warmup_cosine(config: DistillConfig):  # type: ignore[no-untyped-def]
+def _learning_rate(config: DistillConfig) -> Callable[[int], float]:
+    """The factor on the learning rate at each step."""
     warmup = max(1, round(config.optimizer.warmup * config.steps))
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
         share = (step - warmup) / max(1, config.steps - warmup)
-        return 0.5 * (1 + math.cos(share * math.pi))
+        return 1 - share if config.optimizer.decay == "linear" else 0.5 * (1 + math.cos(share * math.pi))
 
     return factor
 

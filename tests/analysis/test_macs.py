@@ -8,7 +8,7 @@ import torch
 
 import castling_convert as cc
 from castling_convert.analysis.macs import count_macs, count_parameters
-from castling_convert.castle import set_thresholds
+from castling_convert.castle import close_masks
 
 D, DEPTH, HEADS, PATCH, SIDE, CLASSES = 32, 2, 4, 8, 32, 10
 PATCHES = (SIDE // PATCH) ** 2
@@ -24,7 +24,7 @@ def vit(**arguments):
 
 def folded(model, *overrides: str):
     student = cc.castle(model, cc.Recipe.load("castling", overrides))
-    set_thresholds(student, 1.0)
+    close_masks(student)
     return cc.fold(student)
 
 

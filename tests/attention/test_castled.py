@@ -21,7 +21,7 @@ SOFTMAX_START = [form for form in FORMS if form.normalization != "l2"]
 @torch.no_grad()
 def test_training_form_is_the_formula(form: AttentionConfig, threshold: float) -> None:
     trained, x = layer(form), tokens()
-    trained.set_threshold(threshold)
+    trained.set_mask(threshold)
     torch.testing.assert_close(trained(x), formula.castled(trained, x, threshold), rtol=0, atol=1e-12)
 
 
@@ -29,7 +29,7 @@ def test_training_form_is_the_formula(form: AttentionConfig, threshold: float) -
 @torch.no_grad()
 def test_folded_form_is_the_formula(form: AttentionConfig) -> None:
     trained, x = layer(form), tokens()
-    trained.set_threshold(1.0)
+    trained.set_mask(1.0)
     folded = FoldedAttention(trained).eval()
     torch.testing.assert_close(folded(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
 
@@ -38,7 +38,7 @@ def test_folded_form_is_the_formula(form: AttentionConfig) -> None:
 @torch.no_grad()
 def test_float32_is_near_the_formula(form: AttentionConfig) -> None:
     trained, x = layer(form), tokens()
-    trained.set_threshold(1.0)
+    trained.set_mask(1.0)
     expected = formula.castled(trained, x, 1.0)
     actual = FoldedAttention(trained.float())(x.float())
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-5)
@@ -48,7 +48,7 @@ def test_float32_is_near_the_formula(form: AttentionConfig) -> None:
 @torch.no_grad()
 def test_open_mask_is_softmax_attention(form: AttentionConfig) -> None:
     opened, x = layer(form), tokens()
-    opened.set_threshold(0.0)
+    opened.set_mask(0.0)
     q, k, v = formula.heads_of(opened.qkv, x, HEADS)
     softmax = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     torch.testing.assert_close(opened(x), opened.proj(softmax), rtol=0, atol=1e-12)
@@ -60,7 +60,7 @@ def test_open_mask_is_softmax_attention(form: AttentionConfig) -> None:
 def test_recipe_reference_is_the_public_snippet(threshold: float | None, dtype: torch.dtype) -> None:
     form = Recipe.load("reference").attention
     trained, x = layer(form, 7, 7, 1).to(dtype), tokens(50).to(dtype)
-    trained.set_threshold(1.0 if threshold is None else threshold)
+    trained.set_mask(1.0 if threshold is None else threshold)
     assert trained.depthwise is not None
     dconv = trained.depthwise.weight[:, 0, :, 0]
     expected = formula.snippet(x, trained.qkv, dconv, trained.proj, HEADS, threshold)
@@ -73,7 +73,7 @@ def test_recipe_reference_is_the_public_snippet(threshold: float | None, dtype: 
 def test_snippet_mask_decides_something() -> None:
     """The threshold of the test above drops some weights and keeps others."""
     trained = layer(Recipe.load("reference").attention, 7, 7, 1)
-    trained.set_threshold(0.02)
+    trained.set_mask(0.02)
     trained(tokens(50))
     assert 0.1 < trained.density.item() < 0.9
 
@@ -87,7 +87,7 @@ def test_zero_vectors_are_finite_with_gradients(form: AttentionConfig, part: str
     with torch.no_grad():
         trained.qkv.weight[rows] = 0
         trained.qkv.bias[rows] = 0
-    trained.set_threshold(1.0)
+    trained.set_mask(1.0)
     y = trained(tokens())
     y.square().sum().backward()
     assert y.isfinite().all()
@@ -100,7 +100,7 @@ def test_one_zero_token_among_others_matches_the_formula() -> None:
         trained, x = layer(form), tokens()
         trained.qkv.bias.zero_()
         x[:, 5] = 0
-        trained.set_threshold(1.0)
+        trained.set_mask(1.0)
         torch.testing.assert_close(trained(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
 
 
@@ -113,7 +113,7 @@ def test_half_precision_is_near_float64(form: AttentionConfig, dtype: torch.dtyp
     x = tokens(side * side, batch=1).to(dtype)
     exact = copy.deepcopy(half).double()
     for each in (half, exact):
-        each.set_threshold(1.0)
+        each.set_mask(1.0)
     expected = exact(x.double())
     for actual in (half(x), FoldedAttention(half)(x)):
         assert actual.dtype == dtype
@@ -129,7 +129,7 @@ def test_half_precision_does_not_overflow(form: AttentionConfig) -> None:
     half.qkv.bias.fill_(60)  # keys and values with a common offset, as pretrained models have
     exact = copy.deepcopy(half).double()
     for each in (half, exact):
-        each.set_threshold(1.0)
+        each.set_mask(1.0)
     x = tokens(36 * 36, batch=1).half()
     expected, actual = exact(x.double()), half(x)
     assert actual.isfinite().all()
@@ -141,7 +141,7 @@ def test_one_token_is_its_own_value() -> None:
     x = tokens(1)
     for form in (config(depthwise="none"), config(normalization="gain", center=True, depthwise="none")):
         single = layer(form, 1, 1, 0)
-        single.set_threshold(1.0)
+        single.set_mask(1.0)
         v = formula.heads_of(single.qkv, x, HEADS)[2]
         torch.testing.assert_close(single(x), single.proj(v.transpose(1, 2).flatten(2)), rtol=0, atol=1e-12)
 
@@ -151,7 +151,7 @@ def test_one_token_is_its_own_value() -> None:
 def test_one_token_open_and_closed(form: AttentionConfig) -> None:
     single, x = layer(form, 1, 1, 0), tokens(1)
     for threshold in (0.0, 0.5, 1.0):
-        single.set_threshold(threshold)
+        single.set_mask(threshold)
         torch.testing.assert_close(single(x), formula.castled(single, x, threshold), rtol=0, atol=1e-12)
 
 
@@ -161,7 +161,7 @@ def test_grids_of_one_length_differ() -> None:
     wide = copy.deepcopy(square)
     wide.grid = TokenGrid(7, 28, 1)
     for each in (square, wide):
-        each.set_threshold(1.0)
+        each.set_mask(1.0)
     torch.testing.assert_close(wide(x), formula.castled(wide, x, 1.0), rtol=0, atol=1e-12)
     assert (wide(x) - square(x)).abs().max() > 1e-3
 
@@ -170,7 +170,7 @@ def test_density_falls_from_one_to_zero() -> None:
     trained, x = layer(config()), tokens()
     densities = []
     for threshold in (0.0, 0.01, 0.05, 0.1, 0.3, 0.9, 1.0):
-        trained.set_threshold(threshold)
+        trained.set_mask(threshold)
         trained(x)
         densities.append(trained.density.item())
     assert densities[0] == 1
@@ -185,10 +185,10 @@ def test_closed_layer_skips_the_softmax_branch(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(castled, "masked_softmax", refuse)
     trained, x = layer(config()), tokens()
-    trained.set_threshold(0.999)
+    trained.set_mask(0.999)
     with pytest.raises(AssertionError, match="softmax branch"):
         trained(x)
-    trained.set_threshold(1.0)
+    trained.set_mask(1.0)
     assert trained(x).isfinite().all()
 
 
@@ -197,12 +197,12 @@ def test_closed_layer_skips_the_softmax_branch(monkeypatch: pytest.MonkeyPatch) 
 def test_threshold_one_is_exactly_closed_even_for_one_token(threshold: float) -> None:
     """The softmax weight of a single token is one; a mask that kept it would show here."""
     trained, x = layer(config(normalization="gain", constant="mean"), 1, 1, 0), tokens(1)
-    trained.set_threshold(threshold)
+    trained.set_mask(threshold)
     closed = trained(x)
     assert trained.closed
     assert trained.density == 0
     assert torch.equal(closed, FoldedAttention(trained)(x))
-    trained.set_threshold(0.5)
+    trained.set_mask(0.5)
     assert not trained.closed
     assert (trained(x) - closed).abs().max() > 1e-3
 
@@ -213,7 +213,7 @@ def test_gradients_reach_gain_and_depthwise_when_closed(form: AttentionConfig) -
     assert trained.depthwise is not None
     with torch.no_grad():
         trained.depthwise.weight.zero_()  # as castle leaves it
-    trained.set_threshold(1.0)
+    trained.set_mask(1.0)
     trained(tokens()).square().sum().backward()
     assert trained.gain is not None
     for parameter in (trained.gain, trained.depthwise.weight, trained.qkv.weight):
@@ -229,7 +229,7 @@ def test_row_sum_stays_finite_at_any_gain() -> None:
         trained.gain.fill_(gain)
         trained.qkv.weight[HEADS * D : 2 * HEADS * D] = -trained.qkv.weight[: HEADS * D]  # k = -q
         trained.qkv.bias[HEADS * D : 2 * HEADS * D] = -trained.qkv.bias[: HEADS * D]
-        trained.set_threshold(1.0)
+        trained.set_mask(1.0)
         v = formula.heads_of(trained.qkv, x, HEADS)[2]
         y = castled.linear_angular(*formula.heads_of(trained.qkv, x, HEADS), trained.scale(), trained.config)
         # A convex average stays within its values.
@@ -240,7 +240,7 @@ def test_row_sum_stays_finite_at_any_gain() -> None:
 @pytest.mark.parametrize("folded", [False, True])
 def test_attention_masks_are_refused(folded: bool) -> None:
     trained, x = layer(config()), tokens()
-    trained.set_threshold(1.0)
+    trained.set_mask(1.0)
     module = FoldedAttention(trained) if folded else trained
     with pytest.raises(ValueError, match="mask"):
         module(x, attn_mask=torch.zeros(14, 14))
@@ -254,7 +254,7 @@ def test_threshold_is_no_part_of_the_state() -> None:
 
 def test_folded_form_holds_no_more_than_inference_needs() -> None:
     trained = layer(config())
-    trained.set_threshold(1.0)
+    trained.set_mask(1.0)
     folded = FoldedAttention(trained)
     assert [name for name, _ in folded.named_buffers()] == ["head_scale"]
     assert {name.split(".")[0] for name, _ in folded.named_parameters()} == {"qkv", "proj", "depthwise"}

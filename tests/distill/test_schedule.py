@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from castling_convert.distill.schedule import Schedule
+from castling_convert.distill.schedule import OPEN, Mask, Schedule
 from castling_convert.recipe import DistillConfig, MaskConfig
 
 TOKENS = 197
@@ -14,7 +14,7 @@ TOKENS = 197
 
 def thresholds(steps: int, **mask) -> list[float]:
     schedule = Schedule.of(DistillConfig(steps=steps, mask=MaskConfig(**mask)), TOKENS)
-    return [schedule.threshold(step) for step in range(steps)]
+    return [schedule.mask(step).threshold for step in range(steps)]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 400])
@@ -62,9 +62,40 @@ def test_none_never_opens():
     assert thresholds(20, schedule="none") == [1.0] * 20
 
 
+def masks(steps: int, layers: int, **mask) -> list[list[Mask]]:
+    """The masks of every layer, a list for each step."""
+    schedule = Schedule.of(DistillConfig(steps=steps, mask=MaskConfig(**mask)), TOKENS, layers)
+    return [[schedule.mask(step, layer) for layer in range(layers)] for step in range(steps)]
+
+
+def test_a_gate_falls_linearly_and_keeps_every_entry():
+    falling = [step[0] for step in masks(100, 1, schedule="gate", closed_from=0.5)]
+    gates = [mask.gate for mask in falling]
+    assert {mask.threshold for mask in falling[:50]} == {0.0}
+    assert gates[:50] == pytest.approx([1 - (step + 1) / 51 for step in range(50)])
+    assert not any(mask.closed for mask in falling[:50])
+    assert all(mask.closed for mask in falling[50:])
+
+
+@pytest.mark.parametrize("kind", ["threshold", "gate"])
+def test_layers_close_one_after_the_other(kind):
+    steps = masks(100, 4, schedule=kind, order="first", closed_from=0.4)
+    closing = [next(at for at, step in enumerate(steps) if step[layer].closed) for layer in range(4)]
+    assert closing == [10, 20, 30, 40]
+    assert steps[5][1:] == [OPEN] * 3
+    reverse = masks(100, 4, schedule=kind, order="last", closed_from=0.4)
+    assert [step[::-1] for step in reverse] == steps
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_few_steps_for_many_layers_still_end_closed(order, steps):
+    assert all(mask.closed for mask in masks(steps, 12, order=order)[-1])
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 400])
 @pytest.mark.parametrize("align", [0.0, 0.1, 0.9])
-@pytest.mark.parametrize("kind", ["threshold", "none"])
+@pytest.mark.parametrize("kind", ["threshold", "gate", "none"])
 def test_aligning_ends_before_the_run_does(steps, align, kind):
     """However large its share, the last step is one of the whole student."""
     schedule = Schedule.of(DistillConfig(steps=steps, align=align, mask=MaskConfig(schedule=kind)), TOKENS)

@@ -11,7 +11,7 @@ import torch
 
 import castling_convert as cc
 from castling_convert import bundle
-from castling_convert.castle import set_thresholds
+from castling_convert.castle import close_masks
 from castling_convert.errors import BundleError, DataError, ExportError
 from castling_convert.export.parity import Parity
 from castling_convert.export.verify import Verification, find_bundle, verify
@@ -25,7 +25,7 @@ def student():
         "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10
     )
     student = cc.castle(teacher)
-    set_thresholds(student, 1.0)
+    close_masks(student)
     return student.eval()
 
 

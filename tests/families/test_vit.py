@@ -13,7 +13,7 @@ from timm.models._features import FeatureGetterNet
 
 import castling_convert as cc
 from castling_convert.attention import CastledAttention, FoldedAttention
-from castling_convert.castle import set_thresholds
+from castling_convert.castle import castled_layers, close_masks
 from castling_convert.families import FAMILIES, castable_names, family_of
 from tests.models import KINDS, closed_student, images, recipe, shake_, tiny
 
@@ -86,7 +86,8 @@ def test_closed_student_differs_and_folds(teacher: Any) -> None:
 
 def test_training_mode_runs_with_gradients(teacher: Any) -> None:
     student = cc.castle(teacher, recipe()).train()
-    set_thresholds(student, 0.05)
+    for _, layer in castled_layers(student):
+        layer.set_mask(0.05)
     logits = student(images_for(teacher))
     for out in logits if isinstance(logits, tuple) else (logits,):
         out.square().sum().backward(retain_graph=True)
@@ -159,7 +160,7 @@ def test_dynamic_padding_counts_the_padded_patches() -> None:
     student = cc.castle(teacher, recipe()).eval()
     x = images(1, 35, 42).double()
     torch.testing.assert_close(student(x), teacher(x), rtol=0, atol=1e-10)
-    set_thresholds(student, 1.0)
+    close_masks(student)
     assert student(x).isfinite().all()
     assert (student.blocks[0].attn.grid.height, student.blocks[0].attn.grid.width) == (5, 6)
 
@@ -221,7 +222,7 @@ def test_patch_dropout_needs_the_tokens_depthwise() -> None:
         cc.castle(teacher, recipe(depthwise="grid"))
     assert not teacher.patch_embed._forward_pre_hooks
     student = cc.castle(teacher, recipe(depthwise="tokens")).train()
-    set_thresholds(student, 1.0)
+    close_masks(student)
     assert student(images()).isfinite().all()
 
 
