@@ -28,6 +28,8 @@ CONFIG, WEIGHTS, RECIPE, METRICS, SUMMARY = (
 TRAIN = "train"
 TRAINED = "train/trained.safetensors"
 STATE = "train/state"
+REJECTED = "train/rejected"
+PLAN = "plan.json"
 
 
 def save(
@@ -190,7 +192,13 @@ def _is_ours(path: Path) -> bool:
             return False
     if [file.name for file in path.iterdir()] != [TRAIN]:
         return False
-    return {file.name for file in (path / TRAIN).iterdir()} <= {Path(STATE).name, METRICS, Path(TRAINED).name}
+    return {file.name for file in (path / TRAIN).iterdir()} <= {
+        Path(STATE).name,
+        Path(REJECTED).name,
+        Path(TRAINED).name,
+        METRICS,
+        PLAN,
+    }
 
 
 def newest(root: Path = Path("castled")) -> Path:

@@ -123,7 +123,7 @@ def parse_layers(text: str, count: int) -> set[int]:
     if text.strip() == "all":
         return set(range(count))
     if text.strip() == "auto":
-        raise RecipeError("layers=auto is not available yet; use all, or block numbers such as 0-7,9")
+        raise RecipeError("layers=auto is planned by convert(), with data and a max_drop; castle() takes block numbers")
     chosen: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)

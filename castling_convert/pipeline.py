@@ -6,7 +6,7 @@ import copy
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,23 @@ from rich.console import Console
 from torch import nn
 
 from . import bundle
-from .analysis.accuracy import measure, with_usable_labels
+from .analysis.accuracy import Probe, measure, with_usable_labels
 from .analysis.macs import count_macs, count_parameters
+from .analysis.sensitivity import sensitivities
 from .castle import Castling, castle
-from .distill.data import Preprocessing, open_data, some_images
-from .distill.loop import distill, make_accelerator
+from .distill.data import ImageData, Preprocessing, open_data, some_images
+from .distill.loop import DistillResult, distill, make_accelerator
 from .distill.progress import Progress
 from .distill.state import saved_step
-from .errors import BundleError, DataError, Interrupted, OutputError
+from .errors import BundleError, CheckFailed, DataError, Interrupted, OutputError, RecipeError
 from .files import require_space, writing_errors
 from .fold import certify
+from .hybrid import Plan, drop_of, search, set_aside
 from .load import load_model
 from .recipe import Recipe
 
 CERTIFIED_IMAGES = 4
+SENSITIVITY_IMAGES = 256
 
 
 def convert(
@@ -38,6 +41,7 @@ def convert(
     data: str | None = None,
     recipe: Recipe | str = "castling",
     layers: str | None = None,
+    max_drop: float | None = None,
     pretrained: bool = True,
     weights: str | Path | None = None,
     image_size: tuple[int, int] | None = None,
@@ -54,9 +58,12 @@ def convert(
         model: a name for `load.load_model`, or a timm model.
         data: a `--data` spec; without it the student is aligned on generated images and its accuracy
             stays unmeasured.
+        layers: `all`, block numbers, or `auto` to keep as softmax the fewest blocks that `max_drop` needs.
+        max_drop: the points of top-1 that may be lost against the teacher on the validation part of
+            `data`; without labels every other top class counts as lost.
         resume: go on with an interrupted run in `output`. force: replace a bundle in `output`.
         console: where progress goes; silent when left out.
-        layers, pretrained, weights, image_size, num_classes, model_args, device: as on the command line.
+        pretrained, weights, image_size, num_classes, model_args, device: as on the command line.
 
     Returns:
         What `summary.json` holds.
@@ -64,10 +71,13 @@ def convert(
     Raises:
         CastlingError: bad input; nothing is left half-written.
         Interrupted: Ctrl-C; `output` can be resumed if a step was done.
-        CheckFailed: folding was not exact.
+        CheckFailed: folding was not exact, or more than `max_drop` was lost; the bundle is then left in
+            `output/train/rejected`.
     """
     output = Path(output)
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    layers = recipe.layers if layers is None else layers
+    _check_options(layers, max_drop, data)
     _check_output(output, resume=resume, force=force)
     device = str(make_accelerator(device, recipe.distill.precision).device)
     set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
@@ -88,53 +98,131 @@ def convert(
         teacher = copy.deepcopy(model).eval()
     preprocessing = Preprocessing.of(teacher)
     spec = data or "generated"
-    open_data(spec, preprocessing, "train")
-    open_data(spec, preprocessing, "validation")
-    student = castle(teacher, recipe, layers)
-    castling: Castling = student.castling  # type: ignore[assignment]
-    require_space(output, 8 * bundle.state_bytes(student))
+    training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
+    validation = open_data(spec, preprocessing, "validation")
+    require_space(output, 8 * bundle.state_bytes(teacher))
     identity = {
         "model": f"local-dir:{Path(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
         "weights": source,
         "arguments": {key: str(value) for key, value in (model_args or {}).items()},
         "classes": getattr(teacher, "num_classes", None),
         "data": spec,
-        "layers": castling.blocks,
         "input_size": list(preprocessing.input_size),
     }
-    workdir = output / bundle.TRAIN
+    run = _Run(teacher, recipe, device, output / bundle.TRAIN, resume, identity, validation, console)
+    if layers != "auto":
+        castle(teacher, recipe, layers)  # what can't be castled is said before anything is written
     with _resumable(output, recipe, resume=resume):
-        result = distill(
-            student,
-            teacher,
-            spec,
-            recipe,
-            device=device,
-            workdir=workdir,
-            resume=resume,
-            identity=identity,
-            progress=Progress(workdir, console),
-        )
-        accuracy = _accuracy(teacher, student, data, preprocessing)
-        images = some_images(open_data(spec, preprocessing, "validation"), CERTIFIED_IMAGES)
+        if layers == "auto":
+            student, result, plan = _hybrid(run, training, open_data(spec, preprocessing, "train"), max_drop)
+        else:
+            (student, result), plan = run.distill(training, layers), None
+        castling: Castling = student.castling  # type: ignore[assignment]
+        if plan is not None:
+            student.castling = castling = plan.explain(castling)  # type: ignore[assignment]
+        accuracy, drop = _accuracy(teacher, student, data, validation)
+        images = some_images(validation, CERTIFIED_IMAGES)
         trained = student.to("cpu")
         deploy, certificate = certify(trained, images)
         teacher.to("cpu")
         summary = {
             "model": name,
-            "identity": identity,
+            "identity": {**identity, "layers": castling.blocks},
             "recipe": recipe.name,
             "distill": asdict(result),
             "accuracy": accuracy,
+            "plan": plan.to_dict() if plan is not None else None,
             "fold": certificate.to_dict(),
             "layers": castling.to_dict()["layers"],
             "macs": {"teacher": count_macs(teacher), "castled": count_macs(deploy)},
             "parameters": {"teacher": count_parameters(teacher), "castled": count_parameters(deploy)},
             "pretrained_weights": identity["weights"] != "random",
         }
-        metrics = workdir / bundle.METRICS
-        bundle.save(deploy, output, recipe=recipe, summary=summary, metrics=metrics, trained=trained, force=True)
+        keep: dict[str, Any] = {"recipe": recipe, "summary": summary, "metrics": output / bundle.TRAIN / bundle.METRICS}
+        if max_drop is not None and drop is not None and drop > max_drop:
+            rejected = output / bundle.REJECTED
+            bundle.save(deploy, rejected, **keep, force=True)
+            raise CheckFailed(
+                f"the castled model lost {drop:.2f} points on {accuracy['castled']['images']} images, --max-drop "
+                f"{max_drop:g} is allowed; it is in {rejected}, not published: train longer with --steps and "
+                "--force, castle fewer layers with --layers auto, or allow more and add --resume"
+            )
+        bundle.save(deploy, output, **keep, trained=trained, force=True)
     return summary
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every distillation of one conversion shares."""
+
+    teacher: nn.Module
+    recipe: Recipe
+    device: str
+    workdir: Path
+    resume: bool
+    identity: dict[str, Any]
+    validation: ImageData
+    console: Console | None
+
+    def distill(self, data: ImageData, layers: str) -> tuple[nn.Module, DistillResult]:
+        """Castle a copy of the teacher and distil it, or go on with the interrupted run in `workdir`."""
+        student = castle(self.teacher, self.recipe, layers)
+        usable, _ = with_usable_labels(self.validation, self.teacher.num_classes)  # type: ignore[arg-type]
+        result = distill(
+            student,
+            self.teacher,
+            data,
+            self.recipe,
+            device=self.device,
+            workdir=self.workdir,
+            resume=self.resume and saved_step(self.workdir / "state") is not None,
+            identity={**self.identity, "layers": student.castling.blocks},  # type: ignore[union-attr]
+            progress=Progress(self.workdir, self.console),
+            probe=Probe(self.teacher, usable),
+        )
+        return student, result
+
+
+def _hybrid(
+    run: _Run, training: ImageData, same: ImageData, max_drop: float | None
+) -> tuple[nn.Module, DistillResult, Plan]:
+    """Carry out plans until one meets the budget; `same` are the training images, not augmented."""
+    assert max_drop is not None
+    training, planning = set_aside(training, same)
+    planning, unmeasured = with_usable_labels(planning, run.teacher.num_classes)  # type: ignore[arg-type]
+    file = run.workdir / bundle.PLAN
+    if run.resume and file.is_file():
+        plan = replace(Plan.load(file), max_drop=max_drop)
+    else:
+        images = some_images(planning, SENSITIVITY_IMAGES).to(run.device)
+        run.teacher.to(run.device)
+        found = list(sensitivities(run.teacher, run.recipe, images))
+        plan = Plan(max_drop, len(planning), "agreement" if unmeasured else "top-1", found)
+        plan.save(file)
+
+    def drop(outcome: tuple[nn.Module, DistillResult]) -> float:
+        student = outcome[0]
+        device = next(student.parameters()).device
+        teacher = run.teacher.to(device)
+        models = {"teacher": lambda x: teacher(x.to(device)), "castled": lambda x: student(x.to(device))}
+        measured = measure(models, planning)
+        return drop_of(measured["teacher"], measured["castled"])
+
+    def failed(plan: Plan) -> None:
+        plan.save(file)
+        shutil.rmtree(run.workdir / "state", ignore_errors=True)
+
+    student, result = search(plan, lambda layers: run.distill(training, layers), drop, failed, run.console)
+    return student, result, plan
+
+
+def _check_options(layers: str, max_drop: float | None, data: str | None) -> None:
+    if max_drop is not None and max_drop < 0:
+        raise RecipeError(f"--max-drop is in points lost and can't be negative, not {max_drop:g}")
+    if max_drop is not None and data is None:
+        raise DataError("--max-drop needs --data: on generated images no accuracy can be measured")
+    if layers == "auto" and max_drop is None:
+        raise RecipeError("--layers auto needs a budget: add --max-drop POINTS, such as --max-drop 0.5")
 
 
 def _check_output(output: Path, *, resume: bool, force: bool) -> None:
@@ -143,7 +231,7 @@ def _check_output(output: Path, *, resume: bool, force: bool) -> None:
     if not resume:
         bundle.refuse_in_the_way(output, force=force)
         return
-    if saved_step(output / bundle.STATE) is None:
+    if saved_step(output / bundle.STATE) is None and not (output / bundle.TRAIN / bundle.PLAN).is_file():
         done = (output / bundle.CONFIG).is_file()
         what = f"{output} is finished" if done else f"{output} holds no interrupted run"
         raise BundleError(f"nothing to resume: {what}; leave out --resume" + (" or use --force" if done else ""))
@@ -158,6 +246,8 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
         with writing_errors(output):
             if not resume:
                 shutil.rmtree(state, ignore_errors=True)
+                shutil.rmtree(output / bundle.REJECTED, ignore_errors=True)
+                (workdir / bundle.PLAN).unlink(missing_ok=True)
                 (workdir / bundle.METRICS).unlink(missing_ok=True)
             workdir.mkdir(parents=True, exist_ok=True)
             yield
@@ -169,6 +259,8 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
             if not existed:
                 _remove_empty(output)
         if isinstance(error, KeyboardInterrupt):
+            if step is None and (workdir / bundle.PLAN).is_file():
+                raise Interrupted("interrupted between two plans; go on with the same command and --resume") from None
             if step is None:
                 raise Interrupted("interrupted before a step could be saved; nothing was written") from None
             raise Interrupted(
@@ -184,11 +276,14 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _accuracy(teacher: Any, student: nn.Module, data: str | None, preprocessing: Preprocessing) -> dict[str, Any]:
-    """Accuracy where there are labels, agreement where there are real images, else a plain `unmeasured`."""
+def _accuracy(
+    teacher: Any, student: nn.Module, data: str | None, validation: ImageData
+) -> tuple[dict[str, Any], float | None]:
+    """Accuracy where there are labels, agreement where there are real images, else a plain `unmeasured`;
+    and the points lost."""
     if data is None:
-        return {"measured": False, "why": "aligned on generated images: no --data was given"}
-    opened, unmeasured = with_usable_labels(open_data(data, preprocessing, "validation"), teacher.num_classes)
+        return {"measured": False, "why": "aligned on generated images: no --data was given"}, None
+    opened, unmeasured = with_usable_labels(validation, teacher.num_classes)
     device = next(student.parameters()).device
     teacher = teacher.to(device).eval()
     models = {
@@ -201,4 +296,4 @@ def _accuracy(teacher: Any, student: nn.Module, data: str | None, preprocessing:
         "why": unmeasured,
         "held_out": opened.held_out,
         **{name: result.to_dict() for name, result in results.items()},
-    }
+    }, drop_of(results["teacher"], results["castled"])

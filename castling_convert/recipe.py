@@ -27,7 +27,7 @@ class MaskConfig(_Section):
     it. Layers close `together`, or one after the other from the `first` on or from the `last`.
     """
 
-    schedule: Literal["threshold", "gate", "none"] = "threshold"
+    schedule: Literal["threshold", "gate", "none"] = "none"
     order: Literal["together", "first", "last"] = "together"
     start: float = Field(default=1.0, gt=0)
     open_until: float = Field(default=0.0, ge=0, lt=1)
@@ -71,8 +71,8 @@ class OptimizerConfig(_Section):
 
     name: Literal["muon", "adamw"] = "muon"
     lr: float = Field(default=0.03, gt=0)
-    fallback: float = Field(default=0.25, gt=0)
-    decay: Literal["cosine", "linear"] = "cosine"
+    fallback: float = Field(default=0.07, gt=0)
+    decay: Literal["cosine", "linear"] = "linear"
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_grad: float = Field(default=1.0, gt=0)

@@ -6,7 +6,7 @@ import torch
 
 import castling_convert as cc
 from castling_convert.attention import CastledAttention
-from castling_convert.castle import castled_layers, parse_layers, close_masks
+from castling_convert.castle import castled_layers, close_masks, parse_layers
 from castling_convert.errors import ModelError, RecipeError
 from tests.models import closed_student, images, recipe, tiny
 

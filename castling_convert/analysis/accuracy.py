@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..distill.data import ImageData, eval_loader
+from ..castle import close_masks
+from ..distill.data import EVAL_BATCH, ImageData, eval_loader
 from ..errors import DataError
 
 Classifier = Callable[[Tensor], Tensor]
@@ -38,6 +41,35 @@ def with_usable_labels(data: ImageData, classes: int) -> tuple[ImageData, str | 
         why = f"the data has {data.classes} classes and the model {classes}, so labels can't be compared"
         return replace(data, classes=None), f"{why}: agreement with the teacher only"
     return data, None
+
+
+class Probe:
+    """Accuracy and agreement with the teacher on a fixed handful of images, to follow a student in training.
+
+    Called with the student; its masks are closed for the measurement and its mode is put back after it
+    (the loop sets the masks anew at every step). Returns percentages: `agreement`, and `top1` with labels.
+    """
+
+    def __init__(self, teacher: nn.Module, data: ImageData, images: int = 500) -> None:
+        device = next(teacher.parameters()).device
+        batches = [(x, y) for x, y in itertools.islice(eval_loader(data), math.ceil(images / EVAL_BATCH))]
+        self.images = [x for x, _ in batches]
+        self.labels = torch.cat([y for _, y in batches]) if data.classes is not None else None
+        with torch.no_grad():
+            self.expected = torch.cat([teacher(x.to(device)).argmax(-1).cpu() for x in self.images])
+
+    @torch.no_grad()
+    def __call__(self, student: nn.Module) -> dict[str, float]:
+        device = next(student.parameters()).device
+        training = student.training
+        close_masks(student.eval())
+        top = torch.cat([student(x.to(device)).argmax(-1).cpu() for x in self.images])
+        student.train(training)
+        values = {"agreement": 100 * (top == self.expected).float().mean().item()}
+        if self.labels is not None:
+            values["top1"] = 100 * (top == self.labels).float().mean().item()
+            values["teacher_top1"] = 100 * (self.expected == self.labels).float().mean().item()
+        return values
 
 
 @torch.no_grad()

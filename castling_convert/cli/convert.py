@@ -19,7 +19,13 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
 @click.option("--data", help=data_help + " Without it generated images are used.")
 @click.option("--recipe", default="castling", show_default=True, help="A shipped recipe, or a YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; repeatable.")
-@click.option("--layers", help="all, or block numbers such as 0-7,9 [default: the recipe's].")
+@click.option("--layers", help="all, auto, or block numbers such as 0-7,9 [default: the recipe's].")
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    help="Top-1 points that may be lost; more, and nothing is published. With --layers auto the budget.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: the recipe's].")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed [default: the recipe's].")
 @click.option("--device", help="cpu, cuda, cuda:1, mps [default: the best there is].")

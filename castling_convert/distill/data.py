@@ -9,9 +9,9 @@ digits, shipped with it), `relations` (scenes made here, where the label is a re
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from ..errors import DataError
 from ..recipe import DataConfig
@@ -35,6 +35,7 @@ EMBEDDED: dict[str, Any] = {"digits": Digits, "relations": Relations}
 """Labelled data sets that need no files."""
 
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+EVAL_BATCH = 64
 # Up to this many files are opened before a run starts, so that a broken one can't end it halfway.
 HEADERS_CHECKED = 20_000
 
@@ -158,6 +159,10 @@ class ImageData:
     @property
     def streamed(self) -> bool:
         return isinstance(self.dataset, IterableDataset)
+
+    def only(self, indices: Sequence[int]) -> ImageData:
+        """The images with these indices."""
+        return replace(self, dataset=Subset(self.dataset, indices))
 
 
 def open_data(
@@ -295,9 +300,10 @@ def training_loader(data: ImageData, batch_size: int, steps: int, start: int, se
     )
 
 
-def eval_loader(data: ImageData, batch_size: int = 64, workers: int = 0) -> Any:
+def eval_loader(data: ImageData, batch_size: int = EVAL_BATCH, workers: int = 0) -> Any:
     """The whole data set in order."""
-    return DataLoader(data.dataset, batch_size, num_workers=workers)
+    generator = torch.Generator()  # its own, so that an evaluation during training changes nothing there
+    return DataLoader(data.dataset, batch_size, num_workers=workers, generator=generator)
 
 
 def some_images(data: ImageData, count: int) -> Tensor:

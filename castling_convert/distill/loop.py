@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from ..castle import castled_layers, close_masks
 from ..errors import DataError, ModelError
 from ..recipe import DistillConfig, Recipe
-from .data import Preprocessing, open_data, training_loader
+from .calibrate import calibrate
+from .data import ImageData, Preprocessing, open_data, training_loader
 from .interrupt import StopRequest
 from .losses import attention_loss, logit_divergence, relative_mse, tap_outputs
 from .progress import Progress
 from .schedule import SHUT, Schedule
 from .state import TrainState
+
+Probe = Callable[[nn.Module], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def distill(
     resume: bool = False,
     identity: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    probe: Probe | None = None,
 ) -> DistillResult:
     """Train `student` in place to match `teacher`, closing every mask on the way. Labels are not used.
 
@@ -64,11 +68,14 @@ def distill(
     Args:
         student: from `castle`. Left in eval mode on its device, masks closed.
         teacher: the original softmax model; not changed.
-        data: a `--data` spec, or an iterable of batches: [B, C, H, W] tensors, or tuples that start so.
+        data: a `--data` spec, an `ImageData` opened for training, or an iterable of batches: [B, C, H, W]
+            tensors, or tuples that start so.
         device: such as `cpu` or `cuda`; the best one there is when left out.
         workdir: where `metrics.jsonl` and the resumable state go; nothing is written when left out.
         resume: go on from the state in `workdir`.
         identity: what else must be the same for a run to be resumed, such as the model's name.
+        probe: called with the student, masks closed and in eval mode, about twenty times on the way; what
+            it returns is recorded in `metrics.jsonl`.
 
     Raises:
         DataError: the data can't be read, or ran out before the last step.
@@ -97,7 +104,7 @@ def distill(
     with progress.running(config.steps, first), _Taps(teacher, student, names) as taps, StopRequest() as stop:
         if first == 0:
             head = next(batches)
-            _calibrate(student, teacher, head, taps)
+            calibrate(student, teacher, head)
             batches = itertools.chain([head], batches)
         for step in range(first, config.steps):
             images = next(batches)
@@ -131,6 +138,7 @@ def distill(
                 threshold=min(mask.threshold for mask in masks),
                 density={name: layer.density.item() for name, layer in castled_layers(student)},
                 images=images.shape[0],
+                **({"probe": probe(accelerator.unwrap_model(student))} if probe and _is_probed(step, config) else {}),
             )
             last = step + 1 == config.steps
             if last or stop.requested or (step + 1) % config.checkpoint_every == 0:
@@ -171,16 +179,14 @@ def fingerprint(recipe: Recipe, identity: dict[str, Any] | None) -> dict[str, An
     return recipe.model_dump(mode="json", include={"attention", "distill", "data"}) | (identity or {})
 
 
+def _is_probed(step: int, config: DistillConfig) -> bool:
+    """About twenty times in a run, the last step included."""
+    return (step + 1) % max(1, config.steps // 20) == 0 or step + 1 == config.steps
+
+
 def _tokens(student: nn.Module) -> int:
     grid = next(castled_layers(student))[1].grid
     return grid.num_prefix_tokens + grid.height * grid.width
-
-
-@torch.no_grad()
-def _calibrate(student: nn.Module, teacher: nn.Module, images: Tensor, taps: _Taps) -> None:
-    teacher(images)
-    for name, layer in castled_layers(student):
-        layer.calibrate(taps.inputs[name])
 
 
 def _align_loss(
@@ -286,9 +292,10 @@ def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelera
     config = recipe.distill
     if isinstance(data, str):
         preprocessing = Preprocessing.of(accelerator.unwrap_model(student))
-        opened = open_data(data, preprocessing, "train", training=recipe.data, seed=config.seed)
+        data = open_data(data, preprocessing, "train", training=recipe.data, seed=config.seed)
+    if isinstance(data, ImageData):
         workers = recipe.data.workers if recipe.data.workers is not None else _default_workers(accelerator)
-        data = training_loader(opened, config.batch_size, config.steps, first, config.seed, workers)
+        data = training_loader(data, config.batch_size, config.steps, first, config.seed, workers)
     if not isinstance(data, Iterable):
         raise DataError(f"data must be a spec or an iterable of image batches, not {type(data).__name__}")
     if accelerator.num_processes > 1 and isinstance(data, torch.utils.data.DataLoader):

@@ -26,8 +26,8 @@ SIZE = CELL * SIDE
 SHAPES = ("disc", "square", "triangle", "cross")
 OBJECTS = 6
 """Objects beside the ring."""
-HUES = 8
-"""Each hue comes with horizontal and with vertical stripes: 16 textures."""
+HUES = 6
+"""Each hue comes with horizontal and with vertical stripes: 12 textures."""
 NOISE = 12.0
 """Standard deviation of the noise on every pixel, of 255."""
 
@@ -90,7 +90,7 @@ def _shapes() -> np.ndarray:
 
 @cache
 def _textures() -> np.ndarray:
-    """Every hue in horizontal and in vertical stripes of two pixels, [16, 8, 8, 3]."""
+    """Every hue in horizontal and in vertical stripes of two pixels, [12, 8, 8, 3]."""
     y, x = np.mgrid[0:CELL, 0:CELL]
     colours = [255 * np.array(colorsys.hsv_to_rgb(hue / HUES, 1, 1)) for hue in range(HUES)]
     stripes = [(axis // 2 % 2 == 1)[..., None] for axis in (y, x)]

@@ -1,0 +1,292 @@
+"""Accuracy of conversions: variants of the recipe, seeds and step budgets, on two testbeds.
+
+    python benchmarks/accuracy.py            every run that is not in accuracy.jsonl yet, then accuracy.md
+    python benchmarks/accuracy.py --quick    a subset in about ten minutes, to a folder of its own
+    python benchmarks/accuracy.py --table    accuracy.md from the runs that are there
+
+Every run is one line of `accuracy.jsonl`, known by testbed, seed and the whole resolved recipe, so that
+an interrupted table goes on where it stopped and a changed recipe is run again. Runs are independent
+processes of one thread each, as many as there are cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CACHE = HERE / ".cache"
+RESULTS, TABLE = HERE / "accuracy.jsonl", HERE / "accuracy.md"
+SEEDS = (0, 1, 2)
+BEDS = ("digits", "relations")
+SHORT, LONG = (100, 400), 1600
+
+ROW_SUM = ("attention.normalization=row_sum", "attention.center=false")
+ANNEALED = "distill.mask.schedule"
+# What is changed against the recipe `castling`; the group is a section of the table.
+VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Attention": {
+        "row-sum normalisation": ROW_SUM,
+        "keys not centred": ("attention.center=false",),
+        "token constant": ("attention.constant=token", "attention.center=false"),
+        "no depthwise": ("attention.depthwise=none",),
+        "depthwise 3x3": ("attention.kernel_size=3",),
+        "depthwise 7x7": ("attention.kernel_size=7",),
+        "depthwise on the sequence, 9": ("attention.depthwise=tokens", "attention.kernel_size=9"),
+    },
+    "Masks": {
+        "threshold, closed from 10 %": (f"{ANNEALED}=threshold", "distill.mask.closed_from=0.1"),
+        "threshold, closed from 30 %": (f"{ANNEALED}=threshold", "distill.mask.closed_from=0.3"),
+        "threshold, closed from 60 %": (f"{ANNEALED}=threshold", "distill.mask.closed_from=0.6"),
+        "gate, closed from 10 %": (f"{ANNEALED}=gate", "distill.mask.closed_from=0.1"),
+        "gate, closed from 30 %": (f"{ANNEALED}=gate", "distill.mask.closed_from=0.3"),
+        "gate, first layer first, 30 %": (
+            f"{ANNEALED}=gate", "distill.mask.closed_from=0.3", "distill.mask.order=first",
+        ),
+        "gate, last layer first, 30 %": (
+            f"{ANNEALED}=gate", "distill.mask.closed_from=0.3", "distill.mask.order=last",
+        ),
+    },
+    "Losses": {
+        "10 % of the steps aligning alone": ("distill.align=0.1",),
+        "no attention matching": ("distill.loss.attention=0",),
+        "attention matching x3": ("distill.loss.attention=3",),
+        "last features matched too": ("distill.loss.features=1",),
+        "features and attention, no logits": ("distill.loss.features=1", "distill.loss.logits=0"),
+        "temperature 2": ("distill.loss.temperature=2",),
+    },
+    "Training": {
+        "AdamW, 3e-3": ("distill.optimizer.name=adamw", "distill.optimizer.lr=3e-3"),
+        "AdamW, 1e-3": ("distill.optimizer.name=adamw", "distill.optimizer.lr=1e-3"),
+        "half the learning rate": ("distill.optimizer.lr=0.015",),
+        "twice the learning rate": ("distill.optimizer.lr=0.06",),
+        "cosine decay": ("distill.optimizer.decay=cosine",),
+        "castled layers alone": ("distill.optimizer.train=attention",),
+        "weights averaged (decay 0.97)": ("average=0.97",),
+    },
+}  # fmt: skip
+LONG_RUNS = ("castling", "reference", "gate, closed from 30 %", "keys not centred")
+
+
+def recipe_for(variant: str, bed: str, seed: int, steps: int) -> tuple[Any, dict[str, float]]:
+    """The resolved recipe of a run, and what the benchmark itself adds to it."""
+    from castling_convert import Recipe
+    from castling_convert.testbeds import TESTBEDS
+
+    name = "reference" if variant == "reference" else "castling"
+    changes = next((group[variant] for group in VARIANTS.values() if variant in group), ())
+    extra = {key: float(value) for key, value in (c.split("=") for c in changes) if key == "average"}
+    overrides = [c for c in changes if not c.startswith("average=")]
+    fixed = [f"distill.seed={seed}", f"distill.steps={steps}", *TESTBEDS[bed].overrides]
+    return Recipe.load(name, [*fixed, *overrides]), extra
+
+
+def key_of(bed: str, recipe: Any, extra: dict[str, float]) -> str:
+    values = recipe.model_dump(mode="json", include={"layers", "attention", "distill", "data"})
+    values["distill"].pop("checkpoint_every")
+    return hashlib.sha256(json.dumps([bed, values, extra], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def teacher_for(bed: str, seed: int) -> Any:
+    """The testbed's softmax teacher, trained once and kept in the cache."""
+    import timm
+    from timm.models import save_for_hf
+
+    from castling_convert.analysis.accuracy import measure
+    from castling_convert.distill.data import Preprocessing, open_data
+    from castling_convert.testbeds import TESTBEDS, train_teacher
+
+    testbed = TESTBEDS[bed]
+    digest = hashlib.sha256(repr(testbed).encode()).hexdigest()[:8]
+    folder = CACHE / f"{bed}-{seed}-{digest}"
+    if not folder.is_dir():
+        fresh = folder.with_suffix(".part")
+        teacher = train_teacher(testbed, seed)
+        top1 = measure({"teacher": teacher}, open_data(bed, Preprocessing.of(teacher), "validation"))["teacher"].top1
+        if top1 is None or top1 < testbed.floor:
+            raise SystemExit(f"the {bed} teacher of seed {seed} reached {top1} %, {testbed.floor} % is needed")
+        save_for_hf(teacher, fresh, safe_serialization=True)
+        fresh.rename(folder)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def run(bed: str, variant: str, seed: int, steps: int) -> dict[str, Any]:
+    """One conversion: all layers castled, all masks closed, folded, and measured on held-out images."""
+    import torch
+
+    import castling_convert as cc
+    from castling_convert.analysis.accuracy import measure
+    from castling_convert.distill.data import Preprocessing, open_data
+    from castling_convert.export.onnx import OnnxModel
+
+    torch.set_num_threads(1)
+    teacher = teacher_for(bed, seed)
+    recipe, extra = recipe_for(variant, bed, seed, steps)
+    student = cc.castle(teacher, recipe)
+    averaging = Averaging(student, extra["average"]) if extra else None
+    started = time.monotonic()
+    cc.distill(student, teacher, bed, recipe, device="cpu", progress=averaging)
+    seconds = time.monotonic() - started
+    if averaging is not None:
+        averaging.put_back()
+    deploy = cc.fold(student)
+    runtime, classifier = "torch", deploy
+    if variant in ("castling", "reference"):
+        file = CACHE / f"{os.getpid()}.onnx"
+        cc.export(deploy, file)
+        runtime, classifier = "onnxruntime", OnnxModel(file)
+        file.unlink()
+    data = open_data(bed, Preprocessing.of(teacher), "validation")
+    results = measure({"teacher": teacher, "castled": classifier}, data)
+    return {
+        "key": key_of(bed, recipe, extra),
+        "bed": bed, "variant": variant, "seed": seed, "steps": steps, "runtime": runtime,
+        "images": results["teacher"].images,
+        "teacher": results["teacher"].top1, "castled": results["castled"].top1,
+        "agreement": results["castled"].agreement, "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def _averaging_class() -> Any:
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    from castling_convert.distill.progress import Progress
+
+    class Averaging(Progress):
+        """An exponential average of the student's weights after every step."""
+
+        def __init__(self, student: Any, decay: float) -> None:
+            super().__init__()
+            self.student = student
+            self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+        def step(self, **values: Any) -> None:
+            self.average.update_parameters(self.student)
+
+        def put_back(self) -> None:
+            self.student.load_state_dict(self.average.module.state_dict())
+
+    return Averaging
+
+
+def Averaging(student: Any, decay: float) -> Any:
+    return _averaging_class()(student, decay)
+
+
+def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
+    """Every run of the table; those that say most come first."""
+    names = ["castling", "reference", *(name for group in VARIANTS.values() for name in group)]
+    if quick:
+        chosen = ["castling", "reference", "row-sum normalisation", "gate, closed from 30 %", "AdamW, 3e-3"]
+        return [(bed, name, 0, SHORT[0]) for bed in BEDS for name in chosen] + [
+            (bed, "castling", 0, SHORT[1]) for bed in BEDS
+        ]
+    table = [(bed, name, seed, steps) for seed in SEEDS for name in names for steps in SHORT for bed in BEDS]
+    first = [(bed, name, seed, SHORT[1]) for name in names[:2] for seed in SEEDS for bed in BEDS]
+    long = [(bed, name, seed, LONG) for name in LONG_RUNS for seed in SEEDS for bed in BEDS]
+    return list(dict.fromkeys([*first, *table, *long]))
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {record["key"]: record for record in map(json.loads, lines)}
+
+
+def run_all(todo: list[tuple[str, str, int, int]], results: Path, workers: int) -> None:
+    """Train the teachers, then run what is not in `results` yet."""
+    CACHE.mkdir(exist_ok=True)
+    done = read(results)
+    todo = [job for job in todo if key_of(job[0], *recipe_for(job[1], *(job[0], *job[2:]))) not in done]
+    print(f"{len(todo)} runs to do with {workers} workers", flush=True)
+    started = time.monotonic()
+    with ProcessPoolExecutor(workers) as pool:
+        pairs = sorted({(bed, seed) for bed, _, seed, _ in todo})
+        for _ in pool.map(_train, pairs):
+            pass
+        futures = [pool.submit(run, *job) for job in todo]
+        for count, future in enumerate(as_completed(futures), start=1):
+            record = future.result()
+            with results.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            left = (time.monotonic() - started) * (len(todo) - count) / count / 60
+            what = f"{record['bed']} {record['steps']} seed {record['seed']} {record['variant']}"
+            drop = record["castled"] - record["teacher"]
+            print(
+                f"[{count}/{len(todo)}, {left:.0f} min left] {what}: {record['castled']:.2f} ({drop:+.2f})", flush=True
+            )
+
+
+def _train(pair: tuple[str, int]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    teacher_for(*pair)
+
+
+def cell(records: list[dict[str, Any]]) -> str:
+    """Mean difference to the teacher over the seeds, and the range."""
+    if not records:
+        return ""
+    drops = [record["castled"] - record["teacher"] for record in records]
+    text = f"{sum(drops) / len(drops):+.2f}"
+    return text + (f" [{min(drops):+.2f}, {max(drops):+.2f}]" if len(drops) > 1 else "")
+
+
+def table(results: Path, quick: bool) -> str:
+    """The Markdown page."""
+    done = read(results)
+    seeds = SEEDS[:1] if quick else SEEDS
+
+    def records(bed: str, name: str, steps: int) -> list[dict[str, Any]]:
+        keys = (key_of(bed, *recipe_for(name, bed, seed, steps)) for seed in seeds)
+        return [done[key] for key in keys if key in done]
+
+    columns = [(bed, steps) for bed in BEDS for steps in (*SHORT, LONG)]
+    lines = [
+        "# Accuracy of converted models", "",
+        "Points of top-1 against the softmax teacher on held-out images: mean over the seeds, and the range in",
+        "brackets. All layers castled, all masks closed, folded. Steps of 64 images.",
+        "Made by `python benchmarks/accuracy.py`; the single runs are in `accuracy.jsonl`.", "",
+        "| testbed | teacher, by seed | held-out images | tokens |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for bed, tokens in (("digits", 37), ("relations", 65)):
+        found = records(bed, "castling", SHORT[1])
+        teachers = ", ".join(f"{record['teacher']:.2f} %" for record in found)
+        lines.append(f"| {bed} | {teachers} | {found[0]['images'] if found else ''} | {tokens} |")
+    head = "| recipe | " + " | ".join(f"{bed}, {steps} steps" for bed, steps in columns) + " |"
+    groups = {"Recipes": {"castling": (), "reference": ()}, **VARIANTS}
+    for title, group in groups.items():
+        if title == "Attention":
+            lines += ["", "One thing changed against `castling` at a time:"]
+        lines += ["", f"## {title}", "", head, "|---|" + "---|" * len(columns)]
+        for name in group:
+            cells = [cell(records(bed, name, steps)) for bed, steps in columns]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a subset, into benchmarks/.cache")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    results, page = (CACHE / "quick.jsonl", CACHE / "quick.md") if arguments.quick else (RESULTS, TABLE)
+    if not arguments.table:
+        run_all(jobs(arguments.quick), results, arguments.workers)
+    text = table(results, arguments.quick)
+    page.write_text(text)
+    if arguments.quick:
+        sys.stdout.write(text)
+    print(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""How much each block's softmax is needed: the order in which `layers=auto` castles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..castle import castle, castled_layers, close_masks
+from ..distill.calibrate import calibrate
+from ..distill.losses import logit_divergence
+from ..families import family_of
+from ..recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One block castled alone, untrained but for its fitted gain, against the whole softmax teacher.
+
+    `divergence` is KL(teacher || student) of the classes in nats, `agreement` the share of images with
+    the same top class in percent. Labels are not used.
+    """
+
+    block: int
+    layers: list[str]
+    divergence: float
+    agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def sensitivities(teacher: nn.Module, recipe: Recipe, images: Tensor) -> Iterator[Sensitivity]:
+    """The sensitivity of every block that can be castled, in forward order.
+
+    Args:
+        teacher: the softmax model, in eval mode; it is not changed.
+        images: [B, C, H, W] on the teacher's device; the first half fits the gains, all measure.
+    """
+    expected = teacher(images)
+    castable = {layer.block for layer in family_of(teacher).layers(teacher) if layer.castable}
+    for block in sorted(block for block in castable if block is not None):
+        student = castle(teacher, recipe, layers=str(block)).eval()
+        calibrate(student, teacher, images[: max(1, len(images) // 2)])
+        close_masks(student)
+        logits = student(images)
+        agreement = (logits.argmax(-1) == expected.argmax(-1)).float().mean().item()
+        yield Sensitivity(
+            block,
+            [name for name, _ in castled_layers(student)],
+            logit_divergence(logits, expected, temperature=1.0).item(),
+            100 * agreement,
+        )

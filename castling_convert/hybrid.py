@@ -1,0 +1,174 @@
+"""Hybrid conversion: castle as many blocks as a budget in accuracy allows, keep the rest as softmax.
+
+Blocks are castled in the order of their sensitivity, the least needed first. Whether a plan meets the
+budget is found out by carrying it out: first with every block castled, then with the most sensitive one
+kept, then two, until the drop on images set aside for this is within the budget. The first that meets it
+keeps the fewest, and its student is the result. Most conversions end after the first trial.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from rich.console import Console
+
+from .analysis.accuracy import Accuracy
+from .analysis.sensitivity import Sensitivity
+from .castle import Castling, LayerRecord
+from .distill.data import ImageData
+from .errors import BundleError, CheckFailed, DataError
+from .files import writing_file
+
+PLANNING_IMAGES = 2000
+PLANNING_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One plan carried out: the blocks it kept as softmax, and its drop in points on the planning images."""
+
+    kept: list[int]
+    drop: float
+
+
+@dataclass
+class Plan:
+    """What `layers=auto` decided and why; stands in the bundle's summary.
+
+    Attributes:
+        max_drop: the budget in points. images: how many were set aside for planning.
+        measure: `top-1` with labels; `agreement` without, where every disagreement counts as a drop.
+    """
+
+    max_drop: float
+    images: int
+    measure: str
+    sensitivity: list[Sensitivity]
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def order(self) -> list[int]:
+        """The blocks, the one that needs its softmax most first."""
+        return [entry.block for entry in sorted(self.sensitivity, key=lambda entry: -entry.divergence)]
+
+    @property
+    def done(self) -> bool:
+        return bool(self.trials) and self.trials[-1].drop <= self.max_drop
+
+    def next_kept(self) -> list[int]:
+        """The blocks to keep as softmax in the next trial.
+
+        Raises:
+            CheckFailed: every plan that castles something was tried.
+        """
+        count = len(self.trials)
+        if count >= len(self.order):
+            least = min(trial.drop for trial in self.trials)
+            raise CheckFailed(
+                f"no plan stays within --max-drop {self.max_drop:g}: the best lost {least:.2f} points on the "
+                f"{self.images} planning images; train longer with --steps, or allow more"
+            )
+        return sorted(self.order[:count])
+
+    def layers(self, kept: Iterable[int]) -> str:
+        """The blocks to castle, in the form that `castle(layers=...)` takes."""
+        return ",".join(str(entry.block) for entry in self.sensitivity if entry.block not in kept)
+
+    def explain(self, castling: Castling) -> Castling:
+        """The account of the layers, with the plan's reasons."""
+        rank = {name: (place, entry) for place, block in enumerate(self.order, 1)
+                for entry in self.sensitivity if entry.block == block for name in entry.layers}  # fmt: skip
+        records = []
+        for record in castling.layers:
+            if record.name in rank:
+                place, entry = rank[record.name]
+                why = f"layers=auto: sensitivity {entry.divergence:.3g} nats, rank {place} of {len(self.order)}"
+                record = LayerRecord(record.name, record.status, why)
+            records.append(record)
+        return Castling(castling.family, castling.attention, records)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        with writing_file(path) as fresh:
+            fresh.write_text(json.dumps(self.to_dict(), indent=2))
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """The plan of an interrupted run.
+
+        Raises:
+            BundleError: it is missing or damaged.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            sensitivity = [Sensitivity(**entry) for entry in values.pop("sensitivity")]
+            trials = [Trial(**trial) for trial in values.pop("trials")]
+            return cls(sensitivity=sensitivity, trials=trials, **values)
+        except (OSError, ValueError, KeyError, TypeError):
+            raise BundleError(f"{path} is missing or damaged; start over with --force") from None
+
+
+Outcome = TypeVar("Outcome")
+
+
+def search(
+    plan: Plan,
+    carry_out: Callable[[str], Outcome],
+    drop: Callable[[Outcome], float],
+    failed: Callable[[Plan], None],
+    console: Console | None = None,
+) -> Outcome:
+    """Carry out plans until one stays within the budget; every trial is added to `plan`.
+
+    Args:
+        carry_out: castles and distils the blocks it is given (as `castle(layers=...)` takes them).
+        drop: the points an outcome lost on the planning images.
+        failed: called with the plan after each trial that did not stay within the budget.
+
+    Raises:
+        CheckFailed: no plan stays within the budget.
+    """
+    while True:
+        kept = plan.next_kept()
+        if console is not None:
+            console.print(f"layers=auto: distilling, softmax kept in {_blocks(kept)}")
+        outcome = carry_out(plan.layers(kept))
+        plan.trials.append(Trial(kept, drop(outcome)))
+        if console is not None:
+            console.print(f"layers=auto: lost {plan.trials[-1].drop:.2f} points on {plan.images} planning images")
+        if plan.done:
+            return outcome
+        failed(plan)
+
+
+def _blocks(kept: list[int]) -> str:
+    return "no block" if not kept else f"block{'s' if len(kept) > 1 else ''} {', '.join(map(str, kept))}"
+
+
+def set_aside(training: ImageData, planning: ImageData) -> tuple[ImageData, ImageData]:
+    """The same images opened twice, for training and for planning, without those of the other.
+
+    Raises:
+        DataError: a stream, whose images can't be set aside, or too few images.
+    """
+    if training.streamed:
+        raise DataError("layers=auto sets images aside for planning, which a streamed data set does not allow")
+    count = min(PLANNING_IMAGES, int(PLANNING_SHARE * len(training)))
+    if count < 1:
+        raise DataError(f"layers=auto needs at least {int(1 / PLANNING_SHARE)} images to plan with")
+    order = np.random.default_rng(0).permutation(len(training))
+    return training.only(order[count:].tolist()), planning.only(order[:count].tolist())
+
+
+def drop_of(teacher: Accuracy, castled: Accuracy) -> float:
+    """Points lost: in top-1 where there are labels, else the share of images with another top class."""
+    if teacher.top1 is not None and castled.top1 is not None:
+        return teacher.top1 - castled.top1
+    return 100 - castled.agreement  # type: ignore[operator]

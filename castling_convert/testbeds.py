@@ -1,0 +1,106 @@
+"""Small teachers trained here on embedded data, for the demo, the benchmarks and the tests."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import nn
+
+from .analysis.accuracy import measure
+from .distill.data import Preprocessing, open_data, training_loader
+from .recipe import DataConfig
+
+MODEL = "vit_tiny_patch16_224"
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """An embedded data set and the softmax teacher for it: `timm.create_model(MODEL, **arguments)`.
+
+    `floor` is the accuracy in percent that a teacher has to reach to be worth converting, `overrides`
+    what of the default recipe depends on this data.
+    """
+
+    data: str
+    floor: float
+    arguments: dict[str, Any]
+    steps: int
+    batch_size: int
+    lr: float
+    label_smoothing: float = 0.0
+    augmentation: DataConfig = field(default_factory=DataConfig)
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return (f"data.scale={self.augmentation.scale}",)
+
+
+_SMALL = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2, "weight_init": "jax"}
+
+TESTBEDS = {
+    "digits": Testbed(
+        "digits",
+        floor=97.0,
+        # 36 patches of the 8x8 digits enlarged, and a class token.
+        arguments={**_SMALL, "img_size": 24, "in_chans": 1, "num_classes": 10},
+        steps=1200,
+        batch_size=64,
+        lr=2e-3,
+        label_smoothing=0.05,
+        augmentation=DataConfig(scale=0.8),
+    ),
+    "relations": Testbed(
+        "relations",
+        floor=90.0,
+        arguments={**_SMALL, "img_size": 32, "num_classes": 4},  # 64 patches and a class token
+        steps=1000,
+        batch_size=128,
+        lr=2e-3,
+    ),
+}
+
+
+def train_teacher(testbed: Testbed, seed: int, console: Console | None = None, steps: int | None = None) -> nn.Module:
+    """A small softmax ViT trained on the testbed's training part, in eval mode on the CPU."""
+    torch.manual_seed(seed)
+    steps = steps or testbed.steps
+    teacher = timm.create_model(MODEL, **testbed.arguments)
+    channels, size = testbed.arguments.get("in_chans", 3), testbed.arguments["img_size"]
+    teacher.pretrained_cfg.update(
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+        input_size=(channels, size, size),
+        crop_pct=1.0,
+        num_classes=testbed.arguments["num_classes"],
+    )
+    preprocessing = Preprocessing.of(teacher)
+    data = open_data(testbed.data, preprocessing, "train", training=testbed.augmentation)
+    loader = training_loader(data, testbed.batch_size, steps, start=0, seed=seed, workers=0)
+    optimizer = torch.optim.AdamW(teacher.parameters(), testbed.lr, weight_decay=0.05)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, testbed.lr, steps, pct_start=0.1)
+    started = shown = time.monotonic()
+    if console is not None:
+        console.print(f"training a {testbed.data} teacher for {steps} steps ...")
+    for step, (images, labels) in enumerate(loader, start=1):
+        loss = F.cross_entropy(teacher(images), labels, label_smoothing=testbed.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        now = time.monotonic()
+        if console is not None and (now - shown > 5 or step == steps):
+            shown = now
+            left = (steps - step) * (now - started) / step
+            console.print(f"  step {step}/{steps} loss {loss.item():.3f}  ETA {left:.0f}s")
+    teacher.eval()
+    accuracy = measure({"teacher": teacher}, open_data(testbed.data, preprocessing, "validation"))["teacher"]
+    if console is not None:
+        console.print(f"teacher: {accuracy.top1:.2f} % on {accuracy.images} held-out images")
+    return teacher
