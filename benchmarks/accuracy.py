@@ -180,10 +180,10 @@ def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
         return [(bed, name, 0, SHORT[0]) for bed in BEDS for name in chosen] + [
             (bed, "castling", 0, SHORT[1]) for bed in BEDS
         ]
-    table = [(bed, name, seed, steps) for seed in SEEDS for name in names for steps in SHORT for bed in BEDS]
-    first = [(bed, name, seed, SHORT[1]) for name in names[:2] for seed in SEEDS for bed in BEDS]
+    table = [(bed, name, seed, steps) for name in names for steps in SHORT for seed in SEEDS for bed in BEDS]
     long = [(bed, name, seed, LONG) for name in LONG_RUNS for seed in SEEDS for bed in BEDS]
-    return list(dict.fromkeys([*first, *long[: 2 * len(SEEDS)], *table, *long]))
+    head = [job for job in table if job[1] in ("castling", "reference")]
+    return list(dict.fromkeys([*head, *(job for job in long if job[1] == "castling"), *table, *long]))
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

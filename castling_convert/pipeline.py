@@ -100,7 +100,8 @@ def convert(
     spec = data or "generated"
     training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
     validation = open_data(spec, preprocessing, "validation")
-    require_space(output, 8 * bundle.state_bytes(teacher))
+    # Castling once here says what can't be castled, and how large it gets, before anything is written.
+    require_space(output, 8 * bundle.state_bytes(castle(teacher, recipe, "all" if layers == "auto" else layers)))
     identity = {
         "model": f"local-dir:{Path(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
         "weights": source,
@@ -110,8 +111,6 @@ def convert(
         "input_size": list(preprocessing.input_size),
     }
     run = _Run(teacher, recipe, device, output / bundle.TRAIN, resume, identity, validation, console)
-    if layers != "auto":
-        castle(teacher, recipe, layers)  # what can't be castled is said before anything is written
     with _resumable(output, recipe, resume=resume):
         if layers == "auto":
             student, result, plan = _hybrid(run, training, open_data(spec, preprocessing, "train"), max_drop)

@@ -47,7 +47,13 @@ class Steps(Progress):
         self.callback(step)
 
 
-PHASES = ("distill.align=0.1", "distill.mask.open_until=0.1", "distill.mask.closed_from=0.6", "distill.mask.start=0.1")
+PHASES = (
+    "distill.align=0.1",
+    "distill.mask.schedule=threshold",
+    "distill.mask.open_until=0.1",
+    "distill.mask.closed_from=0.6",
+    "distill.mask.start=0.1",
+)
 
 
 def test_masks_rise_after_the_alignment_and_end_exactly_closed(student, teacher, batches, tmp_path):

@@ -20,13 +20,13 @@ def thresholds(steps: int, **mask) -> list[float]:
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 400])
 @pytest.mark.parametrize("mask", [{}, {"closed_from": 0.99}, {"open_until": 0.0, "closed_from": 0.01}])
 def test_rises_and_ends_exactly_closed(steps, mask):
-    values = thresholds(steps, **mask)
+    values = thresholds(steps, schedule="threshold", **mask)
     assert values[-1] == 1.0
     assert values == sorted(values)
     assert all(0 <= value <= 1 for value in values)
 
 
-PHASES = {"start": 0.1, "open_until": 0.1, "closed_from": 0.6}
+PHASES = {"schedule": "threshold", "start": 0.1, "open_until": 0.1, "closed_from": 0.6}
 
 
 def test_phases_of_400_steps():
@@ -45,8 +45,8 @@ def test_rises_geometrically():
     assert values[-1] * ratios[0] == pytest.approx(1.0)  # and one after the last
 
 
-def test_by_default_the_masks_close_over_the_first_third():
-    values = thresholds(400)
+def test_a_threshold_closes_over_the_first_third():
+    values = thresholds(400, schedule="threshold")
     assert 1 / TOKENS < values[0] < 1.1 / TOKENS
     assert values[119] < 1.0
     assert values[120:] == [1.0] * 280
@@ -54,12 +54,12 @@ def test_by_default_the_masks_close_over_the_first_third():
 
 def test_one_step_is_closed_and_two_are_open_then_closed():
     assert thresholds(1) == [1.0]
-    first, last = thresholds(2)
+    first, last = thresholds(2, schedule="threshold")
     assert first < last == 1.0
 
 
-def test_none_never_opens():
-    assert thresholds(20, schedule="none") == [1.0] * 20
+def test_none_never_opens_and_is_the_default():
+    assert thresholds(20, schedule="none") == thresholds(20) == [1.0] * 20
 
 
 def masks(steps: int, layers: int, **mask) -> list[list[Mask]]:
