@@ -34,7 +34,8 @@ def write_report(path: Path, output: Path | None = None) -> Path:
     if "accuracy" not in summary or not metrics.is_file():
         raise BundleError(f"{path} was saved without its history; only bundles of castling convert have a report")
     steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    body = _table(_facts(summary)) + _plots(steps) + "<h2>Layers</h2>" + _table(_layers(summary))
+    body = _table(_facts(summary)) + _plan(summary) + _plots(steps) + "<h2>Layers</h2>"
+    body += _table(_layers(summary, steps))
     output = output or path / "report.html"
     with writing_file(output) as fresh:
         fresh.write_text(_PAGE.format(title=html.escape(f"{summary['model']}, castled"), body=body), encoding="utf-8")
@@ -64,13 +65,33 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _layers(summary: dict[str, Any]) -> list[tuple[str, ...]]:
-    errors = summary["fold"]["float64_blocks"]
-    rows: list[tuple[str, ...]] = [("layer", "became", "why", "folding error of its block")]
+def _layers(summary: dict[str, Any], steps: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    folding = summary["fold"]["float64_blocks"]
+    attention = steps[-1]["layer_losses"] if steps else {}
+    rows: list[tuple[str, ...]] = [
+        ("layer", "became", "why", "error against the teacher at the end", "folding error of its block")
+    ]
     for layer in summary["layers"]:
-        error = errors.get(".".join(layer["name"].split(".")[:2]))
-        rows.append((layer["name"], layer["status"], layer["why"], "" if error is None else f"{error:.1e}"))
+        name = layer["name"]
+        error = folding.get(".".join(name.split(".")[:2]))
+        cells = (f"{attention[name]:.3f}" if name in attention else "", "" if error is None else f"{error:.1e}")
+        rows.append((name, layer["status"], layer["why"], *cells))
     return rows
+
+
+def _plan(summary: dict[str, Any]) -> str:
+    """What `layers=auto` measured and decided."""
+    plan = summary.get("plan")
+    if not plan:
+        return ""
+    rows: list[tuple[str, ...]] = [("block", "divergence when castled alone, nats", "agreement")]
+    for entry in plan["sensitivity"]:
+        rows.append((str(entry["block"]), f"{entry['divergence']:.3g}", f"{entry['agreement']:.1f} %"))
+    trials: list[tuple[str, ...]] = [("softmax kept in blocks", f"points lost on {plan['images']} planning images")]
+    for trial in plan["trials"]:
+        trials.append((", ".join(map(str, trial["kept"])) or "none", f"{trial['drop']:.2f}"))
+    budget = f"<p>The budget is {plan['max_drop']:g} points of {html.escape(plan['measure'])}.</p>"
+    return f"<h2>Which layers to castle</h2>{_table(rows)}{_table(trials)}{budget}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
@@ -81,30 +102,43 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 
 def _plots(steps: list[dict[str, Any]]) -> str:
-    """Mask density, losses, and per-layer attention error over the steps, as inline SVG."""
+    """Accuracy, losses, per-layer attention error and mask density over the steps, as inline SVG."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    if not steps:
+        return ""
     at = [step["step"] for step in steps]
-    figure, axes = pyplot.subplots(3, 1, figsize=(9, 10), sharex=True, layout="constrained")
-    layers = list(steps[-1]["density"]) if steps else []
-    colours = matplotlib.colormaps["viridis"].resampled(max(len(layers), 1))
-    for index, layer in enumerate(layers):
-        axes[0].plot(at, [step["density"][layer] for step in steps], color=colours(index), label=layer)
-        axes[2].plot(at, [step["layer_losses"][layer] for step in steps], color=colours(index), label=layer)
+    figure, axes = pyplot.subplots(4, 1, figsize=(9, 13), sharex=True, layout="constrained")
+    accuracy, losses, errors, density = axes
+    probed = [(step["step"], step["probe"]) for step in steps if "probe" in step]
+    for name, label in (("top1", "castled, top-1"), ("agreement", "agreement with the teacher")):
+        points = [(step, probe[name]) for step, probe in probed if name in probe]
+        if points:
+            accuracy.plot(*zip(*points, strict=True), marker=".", label=label)
+    if probed and "teacher_top1" in probed[0][1]:
+        accuracy.axhline(probed[0][1]["teacher_top1"], color="black", ls="--", lw=1, label="teacher, top-1")
+    accuracy.set(title="masks closed, on a part of the validation images", ylabel="%")
     for name in ("attention", "logits", "features"):
         points = [(step["step"], step["losses"][name]) for step in steps if name in step["losses"]]
         if points:
-            axes[1].plot(*zip(*points, strict=True), label=name)
-    axes[0].set(title="mask density: share of softmax entries kept", ylim=(-0.02, 1.02))
-    axes[1].set(title="losses", yscale="log")
-    axes[2].set(title="attention output of each layer: squared error over the teacher's mean square",
-                yscale="log", xlabel="step")  # fmt: skip
+            losses.plot(*zip(*points, strict=True), label=name, lw=1)
+    losses.set(title="losses on the training batches", yscale="log")
+    layers = list(steps[-1]["density"])
+    colours = matplotlib.colormaps["viridis"].resampled(max(len(layers), 2))
+    for index, layer in enumerate(layers):
+        errors.plot(at, [step["layer_losses"][layer] for step in steps], color=colours(index), label=layer, lw=1)
+        density.plot(at, [step["density"][layer] for step in steps], color=colours(index), label=layer)
+    errors.set(title="attention output of each layer: squared error over the teacher's mean square", yscale="log")
+    closed = all(not any(step["density"].values()) for step in steps)
+    title = "mask density: share of softmax entries kept" + (" (closed from the first step on)" if closed else "")
+    density.set(title=title, ylim=(-0.02, 1.02), xlabel="step")
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small", ncols=4)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize="x-small", ncols=4)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     pyplot.close(figure)

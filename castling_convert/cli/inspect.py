@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
-from .options import fewer_or_more, json_option, model_options, print_json, result_console
+from .options import data_help, fewer_or_more, json_option, model_options, print_json, result_console
 
 
 @click.command("inspect", epilog="Example: castling inspect --model deit_s --no-pretrained")
 @model_options
+@click.option("--sensitivity", is_flag=True, help="Measure how much each block's softmax is needed; loads the weights.")
+@click.option("--data", help="Images for --sensitivity. " + data_help)
 @json_option
 def command(
     model: str,
@@ -21,25 +23,34 @@ def command(
     image_size: tuple[int, int] | None,
     num_classes: int | None,
     model_args: tuple[str, ...],
+    sensitivity: bool,
+    data: str | None,
     as_json: bool,
 ) -> None:
     """List every attention layer of a model: tokens, heads, and whether it can be castled; count MACs.
 
-    The architecture alone is looked at; weights are read only for local-dir: and hf-hub: names, or when
-    --weights is given.
+    The architecture alone is looked at; weights are read only for local-dir: and hf-hub: names, when
+    --weights is given, or for --sensitivity: each block castled alone against the whole model, as
+    convert --layers auto does to plan.
     """
     from rich.table import Table
 
     from ..analysis.macs import count_macs
+    from ..analysis.sensitivity import sensitivities
     from ..castle import castle, close_masks
+    from ..distill.data import Preprocessing, open_data, some_images
+    from ..errors import DataError
     from ..families import family_of
     from ..fold import fold_
     from ..load import load_model, parse_model_args
+    from ..pipeline import SENSITIVITY_IMAGES
+    from ..recipe import Recipe
 
-    del pretrained  # what is asked here does not depend on the weights
+    if data is not None and not sensitivity:
+        raise DataError("--data is for --sensitivity; add it, or leave --data out")
     loaded = load_model(
         model,
-        pretrained=False,
+        pretrained=pretrained and sensitivity,  # nothing else asked here depends on the weights
         weights=weights,
         image_size=image_size,
         num_classes=num_classes,
@@ -52,8 +63,16 @@ def command(
         student = castle(loaded)
         close_masks(student)
         macs["castled"] = count_macs(fold_(student))
+    measured = {}
+    if sensitivity and "castled" in macs:
+        opened = open_data(data or "generated", Preprocessing.of(loaded), "train")
+        images = some_images(opened, SENSITIVITY_IMAGES)
+        found = sensitivities(loaded, Recipe.load("castling"), images)
+        measured = {name: entry for entry in found for name in entry.layers}
     if as_json:
-        values: list[dict[str, Any]] = [asdict(layer) | {"castable": layer.castable} for layer in layers]
+        values: list[dict[str, Any]] = [
+            asdict(layer) | {"castable": layer.castable} | _measured(measured, layer.name) for layer in layers
+        ]
         print_json({"model": model, "family": family.title, "macs": macs, "layers": values})
         return
     castable = sum(layer.castable for layer in layers)
@@ -63,10 +82,27 @@ def command(
     )
     for column in ("layer", "kind", "tokens", "heads", "head dim", "can be castled"):
         table.add_column(column)
+    for column in ("KL, nats", "agreement") if measured else ():
+        table.add_column(column, justify="right")
     for layer in layers:
-        table.add_row(layer.name, layer.kind, str(layer.tokens), str(layer.num_heads), str(layer.head_dim),
-                      "yes" if layer.castable else f"no: {layer.reason}")  # fmt: skip
+        row = [layer.name, layer.kind, str(layer.tokens), str(layer.num_heads), str(layer.head_dim),
+               "yes" if layer.castable else f"no: {layer.reason}"]  # fmt: skip
+        if layer.name in measured:
+            entry = measured[layer.name]
+            row += [f"{entry.divergence:.3g}", f"{entry.agreement:.1f} %"]
+        table.add_row(*row)
     result_console().print(table)
+    if measured:
+        click.echo(
+            f"KL and agreement: this block alone castled, not trained, against the whole model, on {len(images)} "
+            f"images ({data or 'generated'}); --layers auto keeps the largest KL as softmax first"
+        )
     if "castled" in macs:
         softmax, castled = (f"{value / 1e9:.2f} G" for value in macs.values())
         click.echo(f"MACs an image: {softmax}, castled {castled} ({fewer_or_more(*macs.values())})")
+
+
+def _measured(measured: dict[str, Any], name: str) -> dict[str, Any]:
+    if name not in measured:
+        return {}
+    return {"divergence": measured[name].divergence, "agreement": measured[name].agreement}

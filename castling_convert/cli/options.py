@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,9 @@ class ImageSize(click.ParamType):
 PATH = click.Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-data_help = "A folder of images, digits (embedded), or a timm data set NAME:ROOT such as torch/cifar10:DIR."
+data_help = (
+    "A folder of images, digits or relations (embedded), or a timm data set NAME:ROOT such as torch/cifar10:DIR."
+)
 
 
 def model_options(function: Any) -> Any:
@@ -58,10 +61,14 @@ def progress_console() -> Console:
 
 
 def result_console() -> Console:
-    """Where tables and sentences for people go; paths are printed as they are, unbroken."""
+    """Where tables and sentences for people go; paths are printed as they are, unbroken.
+
+    A file or a pipe has no width; rich would cut tables at 80 columns.
+    """
     from rich.console import Console
 
-    return Console(soft_wrap=True, markup=False, highlight=False)
+    width = None if sys.stdout.isatty() else 160
+    return Console(soft_wrap=True, markup=False, highlight=False, width=width)
 
 
 def fewer_or_more(before: int, after: int) -> str:
