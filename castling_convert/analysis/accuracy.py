@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..castle import close_masks
-from ..distill.data import EVAL_BATCH, ImageData, eval_loader
+from ..distill.data import ImageData, Preprocessing, eval_loader, some_batches
 from ..errors import DataError
 
 Classifier = Callable[[Tensor], Tensor]
+
+PROBED_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,15 @@ def with_usable_labels(data: ImageData, classes: int) -> tuple[ImageData, str | 
 class Probe:
     """Accuracy and agreement with the teacher on a fixed handful of images, to follow a student in training.
 
+    The images are spread over the whole of `data` and kept in memory, at most PROBED_BYTES of them.
     Called with the student; its masks are closed for the measurement and its mode is put back after it
     (the loop sets the masks anew at every step). Returns percentages: `agreement`, and `top1` with labels.
     """
 
     def __init__(self, teacher: nn.Module, data: ImageData, images: int = 500) -> None:
         device = next(teacher.parameters()).device
-        batches = [(x, y) for x, y in itertools.islice(eval_loader(data), math.ceil(images / EVAL_BATCH))]
+        size = 4 * math.prod(Preprocessing.of(teacher).input_size)
+        batches = some_batches(data, max(1, min(images, PROBED_BYTES // size)))
         self.images = [x for x, _ in batches]
         self.labels = torch.cat([y for _, y in batches]) if data.classes is not None else None
         with torch.no_grad():

@@ -9,6 +9,8 @@ digits, shipped with it), `relations` (scenes made here, where the label is a re
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -308,11 +310,16 @@ def eval_loader(data: ImageData, batch_size: int = EVAL_BATCH, workers: int = 0)
 
 def some_images(data: ImageData, count: int) -> Tensor:
     """`count` images, [count, C, H, W], spread evenly over the data set (fewer if it is smaller)."""
+    return torch.cat([images for images, _ in some_batches(data, count)])
+
+
+def some_batches(data: ImageData, count: int) -> list[tuple[Tensor, Tensor]]:
+    """As `some_images`, in batches of images and labels."""
     if data.streamed:
-        batch = next(iter(DataLoader(data.dataset, count)))
-        return batch[0]
+        batches = itertools.islice(eval_loader(data, min(count, EVAL_BATCH)), math.ceil(count / EVAL_BATCH))
+        return [(images, labels) for images, labels in batches]
     indices = np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)
-    return torch.stack([data.dataset[int(index)][0] for index in dict.fromkeys(indices.tolist())])
+    return [(images, labels) for images, labels in eval_loader(data.only(list(dict.fromkeys(indices.tolist()))))]
 
 
 def _unreadable(path: str, error: Exception) -> DataError:

@@ -58,17 +58,28 @@ def test_a_truncated_jpeg_ends_the_run_and_leaves_nothing(castling, tiny, images
     castling("convert", *tiny, *arguments).refused("images/flower/1.jpg", "remove it")
 
 
-def test_a_truncated_jpeg_in_the_held_out_part_keeps_the_training(castling, tiny, images, here):
-    """Found only after the training: what was trained is not thrown away."""
-    (images / "val").mkdir()
-    (images / "china").rename(images / "val" / "china")
-    (images / "train").mkdir()
-    (images / "flower").rename(images / "train" / "flower")
+@pytest.fixture
+def parts(images):
+    """The photographs as a data set of two parts, and a broken one in the held-out part, with its former bytes."""
+    for part, name in (("train", "flower"), ("val", "china")):
+        (images / part).mkdir()
+        (images / name).rename(images / part / name)
     bad = images / "val" / "china" / "1.jpg"
     whole = bad.read_bytes()
     truncate(bad)
+    return bad, whole
+
+
+def test_a_truncated_jpeg_in_the_held_out_part_is_found_before_the_training(castling, tiny, parts):
+    """The images that accuracy is followed on are read first."""
+    castling("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out").refused("images/val/china/1.jpg")
+
+
+def test_one_that_is_found_only_after_the_training_loses_nothing(castling, tiny, parts, here, monkeypatch):
+    monkeypatch.setattr("castling_convert.analysis.accuracy.PROBED_BYTES", 0)  # the first image alone
     command = ("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out")
     castling(*command).failed(2, "images/val/china/1.jpg", "--resume")
+    bad, whole = parts
     bad.write_bytes(whole)
     castling(*command, "--resume").done()
     assert not (here / "out" / "train" / "state").exists()
