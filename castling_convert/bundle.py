@@ -123,6 +123,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise BundleError(f"no bundle at {path}; make one with: castling convert --model NAME --output {path}")
     if not (path / CONFIG).is_file():
+        if (path / REJECTED).is_dir():
+            raise BundleError(f"{path} was not published, it lost more than --max-drop; see {path / REJECTED}")
         if (path / STATE).is_dir():
             raise BundleError(f"{path} holds an unfinished conversion; finish it with castling convert ... --resume")
         raise BundleError(f"{path} is no bundle: it has no {CONFIG}")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import castling_convert as cc
 from castling_convert.distill.progress import Progress
-from castling_convert.errors import CastlingError, DataError, Interrupted
+from castling_convert.errors import CastlingError, CheckFailed, DataError, Interrupted
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -201,3 +201,131 @@ def test_failures_leave_no_output(tmp_path, file):
         with pytest.raises(CastlingError):
             convert(tmp_path / "out", **({"weights": file} | wrong))
         assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def lose(monkeypatch, *drops: float) -> None:
+    """Let the measured drops be these, in order; the models are far too small for real ones to mean something."""
+    values = iter(drops)
+    monkeypatch.setattr("castling_convert.pipeline.drop_of", lambda *_: next(values))
+
+
+def test_auto_castles_all_where_the_budget_allows_it(tmp_path, file):
+    summary = convert(tmp_path / "out", weights=file, layers="auto", max_drop=100.0)
+    assert [layer["status"] for layer in summary["layers"]] == ["castled", "castled"]
+    assert all("sensitivity" in layer["why"] and "nats, rank" in layer["why"] for layer in summary["layers"])
+    plan = json.loads((tmp_path / "out" / "summary.json").read_text())["plan"]
+    assert plan["max_drop"] == 100.0
+    assert plan["images"] == 240  # a fifth of the 1200 training images
+    assert plan["measure"] == "top-1"
+    assert [entry["block"] for entry in plan["sensitivity"]] == [0, 1]
+    assert [trial["kept"] for trial in plan["trials"]] == [[]]
+    assert summary["accuracy"]["castled"]["images"] == 597
+    assert not (tmp_path / "out" / "train" / "plan.json").exists()
+
+
+def test_auto_keeps_the_most_sensitive_block(tmp_path, file, monkeypatch):
+    lose(monkeypatch, 5.0, 0.2, 0.2)
+    summary = convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0)
+    order = sorted(summary["plan"]["sensitivity"], key=lambda entry: -entry["divergence"])
+    kept, castled = (entry["block"] for entry in order)
+    assert summary["plan"]["trials"] == [{"kept": [], "drop": 5.0}, {"kept": [kept], "drop": 0.2}]
+    assert {layer["name"]: layer["status"] for layer in summary["layers"]} == {
+        f"blocks.{kept}.attn": "kept",
+        f"blocks.{castled}.attn": "castled",
+    }
+    kinds = [type(block.attn).__name__ for block in cc.load(tmp_path / "out").blocks]
+    assert kinds[kept] == "Attention"
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 6  # of the plan that was taken
+
+
+def test_no_plan_within_the_budget_publishes_nothing(tmp_path, file, monkeypatch):
+    lose(monkeypatch, 5.0, 3.0)
+    with pytest.raises(CheckFailed, match=r"the best lost 3\.00 points on the 240 planning images"):
+        convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0)
+    assert not (tmp_path / "out" / "config.json").exists()
+    with pytest.raises(CastlingError):
+        cc.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("at", [2, 7], ids="at step {} of all plans".format)
+def test_auto_interrupted_and_resumed_is_the_uninterrupted_search(tmp_path, file, monkeypatch, at):
+    options = {"weights": file, "layers": "auto", "max_drop": 1.0, "steps": 5}
+    with monkeypatch.context() as patch:
+        lose(patch, 5.0, 0.2, 0.2)
+        convert(tmp_path / "whole", **options)
+    seen = []
+    with monkeypatch.context() as patch:
+        lose(patch, 5.0)
+        whole = Progress.step
+
+        def stopping(self, **values):
+            whole(self, **values)
+            seen.append(values["step"])
+            if len(seen) == at:
+                press_ctrl_c()
+
+        patch.setattr(Progress, "step", stopping)
+        with pytest.raises(Interrupted, match="--resume"):
+            convert(tmp_path / "parts", **options)
+    lose(monkeypatch, *([5.0] if at < 5 else []), 0.2, 0.2)
+    convert(tmp_path / "parts", resume=True, **options)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    plans = [json.loads((tmp_path / name / "summary.json").read_text())["plan"] for name in ("whole", "parts")]
+    assert plans[0]["trials"] == plans[1]["trials"]
+
+
+def test_too_much_lost_is_not_published_and_kept_for_a_look(tmp_path, file, monkeypatch):
+    lose(monkeypatch, 2.5)
+    with pytest.raises(
+        CheckFailed, match=r"lost 2\.50 points on 597 images, --max-drop 1 is allowed; it is in .*rejected"
+    ):
+        convert(tmp_path / "out", weights=file, max_drop=1.0)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train"]
+    rejected = tmp_path / "out" / "train" / "rejected"
+    assert cc.load(rejected).num_classes == 10
+    assert json.loads((rejected / "summary.json").read_text())["accuracy"]["measured"] is True
+    lose(monkeypatch, 2.5)
+    convert(tmp_path / "out", weights=file, max_drop=3.0, resume=True)  # the same training, another verdict
+    assert cc.load(tmp_path / "out").num_classes == 10
+    assert not rejected.exists()
+
+
+def test_a_rejected_bundle_leaves_the_published_one_alone(tmp_path, file, monkeypatch):
+    convert(tmp_path / "out", weights=file, steps=2)
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    lose(monkeypatch, 2.5)
+    with pytest.raises(CheckFailed):
+        convert(tmp_path / "out", weights=file, max_drop=1.0, force=True)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert cc.load(tmp_path / "out").num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": "auto"}, "--max-drop"),
+        ({"max_drop": -1.0}, "negative"),
+        ({"max_drop": 1.0, "data": None}, "--data"),
+        ({"max_drop": 1.0, "layers": "auto", "data": None}, "--data"),
+    ],
+)
+def test_budgets_that_mean_nothing(tmp_path, file, options, words):
+    with pytest.raises(CastlingError, match=words):
+        convert(tmp_path / "out", weights=file, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_labels_a_disagreement_is_a_drop(tmp_path, file):
+    data = folders(tmp_path, "flat", count=10)
+    summary = convert(tmp_path / "out", weights=file, data=f"{data}/flat", layers="auto", max_drop=100.0, steps=1)
+    assert summary["plan"]["measure"] == "agreement"
+    assert summary["plan"]["images"] == 2
+
+
+def test_accuracy_is_followed_during_the_run(tmp_path, file):
+    convert(tmp_path / "out", weights=file, steps=40)
+    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    probes = [record["probe"] for record in records if "probe" in record]
+    assert len(probes) == 20
+    assert set(probes[0]) == {"agreement", "top1", "teacher_top1"}

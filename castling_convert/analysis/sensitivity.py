@@ -52,6 +52,6 @@ def sensitivities(teacher: nn.Module, recipe: Recipe, images: Tensor) -> Iterato
         yield Sensitivity(
             block,
             [name for name, _ in castled_layers(student)],
-            logit_divergence(logits, expected, temperature=1.0).item(),
+            max(0.0, logit_divergence(logits, expected, temperature=1.0).item()),  # it is; rounding may not be
             100 * agreement,
         )

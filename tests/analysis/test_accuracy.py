@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from castling_convert.analysis.accuracy import Accuracy, measure
+import castling_convert as cc
+from castling_convert.analysis.accuracy import Accuracy, Probe, measure
+from castling_convert.castle import close_masks
 from castling_convert.distill.data import ImageData
 from castling_convert.errors import DataError
+from tests.models import tiny
 
 
 def data(labels: list[int], classes: int | None) -> ImageData:
@@ -78,3 +81,28 @@ def test_labels_beyond_the_model():
 def test_no_images():
     with pytest.raises(DataError, match="no images"):
         measure({"model": answers(classes=8)}, data([], 8))
+
+
+def test_the_probe_counts_on_closed_masks_and_puts_the_mode_back():
+    teacher = tiny()
+    student = cc.castle(teacher).train()
+    x = torch.randn(70, 3, 32, 32)
+    labels = torch.arange(70) % 10
+    values = Probe(teacher, ImageData("made up", TensorDataset(x, labels), 10, held_out=True))(student)
+    assert student.training
+    close_masks(student.eval())
+    with torch.no_grad():
+        expected, top = teacher(x).argmax(-1), student(x).argmax(-1)
+    share = {"agreement": top == expected, "top1": top == labels, "teacher_top1": expected == labels}
+    assert values == pytest.approx({name: 100 * hits.float().mean().item() for name, hits in share.items()})
+    assert 0 < values["agreement"] < 100
+
+
+def test_the_probe_takes_images_from_the_whole_set():
+    """A set sorted by class is not judged by its first class alone."""
+    images = torch.arange(1000.0)[:, None, None, None].expand(-1, 3, 32, 32)
+    sorted_by_class = ImageData("made up", TensorDataset(images, torch.arange(1000) // 100), 10, held_out=True)
+    probe = Probe(tiny(), sorted_by_class, images=50)
+    assert torch.bincount(probe.labels).tolist() == [5] * 10
+    unlabelled = Probe(tiny(), ImageData("made up", sorted_by_class.dataset, None, held_out=True), images=3)
+    assert set(unlabelled(cc.castle(tiny()))) == {"agreement"}

@@ -54,6 +54,23 @@ def test_open_mask_is_softmax_attention(form: AttentionConfig) -> None:
     torch.testing.assert_close(opened(x), opened.proj(softmax), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", SOFTMAX_START, ids=label)
+@torch.no_grad()
+def test_a_gate_mixes_softmax_and_linear_form(form: AttentionConfig) -> None:
+    """Before the output projection, which is the same, a gate g gives g softmax + (1 - g) linear."""
+    trained, x = layer(form), tokens()
+    assert trained.proj.bias is not None
+    outputs = {}
+    for gate in (0.0, 0.3, 1.0):
+        trained.set_mask(0.0, gate)
+        outputs[gate] = trained(x)
+        assert trained.density.item() == pytest.approx(gate)
+    torch.testing.assert_close(outputs[0.3], 0.3 * outputs[1.0] + 0.7 * outputs[0.0], rtol=0, atol=1e-12)
+    assert trained.closed is False
+    trained.set_mask(0.0, 0.0)
+    assert trained.closed
+
+
 @pytest.mark.parametrize("threshold", [0.02, None])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @torch.no_grad()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import castling_convert as cc
-from castling_convert.castle import castled_layers
-from castling_convert.distill.loop import distill
+from castling_convert.castle import castled_layers, close_masks
+from castling_convert.distill.loop import _optimizer, distill
 from castling_convert.distill.progress import Progress
 from castling_convert.errors import BundleError, DataError, ModelError
 
@@ -169,6 +169,69 @@ def test_attention_alone_can_be_trained(student, teacher, batches):
     assert changed
     assert all(".attn." in name for name in changed), changed
     assert "blocks.0.attn.qkv.weight" in changed
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(student):
+    names = [name for name, _ in castled_layers(student)]
+    optimizer = _optimizer(student, names, recipe().distill)
+    taken = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    groups = {name: taken[id(p)] for name, p in student.named_parameters()}
+    muon = {name for name, group in groups.items() if not group.get("use_fallback")}
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert muon == {f"blocks.{block}.{layer}.weight" for block in range(2) for layer in layers}
+    plain = {name for name, group in groups.items() if group["weight_decay"] == 0}
+    assert plain == {
+        name for name, p in student.named_parameters() if p.ndim == 1 or name.endswith(("gain", "token", "pos_embed"))
+    }
+
+
+def test_the_rates_of_muon_and_of_its_fallback(student, teacher, batches):
+    """Keller Jordan's rule: an orthogonal update, so no direction of a square matrix moves by more than about `lr`."""
+    before = state(student)
+    settings = ("distill.optimizer.warmup=0", "distill.optimizer.decay=cosine", "distill.optimizer.weight_decay=0")
+    run(student, teacher, batches, *settings, "distill.optimizer.fallback=0.1", steps=1)
+    moved = {name: tensor - before[name] for name, tensor in state(student).items()}
+    step = torch.linalg.svdvals(moved["blocks.0.attn.proj.weight"])
+    assert step.max().item() == pytest.approx(0.03, rel=0.3)  # Newton-Schulz is only nearly orthogonal
+    assert moved["norm.bias"].abs().max().item() == pytest.approx(0.003, rel=0.1)  # Adam's first step
+
+
+def test_adamw_alone(student, teacher, batches):
+    before = state(student)
+    settings = ("distill.optimizer.name=adamw", "distill.optimizer.lr=1e-3", "distill.optimizer.warmup=0")
+    run(student, teacher, batches, *settings, "distill.optimizer.weight_decay=0", steps=1)
+    moved = state(student)["blocks.0.attn.proj.weight"] - before["blocks.0.attn.proj.weight"]
+    assert moved.abs().max().item() == pytest.approx(1e-3, rel=0.01)
+
+
+def test_gates_and_orders_reach_the_layers(student, teacher, batches, tmp_path):
+    closing = ("distill.mask.schedule=gate", "distill.mask.closed_from=0.8", "distill.mask.order=last")
+    run(student, teacher, batches, *closing, steps=10, workdir=tmp_path)
+    densities = [list(record["density"].values()) for record in metrics(tmp_path)]
+    assert densities[0] == pytest.approx([1.0, 0.8])
+    assert [first for first, _ in densities[:4]] == pytest.approx([1.0] * 4)
+    assert [last for _, last in densities[4:]] == [0.0] * 6
+    assert densities[-1] == [0.0, 0.0]
+
+
+def test_the_probe_sees_a_closed_student_and_changes_nothing(student, teacher, batches, tmp_path):
+    annealed = ("distill.mask.schedule=threshold", "distill.mask.closed_from=0.9")
+    seen = []
+
+    def probe(model):
+        seen.append(model.training)
+        close_masks(model)
+        torch.rand(5)
+        return {"agreement": 12.5}
+
+    plain, probed = copy.deepcopy(student), copy.deepcopy(student)
+    run(plain, teacher, batches, *annealed, steps=40)
+    run(probed, teacher, batches, *annealed, steps=40, workdir=tmp_path, probe=probe)
+    assert same(state(plain), state(probed))
+    records = metrics(tmp_path)
+    assert [record["step"] for record in records if "probe" in record] == list(range(2, 41, 2))
+    assert records[-1]["probe"] == {"agreement": 12.5}
+    assert len(seen) == 20
 
 
 def test_a_loader_that_runs_out_is_started_again(student, teacher, batches):

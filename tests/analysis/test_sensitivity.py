@@ -1,0 +1,53 @@
+"""Every block castled alone, against the whole model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import castling_convert as cc
+from castling_convert.analysis.sensitivity import sensitivities
+from castling_convert.castle import close_masks
+from castling_convert.distill.calibrate import calibrate
+from tests.models import images, tiny
+
+
+def found(teacher, **attention):
+    return list(sensitivities(teacher, cc.Recipe.load("castling"), images(16)))
+
+
+def test_is_the_divergence_of_that_block_castled_alone():
+    teacher, x = tiny(), images(16)
+    for entry in found(teacher):
+        student = cc.castle(teacher, layers=str(entry.block)).eval()
+        calibrate(student, teacher, x[:8])
+        close_masks(student)
+        with torch.no_grad():
+            expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
+        divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3)
+        assert entry.agreement == 100 * (expected.argmax(-1) == actual.argmax(-1)).float().mean().item()
+        assert entry.layers == [f"blocks.{entry.block}.attn"]
+
+
+def test_a_block_that_does_nothing_is_not_sensitive_and_a_sharp_one_is():
+    teacher = tiny(depth=3)
+    with torch.no_grad():
+        teacher.blocks[0].attn.proj.weight.zero_()
+        teacher.blocks[1].attn.qkv.weight[: 2 * 48] *= 8
+    nothing, sharp, _ = found(teacher)
+    assert nothing.divergence == pytest.approx(0, abs=1e-5)
+    assert nothing.agreement == 100
+    assert sharp.divergence > 100 * abs(nothing.divergence)
+
+
+def test_the_teacher_is_not_changed():
+    teacher = tiny()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    found(teacher)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_blocks_that_can_not_be_castled_are_left_out():
+    teacher = tiny("vit_base_patch16_siglip_224", depth=2)
+    assert [entry.block for entry in found(teacher)] == [0, 1]

@@ -1,0 +1,94 @@
+"""Which blocks stay softmax, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset, TensorDataset
+
+from castling_convert.analysis.accuracy import Accuracy
+from castling_convert.analysis.sensitivity import Sensitivity
+from castling_convert.distill.data import ImageData
+from castling_convert.errors import BundleError, CheckFailed, DataError
+from castling_convert.hybrid import Plan, Trial, drop_of, search, set_aside
+
+DIVERGENCES = [0.5, 3.0, 0.01, 0.2]
+
+
+def plan(max_drop: float = 1.0) -> Plan:
+    sensitivity = [Sensitivity(block, [f"blocks.{block}.attn"], value, 90.0) for block, value in enumerate(DIVERGENCES)]
+    return Plan(max_drop, 100, "top-1", sensitivity)
+
+
+def searched(found: Plan, drops: dict[str, float]) -> tuple[str, list[str]]:
+    """The outcome, which is what was castled, and everything that was tried before it."""
+    failures: list[str] = []
+    outcome = search(found, lambda layers: layers, lambda layers: drops[layers],
+                     lambda state: failures.append(state.layers(state.trials[-1].kept)))  # fmt: skip
+    return outcome, failures
+
+
+def test_everything_is_castled_where_the_budget_allows_it():
+    found = plan()
+    assert searched(found, {"0,1,2,3": 1.0}) == ("0,1,2,3", [])
+    assert found.trials == [Trial([], 1.0)]
+    assert found.done
+
+
+def test_the_most_sensitive_blocks_are_kept_one_by_one():
+    found = plan()
+    drops = {"0,1,2,3": 9.0, "0,2,3": 4.0, "2,3": 0.5}
+    assert searched(found, drops) == ("2,3", ["0,1,2,3", "0,2,3"])
+    assert found.trials == [Trial([], 9.0), Trial([1], 4.0), Trial([0, 1], 0.5)]
+
+
+def test_no_plan_within_the_budget():
+    found = plan(0.1)
+    with pytest.raises(CheckFailed, match=r"--max-drop 0\.1: the best lost 0\.30 points"):
+        searched(found, {"0,1,2,3": 9.0, "0,2,3": 0.3, "2,3": 0.5, "2": 0.4})
+    assert [trial.kept for trial in found.trials] == [[], [1], [0, 1], [0, 1, 3]]
+
+
+def test_a_search_goes_on_where_it_stopped(tmp_path):
+    found = plan()
+    found.trials.append(Trial([], 9.0))
+    found.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json")
+    assert again == found
+    assert searched(again, {"0,2,3": 0.0}) == ("0,2,3", [])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"max_drop": 1}'])
+def test_a_damaged_plan(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(BundleError, match=r"plan\.json is missing or damaged; .*--force"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_planning_images_are_not_trained_on():
+    numbers = TensorDataset(torch.arange(50))
+    training, planning = set_aside(*(ImageData("numbers", numbers, 10, held_out=True) for _ in range(2)))
+    seen = [{int(data.dataset[i][0]) for i in range(len(data))} for data in (training, planning)]
+    assert [len(part) for part in seen] == [40, 10]
+    assert seen[0] | seen[1] == set(range(50))
+    assert not seen[0] & seen[1]
+
+
+def test_what_can_not_be_set_aside():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield torch.zeros(3)
+
+    stream = ImageData("hfds/x", Stream(), None, held_out=False)
+    with pytest.raises(DataError, match="streamed"):
+        set_aside(stream, stream)
+    few = ImageData("few", TensorDataset(torch.arange(4)), None, held_out=False)
+    with pytest.raises(DataError, match="at least 5 images"):
+        set_aside(few, few)
+
+
+def test_drop():
+    teacher = Accuracy(10, top1=90.0, top5=None, agreement=None)
+    assert drop_of(teacher, Accuracy(10, top1=91.5, top5=None, agreement=80.0)) == -1.5
+    unlabelled = Accuracy(10, top1=None, top5=None, agreement=None)
+    assert drop_of(unlabelled, Accuracy(10, top1=None, top5=None, agreement=97.0)) == 3.0
