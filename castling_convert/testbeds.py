@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate.utils import set_seed
 from rich.console import Console
 from torch import nn
 
@@ -68,7 +69,7 @@ TESTBEDS = {
 
 def train_teacher(testbed: Testbed, seed: int, console: Console | None = None, steps: int | None = None) -> nn.Module:
     """A small softmax ViT trained on the testbed's training part, in eval mode on the CPU."""
-    torch.manual_seed(seed)
+    set_seed(seed)  # Python's generator too: timm's crops draw from it
     steps = steps or testbed.steps
     teacher = timm.create_model(MODEL, **testbed.arguments)
     channels, size = testbed.arguments.get("in_chans", 3), testbed.arguments["img_size"]
