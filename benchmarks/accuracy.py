@@ -16,10 +16,24 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import castling_convert as cc
+from castling_convert.analysis.accuracy import measure
+from castling_convert.distill.data import Preprocessing, open_data
+from castling_convert.distill.progress import Progress
+from castling_convert.errors import CheckFailed
+from castling_convert.export.onnx import OnnxModel
+from castling_convert.testbeds import TESTBEDS, train_teacher
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
@@ -41,7 +55,6 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Masks": {
         "threshold, closed from 10 %": (f"{ANNEALED}=threshold", "distill.mask.closed_from=0.1"),
-        "threshold, closed from 30 %": (f"{ANNEALED}=threshold", "distill.mask.closed_from=0.3"),
         "gate, closed from 30 %": (f"{ANNEALED}=gate", "distill.mask.closed_from=0.3"),
         "gate, first layer first, 30 %": (
             f"{ANNEALED}=gate", "distill.mask.closed_from=0.3", "distill.mask.order=first",
@@ -65,36 +78,38 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 LONG_RUNS = ("castling", "reference", "gate, closed from 30 %", "half the learning rate")
+# On generated images: recipe and steps of what is taken without --data, and of what is taken with it.
+WITHOUT_DATA = {"generated, datafree": ("datafree", 1200), "generated, castling": ("castling", SHORT[1])}
+# Which blocks stay softmax, for the same budget: what `--layers auto` finds, and a rule that looks at nothing.
+RULES = ("auto", "last")
+MAX_DROP = 0.2
 
 
 def recipe_for(variant: str, bed: str, seed: int, steps: int) -> tuple[Any, dict[str, float]]:
     """The resolved recipe of a run, and what the benchmark itself adds to it."""
-    from castling_convert import Recipe
-    from castling_convert.testbeds import TESTBEDS
-
-    name = "reference" if variant == "reference" else "castling"
+    name = "reference" if variant == "reference" else WITHOUT_DATA.get(variant, ("castling",))[0]
     changes = next((group[variant] for group in VARIANTS.values() if variant in group), ())
     extra = {key: float(value) for key, value in (c.split("=") for c in changes) if key == "average"}
     overrides = [c for c in changes if not c.startswith("average=")]
-    fixed = [f"distill.seed={seed}", f"distill.steps={steps}", *TESTBEDS[bed].overrides]
-    return Recipe.load(name, [*fixed, *overrides]), extra
+    fixed = [f"distill.seed={seed}", f"distill.steps={steps}"]
+    if variant not in WITHOUT_DATA:
+        fixed += TESTBEDS[bed].overrides
+    return cc.Recipe.load(name, [*fixed, *overrides]), extra
 
 
-def key_of(bed: str, recipe: Any, extra: dict[str, float]) -> str:
+def key_of(bed: str, variant: str, seed: int, steps: int) -> str:
+    """What decides a run's outcome: the testbed and the whole resolved recipe."""
+    recipe, extra = recipe_for(variant, bed, seed, steps)
     values = recipe.model_dump(mode="json", include={"layers", "attention", "distill", "data"})
     values["distill"].pop("checkpoint_every")
-    return hashlib.sha256(json.dumps([bed, values, extra], sort_keys=True).encode()).hexdigest()[:16]
+    said = [bed, values, extra]
+    if variant in WITHOUT_DATA or variant in RULES:
+        said.append(variant)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def teacher_for(bed: str, seed: int) -> Any:
     """The testbed's softmax teacher, trained once and kept in the cache."""
-    import timm
-    from timm.models import save_for_hf
-
-    from castling_convert.analysis.accuracy import measure
-    from castling_convert.distill.data import Preprocessing, open_data
-    from castling_convert.testbeds import TESTBEDS, train_teacher
-
     testbed = TESTBEDS[bed]
     digest = hashlib.sha256(repr(testbed).encode()).hexdigest()[:8]
     folder = CACHE / f"{bed}-{seed}-{digest}"
@@ -111,26 +126,20 @@ def teacher_for(bed: str, seed: int) -> Any:
 
 def run(bed: str, variant: str, seed: int, steps: int) -> dict[str, Any]:
     """One conversion: all layers castled, all masks closed, folded, and measured on held-out images."""
-    import torch
-
-    import castling_convert as cc
-    from castling_convert.analysis.accuracy import measure
-    from castling_convert.distill.data import Preprocessing, open_data
-    from castling_convert.export.onnx import OnnxModel
-
     torch.set_num_threads(1)
     teacher = teacher_for(bed, seed)
     recipe, extra = recipe_for(variant, bed, seed, steps)
     student = cc.castle(teacher, recipe)
     averaging = Averaging(student, extra["average"]) if extra else None
     started = time.monotonic()
-    cc.distill(student, teacher, bed, recipe, device="cpu", progress=averaging)
+    images = "generated" if variant in WITHOUT_DATA else bed
+    cc.distill(student, teacher, images, recipe, device="cpu", progress=averaging)
     seconds = time.monotonic() - started
     if averaging is not None:
         averaging.put_back()
     deploy = cc.fold(student)
     runtime, classifier = "torch", deploy
-    if variant in ("castling", "reference"):
+    if variant in ("castling", "reference") or variant in WITHOUT_DATA:
         file = CACHE / f"{os.getpid()}.onnx"
         cc.export(deploy, file)
         runtime, classifier = "onnxruntime", OnnxModel(file)
@@ -138,7 +147,7 @@ def run(bed: str, variant: str, seed: int, steps: int) -> dict[str, Any]:
     data = open_data(bed, Preprocessing.of(teacher), "validation")
     results = measure({"teacher": teacher, "castled": classifier}, data)
     return {
-        "key": key_of(bed, recipe, extra),
+        "key": key_of(bed, variant, seed, steps),
         "bed": bed, "variant": variant, "seed": seed, "steps": steps, "runtime": runtime,
         "images": results["teacher"].images,
         "teacher": results["teacher"].top1, "castled": results["castled"].top1,
@@ -146,30 +155,58 @@ def run(bed: str, variant: str, seed: int, steps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _averaging_class() -> Any:
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+def run_rule(bed: str, rule: str, seed: int, steps: int) -> dict[str, Any]:
+    """The fewest softmax blocks within MAX_DROP: by `--layers auto`, or by keeping the last k.
 
-    from castling_convert.distill.progress import Progress
+    Both are judged on the validation images. `auto` plans on images that it sets aside from the training
+    part; the rule is shown the validation images themselves, which is to its advantage.
+    """
+    torch.set_num_threads(1)
+    teacher = teacher_for(bed, seed)
+    recipe, _ = recipe_for(rule, bed, seed, steps)
+    depth = len(teacher.blocks)
+    started = time.monotonic()
 
-    class Averaging(Progress):
-        """An exponential average of the student's weights after every step."""
+    def convert(**options: Any) -> tuple[list[int], float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "bundle"
+            try:
+                summary = cc.convert(teacher, output, data=bed, recipe=recipe, device="cpu", **options)
+            except CheckFailed:  # lost more than MAX_DROP where it was not planned: a result as well
+                summary = json.loads((output / "train" / "rejected" / "summary.json").read_text())
+        kept = [block for block, layer in enumerate(summary["layers"]) if layer["status"] == "kept"]
+        return kept, summary["accuracy"]["teacher"]["top1"], summary["accuracy"]["castled"]["top1"]
 
-        def __init__(self, student: Any, decay: float) -> None:
-            super().__init__()
-            self.student = student
-            self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    if rule == "auto":
+        kept, top1, castled = convert(layers="auto", max_drop=MAX_DROP)
+    else:
+        for k in range(depth):
+            kept, top1, castled = convert(layers=",".join(map(str, range(depth - k))))
+            if top1 - castled <= MAX_DROP:
+                break
+        else:
+            kept, castled = list(range(depth)), top1
+    return {
+        "key": key_of(bed, rule, seed, steps),
+        "bed": bed, "variant": rule, "seed": seed, "steps": steps, "runtime": "torch",
+        "kept": kept, "blocks": depth,
+        "teacher": top1, "castled": castled, "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
 
-        def step(self, **values: Any) -> None:
-            self.average.update_parameters(self.student)
 
-        def put_back(self) -> None:
-            self.student.load_state_dict(self.average.module.state_dict())
+class Averaging(Progress):
+    """An exponential average of the student's weights after every step."""
 
-    return Averaging
+    def __init__(self, student: torch.nn.Module, decay: float) -> None:
+        super().__init__()
+        self.student = student
+        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
+    def step(self, **values: Any) -> None:
+        self.average.update_parameters(self.student)
 
-def Averaging(student: Any, decay: float) -> Any:
-    return _averaging_class()(student, decay)
+    def put_back(self) -> None:
+        self.student.load_state_dict(self.average.module.state_dict())
 
 
 def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
@@ -180,10 +217,13 @@ def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
         return [(bed, name, 0, SHORT[0]) for bed in BEDS for name in chosen] + [
             (bed, "castling", 0, SHORT[1]) for bed in BEDS
         ]
-    table = [(bed, name, seed, steps) for name in names for steps in SHORT for seed in SEEDS for bed in BEDS]
-    long = [(bed, name, seed, LONG) for name in LONG_RUNS for seed in SEEDS for bed in BEDS]
-    head = [job for job in table if job[1] in ("castling", "reference")]
-    return list(dict.fromkeys([*head, *(job for job in long if job[1] == "castling"), *table, *long]))
+    every = [(bed, name, seed) for name in names for seed in SEEDS for bed in BEDS]
+    others = [(bed, name, seed, steps) for name, (_, steps) in WITHOUT_DATA.items() for seed in SEEDS for bed in BEDS]
+    others += [(bed, name, seed, SHORT[1]) for name in RULES for seed in SEEDS for bed in BEDS]
+    head = [(*job, steps) for steps in (*SHORT, LONG) for job in every if job[1] in LONG_RUNS[:2]]
+    table = [(*job, steps) for steps in reversed(SHORT) for job in every]
+    long = [(*job, LONG) for job in every if job[1] in LONG_RUNS]
+    return list(dict.fromkeys([*head, *others, *table, *long]))
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -195,14 +235,14 @@ def run_all(todo: list[tuple[str, str, int, int]], results: Path, workers: int) 
     """Train the teachers, then run what is not in `results` yet."""
     CACHE.mkdir(exist_ok=True)
     done = read(results)
-    todo = [job for job in todo if key_of(job[0], *recipe_for(job[1], *(job[0], *job[2:]))) not in done]
+    todo = [job for job in todo if key_of(*job) not in done]
     print(f"{len(todo)} runs to do with {workers} workers", flush=True)
     started = time.monotonic()
     with ProcessPoolExecutor(workers) as pool:
         pairs = sorted({(bed, seed) for bed, _, seed, _ in todo})
         for _ in pool.map(_train, pairs):
             pass
-        futures = [pool.submit(run, *job) for job in todo]
+        futures = [pool.submit(run_rule if job[1] in RULES else run, *job) for job in todo]
         for count, future in enumerate(as_completed(futures), start=1):
             record = future.result()
             with results.open("a") as file:
@@ -216,8 +256,6 @@ def run_all(todo: list[tuple[str, str, int, int]], results: Path, workers: int) 
 
 
 def _train(pair: tuple[str, int]) -> None:
-    import torch
-
     torch.set_num_threads(1)
     teacher_for(*pair)
 
@@ -237,7 +275,7 @@ def table(results: Path, quick: bool) -> str:
     seeds = SEEDS[:1] if quick else SEEDS
 
     def records(bed: str, name: str, steps: int) -> list[dict[str, Any]]:
-        keys = (key_of(bed, *recipe_for(name, bed, seed, steps)) for seed in seeds)
+        keys = (key_of(bed, name, seed, steps) for seed in seeds)
         return [done[key] for key in keys if key in done]
 
     columns = [(bed, steps) for bed in BEDS for steps in (*SHORT, LONG)]
@@ -261,7 +299,35 @@ def table(results: Path, quick: bool) -> str:
         for name in group:
             cells = [cell(records(bed, name, steps)) for bed, steps in columns]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if quick:
+        return "\n".join(lines) + "\n"
+    lines += [
+        "", "## Without data", "",
+        "Aligned on generated images alone; measured on the testbed's own held-out images.", "",
+        "| recipe | steps | " + " | ".join(BEDS) + " |", "|---|---|" + "---|" * len(BEDS),
+    ]  # fmt: skip
+    for name, (recipe, steps) in WITHOUT_DATA.items():
+        cells = [cell(records(bed, name, steps)) for bed in BEDS]
+        lines.append(f"| {recipe} | {steps} | " + " | ".join(cells) + " |")
+    lines += [
+        "", "## Hybrid conversion", "",
+        f"The fewest blocks that stay softmax within {MAX_DROP} points, {SHORT[1]} steps. `auto` is `--layers auto",
+        f"--max-drop {MAX_DROP}`, which plans on images set aside from the training part; the other rule keeps the",
+        "last k blocks, with the smallest k that is within the budget on the validation images themselves. The",
+        "points lost are those on the validation images.", "",
+        f"| testbed | rule | blocks castled of {_depth()}, by seed | points lost, by seed |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for bed in BEDS:
+        for name in RULES:
+            found = records(bed, name, SHORT[1])
+            castled = ", ".join(str(record["blocks"] - len(record["kept"])) for record in found)
+            lost = ", ".join(f"{record['teacher'] - record['castled']:+.2f}" for record in found)
+            lines.append(f"| {bed} | {name if name == 'auto' else f'{name} k'} | {castled} | {lost} |")
     return "\n".join(lines) + "\n"
+
+
+def _depth() -> int:
+    return TESTBEDS[BEDS[0]].arguments["depth"]
 
 
 def main() -> None:

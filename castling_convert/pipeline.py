@@ -39,7 +39,7 @@ def convert(
     output: str | Path,
     *,
     data: str | None = None,
-    recipe: Recipe | str = "castling",
+    recipe: Recipe | str | None = None,
     layers: str | None = None,
     max_drop: float | None = None,
     pretrained: bool = True,
@@ -58,6 +58,7 @@ def convert(
         model: a name for `load.load_model`, or a timm model.
         data: a `--data` spec; without it the student is aligned on generated images and its accuracy
             stays unmeasured.
+        recipe: one that was loaded, or what `Recipe.load` takes; see `default_recipe`.
         layers: `all`, block numbers, or `auto` to keep as softmax the fewest blocks that `max_drop` needs.
         max_drop: the points of top-1 that may be lost against the teacher on the validation part of
             `data`; without labels every other top class counts as lost.
@@ -75,7 +76,7 @@ def convert(
             `output/train/rejected`.
     """
     output = Path(output)
-    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe or default_recipe(data))
     layers = recipe.layers if layers is None else layers
     _check_options(layers, max_drop, data)
     _check_output(output, resume=resume, force=force)
@@ -141,13 +142,19 @@ def convert(
         if max_drop is not None and drop is not None and drop > max_drop:
             rejected = output / bundle.REJECTED
             bundle.save(deploy, rejected, **keep, force=True)
+            hint = "castle fewer layers with --layers auto, " if plan is None else ""
             raise CheckFailed(
                 f"the castled model lost {drop:.2f} points on {accuracy['castled']['images']} images, --max-drop "
                 f"{max_drop:g} is allowed; it is in {rejected}, not published: train longer with --steps and "
-                "--force, castle fewer layers with --layers auto, or allow more and add --resume"
+                f"--force, {hint}or allow more and add --resume"
             )
         bundle.save(deploy, output, **keep, trained=trained, force=True)
     return summary
+
+
+def default_recipe(data: str | None) -> str:
+    """The shipped recipe for a conversion with or without data."""
+    return "castling" if data is not None else "datafree"
 
 
 @dataclass(frozen=True)

@@ -329,3 +329,14 @@ def test_accuracy_is_followed_during_the_run(tmp_path, file):
     probes = [record["probe"] for record in records if "probe" in record]
     assert len(probes) == 20
     assert set(probes[0]) == {"agreement", "top1", "teacher_top1"}
+
+
+@pytest.mark.parametrize(("data", "recipe"), [(None, "datafree"), ("digits", "castling")])
+def test_the_recipe_where_none_is_named(tmp_path, file, data, recipe, monkeypatch):
+    load = cc.Recipe.load
+    named = []
+    quick = ["distill.steps=1", "distill.batch_size=2"]
+    monkeypatch.setattr(cc.Recipe, "load", lambda source: named.append(source) or load(source, quick))
+    cc.convert("vit_t", tmp_path / "out", data=data, weights=file, image_size=(32, 32), model_args=SMALL, device="cpu")
+    assert named == [recipe]
+    assert load(tmp_path / "out" / "recipe.yaml").name == recipe

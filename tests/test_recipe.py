@@ -43,6 +43,14 @@ def test_reference_is_the_snippets_form() -> None:
     assert (form.depthwise, form.kernel_size) == ("tokens", 9)
 
 
+def test_datafree_differs_from_castling_in_the_training_alone() -> None:
+    values, default = Recipe.load("datafree").model_dump(), Recipe.load("castling").model_dump()
+    assert values["attention"] == default["attention"]
+    assert values["layers"] == default["layers"]
+    assert values["distill"]["mask"] == default["distill"]["mask"]
+    assert values["distill"]["optimizer"]["lr"] < default["distill"]["optimizer"]["lr"]
+
+
 @pytest.mark.parametrize(
     ("text", "key", "near"),
     [

@@ -16,7 +16,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }}
 table {{ border-collapse: collapse; margin: 1em 0 }} td, th {{ padding: .25em .8em; border-bottom: 1px solid #ddd }}
-td {{ text-align: right }} td:first-child, th {{ text-align: left }} svg {{ width: 100%; height: auto }}
+td.number {{ text-align: right }} th {{ text-align: left }} svg {{ width: 100%; height: auto }}
 </style></head><body><h1>{title}</h1>{body}</body></html>
 """
 
@@ -59,6 +59,7 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, ...]]:
         ("folding error (float64, float32)", "", "{float64_logits:.1e}, {float32_logits:.1e}".format(**summary["fold"]))
     )
     run = summary["distill"]
+    rows.append(("recipe and images", "", f"{summary['recipe']}, {summary['identity']['data']}"))
     rows.append(
         ("distillation", "", f"{run['steps']} steps, {run['seconds']:.0f} s, {run['images_per_second']:.0f} images/s")
     )
@@ -97,8 +98,12 @@ def _plan(summary: dict[str, Any]) -> str:
 def _table(rows: list[tuple[str, ...]]) -> str:
     head, *rest = [[html.escape(cell) for cell in row] for row in rows]
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rest]
+    lines += ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rest]
     return f"<table>{''.join(lines)}</table>"
+
+
+def _cell(text: str) -> str:
+    return f'<td class="number">{text}</td>' if text[:1] in tuple("+-0123456789") else f"<td>{text}</td>"
 
 
 def _plots(steps: list[dict[str, Any]]) -> str:
@@ -132,6 +137,8 @@ def _plots(steps: list[dict[str, Any]]) -> str:
         errors.plot(at, [step["layer_losses"][layer] for step in steps], color=colours(index), label=layer, lw=1)
         density.plot(at, [step["density"][layer] for step in steps], color=colours(index), label=layer)
     errors.set(title="attention output of each layer: squared error over the teacher's mean square", yscale="log")
+    for axis in (losses, errors):
+        axis.set_ylim(bottom=max(1e-4, axis.get_ylim()[0]))  # an open mask has no error but rounding
     closed = all(not any(step["density"].values()) for step in steps)
     title = "mask density: share of softmax entries kept" + (" (closed from the first step on)" if closed else "")
     density.set(title=title, ylim=(-0.02, 1.02), xlabel="step")

@@ -17,7 +17,7 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
 )
 @model_options
 @click.option("--data", help=data_help + " Without it generated images are used.")
-@click.option("--recipe", default="castling", show_default=True, help="A shipped recipe, or a YAML file.")
+@click.option("--recipe", help="A shipped recipe, or a YAML file [default: castling; datafree without --data].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; repeatable.")
 @click.option("--layers", help="all, auto, or block numbers such as 0-7,9 [default: the recipe's].")
 @click.option(
@@ -36,7 +36,8 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
 def command(
     model: str,
     output: Path | None,
-    recipe: str,
+    data: str | None,
+    recipe: str | None,
     overrides: tuple[str, ...],
     steps: int | None,
     seed: int | None,
@@ -46,7 +47,7 @@ def command(
 ) -> None:
     """Castle a softmax ViT, distil it until its masks are closed, fold it, write a bundle."""
     from ..load import parse_model_args
-    from ..pipeline import convert
+    from ..pipeline import convert, default_recipe
     from ..recipe import Recipe
     from .summary import print_summary
 
@@ -55,7 +56,8 @@ def command(
     summary = convert(
         model,
         output,
-        recipe=Recipe.load(recipe, (*overrides, *extra)),
+        data=data,
+        recipe=Recipe.load(recipe or default_recipe(data), (*overrides, *extra)),
         model_args=parse_model_args(model_args),
         console=progress_console(),
         **options,

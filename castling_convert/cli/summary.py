@@ -31,6 +31,8 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
     table.add_row("parameters", *(f"{parameters[name]:,}" for name in ("teacher", "castled")))
     layers = summary["layers"]
     castled = sum(layer["status"] == "castled" for layer in layers)
+    run = summary["distill"]
+    table.add_row("distillation", "", f"{run['steps']} steps, {run['seconds']:.0f} s")
     table.add_row("softmax layers", str(len(layers)), str(len(layers) - castled))
     table.add_row("folding error, float64", "", f"{summary['fold']['float64_logits']:.1e}")
     if parity is not None:
@@ -40,7 +42,7 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
         if layer["status"] == "kept":
             console.print(f"kept as softmax: {layer['name']}: {layer['why']}")
     if not accuracy["measured"]:
-        console.print(f"accuracy is unmeasured: {accuracy['why']}")
+        console.print(f"accuracy is unmeasured: {accuracy['why']} (recipe {summary['recipe']})")
     if not summary["pretrained_weights"]:
         console.print("the weights are random (--no-pretrained): this bundle is good for timing, not for use")
     for file in sorted(path for path in output.rglob("*") if path.is_file()):

@@ -53,6 +53,15 @@ def test_a_budget_without_data(castling, tiny):
     castling("convert", *tiny, "--max-drop", 1, "-o", "out").refused("--max-drop", "--data")
 
 
+def test_without_data_another_recipe_is_taken(castling, tiny, here):
+    result = castling("convert", *tiny, "--steps", 1, "-o", "out").done()
+    assert "accuracy is unmeasured" in result.out
+    assert "recipe datafree" in " ".join(result.out.split())
+    assert "name: datafree" in (here / "out" / "recipe.yaml").read_text()
+    castling("convert", *tiny, "--steps", 1, "--recipe", "castling", "-o", "other").done()
+    assert "name: castling" in (here / "other" / "recipe.yaml").read_text()
+
+
 def test_inspect_sensitivity(castling, tiny):
     model = [word for word in tiny[:-4] if word != "--device"]
     shown = castling("inspect", *model, "--sensitivity", "--data", "digits").done().out

@@ -145,7 +145,7 @@ def test_an_unknown_recipe(castling, command, recipe, words):
 
 def test_recipes_are_listed_with_what_they_do(castling):
     out = castling("recipes", "list").done().out
-    assert [line.split()[0] for line in out.splitlines()] == ["castling", "reference"]
+    assert [line.split()[0] for line in out.splitlines()] == ["castling", "datafree", "reference"]
     assert all(len(line.split()) > 3 for line in out.splitlines())
 
 
