@@ -220,7 +220,8 @@ def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
     every = [(bed, name, seed) for name in names for seed in SEEDS for bed in BEDS]
     others = [(bed, name, seed, steps) for name, (_, steps) in WITHOUT_DATA.items() for seed in SEEDS for bed in BEDS]
     others += [(bed, name, seed, SHORT[1]) for name in RULES for seed in SEEDS for bed in BEDS]
-    head = [(*job, steps) for steps in (*SHORT, LONG) for job in every if job[1] in LONG_RUNS[:2]]
+    head = [(*job, steps) for steps in SHORT for job in every if job[1] in LONG_RUNS[:2]]
+    head += [(*job, LONG) for job in every if job[1] == "castling"]
     table = [(*job, steps) for steps in reversed(SHORT) for job in every]
     long = [(*job, LONG) for job in every if job[1] in LONG_RUNS]
     return list(dict.fromkeys([*head, *others, *table, *long]))
