@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,12 @@ def recipe_for(variant: str, bed: str, seed: int, steps: int) -> tuple[Any, dict
 
 
 def key_of(bed: str, variant: str, seed: int, steps: int) -> str:
-    """What decides a run's outcome: the testbed and the whole resolved recipe."""
+    """What decides a run's outcome: the testbed with its teacher, and the whole resolved recipe."""
     recipe, extra = recipe_for(variant, bed, seed, steps)
     values = recipe.model_dump(mode="json", include={"layers", "attention", "distill", "data"})
     values["distill"].pop("checkpoint_every")
-    said = [bed, values, extra]
-    if variant in WITHOUT_DATA or variant in RULES:
-        said.append(variant)
+    said = [repr(TESTBEDS[bed]), values, extra]
+    said += [variant] if variant in WITHOUT_DATA else [variant, MAX_DROP] if variant in RULES else []
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -172,8 +172,11 @@ def run_rule(bed: str, rule: str, seed: int, steps: int) -> dict[str, Any]:
             output = Path(folder) / "bundle"
             try:
                 summary = cc.convert(teacher, output, data=bed, recipe=recipe, device="cpu", **options)
-            except CheckFailed:  # lost more than MAX_DROP where it was not planned: a result as well
-                summary = json.loads((output / "train" / "rejected" / "summary.json").read_text())
+            except CheckFailed:  # a result as well
+                rejected = output / "train" / "rejected" / "summary.json"
+                if not rejected.exists():  # no plan stays within the budget: everything is kept
+                    return list(range(depth)), 0.0, 0.0
+                summary = json.loads(rejected.read_text())  # lost more than MAX_DROP where it was not planned
         kept = [block for block, layer in enumerate(summary["layers"]) if layer["status"] == "kept"]
         return kept, summary["accuracy"]["teacher"]["top1"], summary["accuracy"]["castled"]["top1"]
 
@@ -245,7 +248,11 @@ def run_all(todo: list[tuple[str, str, int, int]], results: Path, workers: int) 
             pass
         futures = [pool.submit(run_rule if job[1] in RULES else run, *job) for job in todo]
         for count, future in enumerate(as_completed(futures), start=1):
-            record = future.result()
+            try:
+                record = future.result()
+            except Exception:  # noqa: BLE001 - one run that fails is not the end of the others
+                traceback.print_exc()
+                continue
             with results.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             left = (time.monotonic() - started) * (len(todo) - count) / count / 60
