@@ -43,6 +43,7 @@ class Plan:
     Attributes:
         max_drop: the budget in points. images: how many were set aside for planning.
         measure: `top-1` with labels; `agreement` without, where every disagreement counts as a drop.
+        fingerprint: of the run it belongs to, so that no other one goes on with it.
     """
 
     max_drop: float
@@ -50,30 +51,32 @@ class Plan:
     measure: str
     sensitivity: list[Sensitivity]
     trials: list[Trial] = field(default_factory=list)
+    fingerprint: dict[str, Any] = field(default_factory=dict)
 
     @property
     def order(self) -> list[int]:
         """The blocks, the one that needs its softmax most first."""
         return [entry.block for entry in sorted(self.sensitivity, key=lambda entry: -entry.divergence)]
 
-    @property
-    def done(self) -> bool:
-        return bool(self.trials) and self.trials[-1].drop <= self.max_drop
-
     def next_kept(self) -> list[int]:
-        """The blocks to keep as softmax in the next trial.
+        """The blocks to keep as softmax in the next trial: the fewest that are not known to lose too much.
 
         Raises:
             CheckFailed: every plan that castles something was tried.
         """
-        count = len(self.trials)
-        if count >= len(self.order):
-            least = min(trial.drop for trial in self.trials)
-            raise CheckFailed(
-                f"no plan stays within --max-drop {self.max_drop:g}: the best lost {least:.2f} points on the "
-                f"{self.images} planning images; train longer with --steps, or allow more"
-            )
-        return sorted(self.order[:count])
+        drops = {tuple(trial.kept): trial.drop for trial in self.trials}
+        for count in range(len(self.order)):
+            kept = sorted(self.order[:count])
+            if drops.get(tuple(kept), 0.0) <= self.max_drop:
+                return kept
+        raise CheckFailed(
+            f"no plan stays within --max-drop {self.max_drop:g}: the best lost {min(drops.values()):.2f} points on the "
+            f"{self.images} planning images; allow more and add --resume, or train longer with --steps and --force"
+        )
+
+    def record(self, kept: list[int], drop: float) -> None:
+        """Add a trial; one of the same blocks, of a run that was resumed, is replaced."""
+        self.trials = [trial for trial in self.trials if trial.kept != kept] + [Trial(kept, drop)]
 
     def layers(self, kept: Iterable[int]) -> str:
         """The blocks to castle, in the form that `castle(layers=...)` takes."""
@@ -93,11 +96,12 @@ class Plan:
         return Castling(castling.family, castling.attention, records)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For the summary, which says what the run was in its own words."""
+        return {key: value for key, value in asdict(self).items() if key != "fingerprint"}
 
     def save(self, path: Path) -> None:
         with writing_file(path) as fresh:
-            fresh.write_text(json.dumps(self.to_dict(), indent=2))
+            fresh.write_text(json.dumps(asdict(self), indent=2))
 
     @classmethod
     def load(cls, path: Path) -> Plan:
@@ -125,12 +129,12 @@ def search(
     failed: Callable[[Plan], None],
     console: Console | None = None,
 ) -> Outcome:
-    """Carry out plans until one stays within the budget; every trial is added to `plan`.
+    """Carry out plans until one stays within the budget; every trial is recorded in `plan`.
 
     Args:
         carry_out: castles and distils the blocks it is given (as `castle(layers=...)` takes them).
         drop: the points an outcome lost on the planning images.
-        failed: called with the plan after each trial that did not stay within the budget.
+        failed: called with the plan after each trial that lost too much.
 
     Raises:
         CheckFailed: no plan stays within the budget.
@@ -140,10 +144,11 @@ def search(
         if console is not None:
             console.print(f"layers=auto: distilling, softmax kept in {_blocks(kept)}")
         outcome = carry_out(plan.layers(kept))
-        plan.trials.append(Trial(kept, drop(outcome)))
+        lost = drop(outcome)
+        plan.record(kept, lost)
         if console is not None:
-            console.print(f"layers=auto: lost {plan.trials[-1].drop:.2f} points on {plan.images} planning images")
-        if plan.done:
+            console.print(f"layers=auto: lost {lost:.2f} points on {plan.images} planning images")
+        if lost <= plan.max_drop:
             return outcome
         failed(plan)
 
@@ -159,10 +164,16 @@ def set_aside(training: ImageData, planning: ImageData) -> tuple[ImageData, Imag
         DataError: a stream, whose images can't be set aside, or too few images.
     """
     if training.streamed:
-        raise DataError("layers=auto sets images aside for planning, which a streamed data set does not allow")
+        raise DataError(
+            "layers=auto sets images aside for planning, and a streamed data set can't be parted; "
+            "give a folder of images, or block numbers such as --layers 0-7"
+        )
     count = min(PLANNING_IMAGES, int(PLANNING_SHARE * len(training)))
     if count < 1:
-        raise DataError(f"layers=auto needs at least {int(1 / PLANNING_SHARE)} images to plan with")
+        raise DataError(
+            f"layers=auto needs at least {int(1 / PLANNING_SHARE)} training images to set some aside for planning; "
+            "give more, or block numbers such as --layers 0-7"
+        )
     order = np.random.default_rng(0).permutation(len(training))
     return training.only(order[count:].tolist()), planning.only(order[:count].tolist())
 

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from . import bundle
-from .analysis.accuracy import Probe, measure, with_usable_labels
+from .analysis.accuracy import PROBED_IMAGES, Classifier, Probe, measure, with_usable_labels
 from .analysis.macs import count_macs, count_parameters
-from .analysis.sensitivity import sensitivities
+from .analysis.sensitivity import Sensitivity, sensitivities
 from .castle import Castling, castle
-from .distill.data import ImageData, Preprocessing, open_data, some_images
-from .distill.loop import DistillResult, distill, make_accelerator
+from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
+from .distill.loop import DistillResult, distill, fingerprint, make_accelerator
 from .distill.progress import Progress
-from .distill.state import saved_step
-from .errors import BundleError, CheckFailed, DataError, Interrupted, OutputError, RecipeError
+from .distill.state import refuse_changes, saved_fingerprint, saved_step
+from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
 from .files import require_space, writing_errors
 from .fold import certify
 from .hybrid import Plan, drop_of, search, set_aside
@@ -76,10 +78,11 @@ def convert(
             `output/train/rejected`.
     """
     output = Path(output)
+    data = None if data == GENERATED else data
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe or default_recipe(data))
     layers = recipe.layers if layers is None else layers
     _check_options(layers, max_drop, data)
-    _check_output(output, resume=resume, force=force)
+    _check_output(output, planned=layers == "auto", resume=resume, force=force)
     device = str(make_accelerator(device, recipe.distill.precision).device)
     set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
     if isinstance(model, str):
@@ -97,8 +100,10 @@ def convert(
         source = "given"
         name = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__))
         teacher = copy.deepcopy(model).eval()
+    if max_drop is not None and teacher.num_classes == 0:
+        raise ModelError(f"{name} has no classes, so --max-drop can't be measured; leave it out, or give --num-classes")
     preprocessing = Preprocessing.of(teacher)
-    spec = data or "generated"
+    spec = data or GENERATED
     training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
     validation = open_data(spec, preprocessing, "validation")
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
@@ -154,12 +159,12 @@ def convert(
 
 def default_recipe(data: str | None) -> str:
     """The shipped recipe for a conversion with or without data."""
-    return "castling" if data is not None else "datafree"
+    return "datafree" if data in (None, GENERATED) else "castling"
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What every distillation of one conversion shares."""
+    """What every distillation of one conversion shares. `planning` is how many images were set aside."""
 
     teacher: nn.Module
     recipe: Recipe
@@ -169,11 +174,24 @@ class _Run:
     identity: dict[str, Any]
     validation: ImageData
     console: Console | None
+    planning: int = 0
+
+    @cached_property
+    def probe(self) -> Probe:
+        """Accuracy during the runs; costs up to a tenth of the training."""
+        usable, _ = with_usable_labels(self.validation, self.teacher.num_classes)  # type: ignore[arg-type]
+        images = self.recipe.distill.steps * self.recipe.distill.batch_size // 50
+        return Probe(self.teacher.to(self.device), usable, min(max(images, EVAL_BATCH), PROBED_IMAGES))
 
     def distill(self, data: ImageData, layers: str) -> tuple[nn.Module, DistillResult]:
         """Castle a copy of the teacher and distil it, or go on with the interrupted run in `workdir`."""
-        student = castle(self.teacher, self.recipe, layers)
-        usable, _ = with_usable_labels(self.validation, self.teacher.num_classes)  # type: ignore[arg-type]
+        student = castle(self.teacher.cpu(), self.recipe, layers)
+        blocks = student.castling.blocks  # type: ignore[union-attr]
+        state = self.workdir / "state"
+        if self.planning and saved_step(state) is not None:
+            saved = saved_fingerprint(state)
+            if saved.get("planning") == self.planning and saved["layers"] != blocks:
+                shutil.rmtree(state)  # of a plan that was carried out, and lost too much
         result = distill(
             student,
             self.teacher,
@@ -181,10 +199,10 @@ class _Run:
             self.recipe,
             device=self.device,
             workdir=self.workdir,
-            resume=self.resume and saved_step(self.workdir / "state") is not None,
-            identity={**self.identity, "layers": student.castling.blocks},  # type: ignore[union-attr]
+            resume=self.resume and saved_step(state) is not None,
+            identity={**self.identity, "layers": blocks, "planning": self.planning},
             progress=Progress(self.workdir, self.console),
-            probe=Probe(self.teacher, usable),
+            probe=self.probe,
         )
         return student, result
 
@@ -195,23 +213,20 @@ def _hybrid(
     """Carry out plans until one meets the budget; `same` are the training images, not augmented."""
     assert max_drop is not None
     training, planning = set_aside(training, same)
+    run = replace(run, planning=len(planning))
     planning, unmeasured = with_usable_labels(planning, run.teacher.num_classes)  # type: ignore[arg-type]
     file = run.workdir / bundle.PLAN
+    identity = fingerprint(run.recipe, {**run.identity, "planning": run.planning})
     if run.resume and file.is_file():
         plan = replace(Plan.load(file), max_drop=max_drop)
+        refuse_changes(plan.fingerprint, identity)
     else:
-        images = some_images(planning, SENSITIVITY_IMAGES).to(run.device)
-        run.teacher.to(run.device)
-        found = list(sensitivities(run.teacher, run.recipe, images))
-        plan = Plan(max_drop, len(planning), "agreement" if unmeasured else "top-1", found)
+        found = _sensitivities(run, some_images(planning, kept(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher))))
+        plan = Plan(max_drop, len(planning), "agreement" if unmeasured else "top-1", found, fingerprint=identity)
         plan.save(file)
 
     def drop(outcome: tuple[nn.Module, DistillResult]) -> float:
-        student = outcome[0]
-        device = next(student.parameters()).device
-        teacher = run.teacher.to(device)
-        models = {"teacher": lambda x: teacher(x.to(device)), "castled": lambda x: student(x.to(device))}
-        measured = measure(models, planning)
+        measured = measure(_classifiers(run.teacher, outcome[0]), planning)
         return drop_of(measured["teacher"], measured["castled"])
 
     def failed(plan: Plan) -> None:
@@ -222,22 +237,32 @@ def _hybrid(
     return student, result, plan
 
 
+def _sensitivities(run: _Run, images: Tensor) -> list[Sensitivity]:
+    found = []
+    for entry in sensitivities(run.teacher.to(run.device), run.recipe, images):
+        found.append(entry)
+        if run.console is not None:
+            run.console.print(f"layers=auto: block {entry.block} castled alone diverges by {entry.divergence:.3g} nats")
+    return found
+
+
 def _check_options(layers: str, max_drop: float | None, data: str | None) -> None:
-    if max_drop is not None and max_drop < 0:
-        raise RecipeError(f"--max-drop is in points lost and can't be negative, not {max_drop:g}")
+    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+        raise RecipeError(f"--max-drop is in points lost and can't be negative or endless, not {max_drop:g}")
     if max_drop is not None and data is None:
         raise DataError("--max-drop needs --data: on generated images no accuracy can be measured")
     if layers == "auto" and max_drop is None:
         raise RecipeError("--layers auto needs a budget: add --max-drop POINTS, such as --max-drop 0.5")
 
 
-def _check_output(output: Path, *, resume: bool, force: bool) -> None:
+def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> None:
     if resume and force:
         raise BundleError("--resume and --force contradict each other; --force starts over")
     if not resume:
         bundle.refuse_in_the_way(output, force=force)
         return
-    if saved_step(output / bundle.STATE) is None and not (output / bundle.TRAIN / bundle.PLAN).is_file():
+    plan = planned and (output / bundle.TRAIN / bundle.PLAN).is_file()
+    if saved_step(output / bundle.STATE) is None and not plan:
         done = (output / bundle.CONFIG).is_file()
         what = f"{output} is finished" if done else f"{output} holds no interrupted run"
         raise BundleError(f"nothing to resume: {what}; leave out --resume" + (" or use --force" if done else ""))
@@ -258,28 +283,45 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
             workdir.mkdir(parents=True, exist_ok=True)
             yield
     except BaseException as error:
-        step = saved_step(state)
-        if step is None and workdir.is_dir():
+        step, plan = saved_step(state), workdir / bundle.PLAN
+        if step is None and not isinstance(error, KeyboardInterrupt | CheckFailed) and _without_trials(plan):
+            plan.unlink(missing_ok=True)
+        if step is None and not plan.is_file() and workdir.is_dir():
             (workdir / bundle.METRICS).unlink(missing_ok=True)
             _remove_empty(workdir)
             if not existed:
                 _remove_empty(output)
         if isinstance(error, KeyboardInterrupt):
-            if step is None and (workdir / bundle.PLAN).is_file():
-                raise Interrupted("interrupted between two plans; go on with the same command and --resume") from None
-            if step is None:
-                raise Interrupted("interrupted before a step could be saved; nothing was written") from None
-            raise Interrupted(
-                f"interrupted after step {step} of {recipe.distill.steps}; go on with the same command and --resume"
-            ) from None
-        if isinstance(error, OutputError | DataError) and step is not None:
-            raise type(error)(f"{error}; then go on from step {step} with the same command and --resume") from None
+            raise Interrupted(_interrupted(step, recipe.distill.steps, plan.is_file())) from None
+        if isinstance(error, ModelError) and (step is not None or plan.is_file()):
+            raise ModelError(f"{error}, and start over with --force") from None
+        if isinstance(error, OutputError | DataError) and (step is not None or plan.is_file()):
+            where = f"step {step}" if step is not None else "the last plan"
+            raise type(error)(f"{error}; then go on from {where} with the same command and --resume") from None
         raise
+
+
+def _without_trials(plan: Path) -> bool:
+    return plan.is_file() and not Plan.load(plan).trials
+
+
+def _interrupted(step: int | None, steps: int, planned: bool) -> str:
+    if step is None and not planned:
+        return "interrupted before a step could be saved; nothing was written"
+    where = f"after step {step} of {steps}" if step is not None else "before a step of this plan could be saved"
+    return f"interrupted {where}; go on with the same command and --resume"
 
 
 def _remove_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _classifiers(teacher: nn.Module, student: nn.Module) -> dict[str, Classifier]:
+    """Both on the student's device, for images from anywhere."""
+    device = next(student.parameters()).device
+    teacher.to(device)
+    return {"teacher": lambda x: teacher(x.to(device)), "castled": lambda x: student(x.to(device))}
 
 
 def _accuracy(
@@ -290,13 +332,7 @@ def _accuracy(
     if data is None:
         return {"measured": False, "why": "aligned on generated images: no --data was given"}, None
     opened, unmeasured = with_usable_labels(validation, teacher.num_classes)
-    device = next(student.parameters()).device
-    teacher = teacher.to(device).eval()
-    models = {
-        "teacher": lambda images: teacher(images.to(device)),
-        "castled": lambda images: student(images.to(device)),
-    }
-    results = measure(models, opened)
+    results = measure(_classifiers(teacher, student), opened)
     return {
         "measured": unmeasured is None,
         "why": unmeasured,

@@ -35,6 +35,14 @@ class MaskConfig(_Section):
 
     @model_validator(mode="after")
     def _in_order(self) -> MaskConfig:
+        fields = type(self).model_fields
+        idle = [
+            key for key in ("order", "start", "open_until", "closed_from") if getattr(self, key) != fields[key].default
+        ]
+        if self.schedule == "none" and idle:
+            raise ValueError(
+                f"{idle[0]} has no effect with schedule 'none'; set distill.mask.schedule to gate or threshold"
+            )
         if self.open_until >= self.closed_from:
             raise ValueError("open_until must come before closed_from")
         return self
@@ -66,7 +74,8 @@ class OptimizerConfig(_Section):
     `muon` is Muon on the blocks' matrices and AdamW, at `lr * fallback`, on everything else: norms,
     biases, gains, embeddings, the head, depthwise kernels. Its step is scaled by the shape of the matrix
     (Keller Jordan's rule), so that a learning rate means the same at any width. `adamw` is AdamW on all.
-    `train` says what learns: everything, or the castled layers alone.
+    An `lr` that is left out is 0.03 for `muon` and 0.003 for `adamw`. `train` says what learns:
+    everything, or the castled layers alone.
     """
 
     name: Literal["muon", "adamw"] = "muon"
@@ -77,6 +86,13 @@ class OptimizerConfig(_Section):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_grad: float = Field(default=1.0, gt=0)
     train: Literal["all", "attention"] = "all"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("lr") is None:
+            return {**values, "lr": 3e-3 if values.get("name") == "adamw" else 0.03}
+        return values
 
 
 class DataConfig(_Section):

@@ -67,8 +67,11 @@ TESTBEDS = {
 }
 
 
-def train_teacher(testbed: Testbed, seed: int, console: Console | None = None, steps: int | None = None) -> nn.Module:
-    """A small softmax ViT trained on the testbed's training part, in eval mode on the CPU."""
+def train_teacher(
+    testbed: Testbed, seed: int, console: Console | None = None, steps: int | None = None
+) -> tuple[nn.Module, float]:
+    """A small softmax ViT trained on the testbed's training part, in eval mode on the CPU, and its top-1 in
+    percent on the validation part."""
     set_seed(seed)  # Python's generator too: timm's crops draw from it
     steps = steps or testbed.steps
     teacher = timm.create_model(MODEL, **testbed.arguments)
@@ -102,6 +105,7 @@ def train_teacher(testbed: Testbed, seed: int, console: Console | None = None, s
             console.print(f"  step {step}/{steps} loss {loss.item():.3f}  ETA {left:.0f}s")
     teacher.eval()
     accuracy = measure({"teacher": teacher}, open_data(testbed.data, preprocessing, "validation"))["teacher"]
+    assert accuracy.top1 is not None
     if console is not None:
         console.print(f"teacher: {accuracy.top1:.2f} % on {accuracy.images} held-out images")
-    return teacher
+    return teacher, accuracy.top1

@@ -17,22 +17,18 @@ def test_one_for_each_embedded_data_set():
 @pytest.mark.parametrize(("name", "tokens", "shape"), [("digits", 37, (1, 24, 24)), ("relations", 65, (3, 32, 32))])
 def test_a_teacher(name, tokens, shape):
     torch.rand(3)
-    teacher, again = (train_teacher(TESTBEDS[name], seed=1, steps=2) for _ in range(2))
+    (teacher, _), (again, _) = (train_teacher(TESTBEDS[name], seed=1, steps=2) for _ in range(2))
     assert not teacher.training
     assert Preprocessing.of(teacher).input_size == shape
     assert teacher.patch_embed.num_patches + 1 == tokens
     assert teacher.num_classes == len(EMBEDDED[name].classes)
     weights, others = teacher.state_dict(), again.state_dict()
     assert all(torch.equal(weights[key], others[key]) for key in weights)
-    other = train_teacher(TESTBEDS[name], seed=2, steps=2)
+    other, _ = train_teacher(TESTBEDS[name], seed=2, steps=2)
     assert not torch.equal(other.head.weight, teacher.head.weight)
 
 
 @pytest.mark.slow
 def test_a_teacher_learns():
-    from castling_convert.analysis.accuracy import measure
-    from castling_convert.distill.data import open_data
-
-    teacher = train_teacher(TESTBEDS["digits"], seed=0, steps=200)
-    accuracy = measure({"teacher": teacher}, open_data("digits", Preprocessing.of(teacher), "validation"))
-    assert accuracy["teacher"].top1 > 70
+    _, top1 = train_teacher(TESTBEDS["digits"], seed=0, steps=200)
+    assert top1 > 70

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..castle import close_masks
-from ..distill.data import ImageData, Preprocessing, eval_loader, some_batches
+from ..distill.data import ImageData, Preprocessing, eval_loader, kept, some_batches
 from ..errors import DataError
 
 Classifier = Callable[[Tensor], Tensor]
 
-PROBED_BYTES = 2**28
+PROBED_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -47,15 +45,14 @@ def with_usable_labels(data: ImageData, classes: int) -> tuple[ImageData, str | 
 class Probe:
     """Accuracy and agreement with the teacher on a fixed handful of images, to follow a student in training.
 
-    The images are spread over the whole of `data` and kept in memory, at most PROBED_BYTES of them.
-    Called with the student; its masks are closed for the measurement and its mode is put back after it
-    (the loop sets the masks anew at every step). Returns percentages: `agreement`, and `top1` with labels.
+    The images are spread over the whole of `data` and kept in memory, as many as `data.kept` allows.
+    Called with a student whose masks are closed, in eval mode. Returns percentages: `agreement`, and `top1`
+    with labels.
     """
 
-    def __init__(self, teacher: nn.Module, data: ImageData, images: int = 500) -> None:
+    def __init__(self, teacher: nn.Module, data: ImageData, images: int = PROBED_IMAGES) -> None:
         device = next(teacher.parameters()).device
-        size = 4 * math.prod(Preprocessing.of(teacher).input_size)
-        batches = some_batches(data, max(1, min(images, PROBED_BYTES // size)))
+        batches = some_batches(data, kept(images, Preprocessing.of(teacher)))
         self.images = [x for x, _ in batches]
         self.labels = torch.cat([y for _, y in batches]) if data.classes is not None else None
         with torch.no_grad():
@@ -64,10 +61,7 @@ class Probe:
     @torch.no_grad()
     def __call__(self, student: nn.Module) -> dict[str, float]:
         device = next(student.parameters()).device
-        training = student.training
-        close_masks(student.eval())
         top = torch.cat([student(x.to(device)).argmax(-1).cpu() for x in self.images])
-        student.train(training)
         values = {"agreement": 100 * (top == self.expected).float().mean().item()}
         if self.labels is not None:
             values["top1"] = 100 * (top == self.labels).float().mean().item()

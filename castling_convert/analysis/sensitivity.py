@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..castle import castle, castled_layers, close_masks
 from ..distill.calibrate import calibrate
+from ..distill.data import EVAL_BATCH
 from ..distill.losses import logit_divergence
 from ..families import family_of
 from ..recipe import Recipe
@@ -29,9 +29,6 @@ class Sensitivity:
     divergence: float
     agreement: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @torch.no_grad()
 def sensitivities(teacher: nn.Module, recipe: Recipe, images: Tensor) -> Iterator[Sensitivity]:
@@ -39,15 +36,17 @@ def sensitivities(teacher: nn.Module, recipe: Recipe, images: Tensor) -> Iterato
 
     Args:
         teacher: the softmax model, in eval mode; it is not changed.
-        images: [B, C, H, W] on the teacher's device; the first half fits the gains, all measure.
+        images: [B, C, H, W]; they go to the teacher's device in batches, and the first one fits the gains.
     """
-    expected = teacher(images)
+    device = next(teacher.parameters()).device
+    batches = images.split(EVAL_BATCH)
+    expected = torch.cat([teacher(batch.to(device)) for batch in batches])
     castable = {layer.block for layer in family_of(teacher).layers(teacher) if layer.castable}
     for block in sorted(block for block in castable if block is not None):
         student = castle(teacher, recipe, layers=str(block)).eval()
-        calibrate(student, teacher, images[: max(1, len(images) // 2)])
+        calibrate(student, teacher, batches[0].to(device))
         close_masks(student)
-        logits = student(images)
+        logits = torch.cat([student(batch.to(device)) for batch in batches])
         agreement = (logits.argmax(-1) == expected.argmax(-1)).float().mean().item()
         yield Sensitivity(
             block,

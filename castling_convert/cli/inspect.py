@@ -30,15 +30,15 @@ def command(
     """List every attention layer of a model: tokens, heads, and whether it can be castled; count MACs.
 
     The architecture alone is looked at; weights are read only for local-dir: and hf-hub: names, when
-    --weights is given, or for --sensitivity: each block castled alone against the whole model, as
-    convert --layers auto does to plan.
+    --weights is given, or for --sensitivity: each block castled alone by the default recipe, against the
+    whole model. convert --layers auto measures the same with its own recipe and images.
     """
     from rich.table import Table
 
     from ..analysis.macs import count_macs
     from ..analysis.sensitivity import sensitivities
     from ..castle import castle, close_masks
-    from ..distill.data import Preprocessing, open_data, some_images
+    from ..distill.data import GENERATED, Preprocessing, kept, open_data, some_images
     from ..errors import DataError
     from ..families import family_of
     from ..fold import fold_
@@ -63,12 +63,15 @@ def command(
         student = castle(loaded)
         close_masks(student)
         macs["castled"] = count_macs(fold_(student))
-    measured = {}
+    measured: dict[str, Any] = {}
     if sensitivity and "castled" in macs:
-        opened = open_data(data or "generated", Preprocessing.of(loaded), "train")
-        images = some_images(opened, SENSITIVITY_IMAGES)
-        found = sensitivities(loaded, Recipe.load("castling"), images)
-        measured = {name: entry for entry in found for name in entry.layers}
+        preprocessing = Preprocessing.of(loaded)
+        images = some_images(
+            open_data(data or GENERATED, preprocessing, "train"), kept(SENSITIVITY_IMAGES, preprocessing)
+        )
+        for entry in sensitivities(loaded, Recipe.load("castling"), images):
+            click.echo(f"block {entry.block}: {entry.divergence:.3g} nats", err=True)
+            measured |= dict.fromkeys(entry.layers, entry)
     if as_json:
         values: list[dict[str, Any]] = [
             asdict(layer) | {"castable": layer.castable} | _measured(measured, layer.name) for layer in layers
@@ -95,7 +98,7 @@ def command(
     if measured:
         click.echo(
             f"KL and agreement: this block alone castled, not trained, against the whole model, on {len(images)} "
-            f"images ({data or 'generated'}); --layers auto keeps the largest KL as softmax first"
+            f"images ({data or GENERATED}); --layers auto keeps the largest KL as softmax first"
         )
     if "castled" in macs:
         softmax, castled = (f"{value / 1e9:.2f} G" for value in macs.values())

@@ -36,8 +36,13 @@ Transform = Callable[[Image.Image], Tensor]
 EMBEDDED: dict[str, Any] = {"digits": Digits, "relations": Relations}
 """Labelled data sets that need no files."""
 
+GENERATED = "generated"
+"""The spec of images that are made here and mean nothing."""
+
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 EVAL_BATCH = 64
+KEPT_BYTES = 2**28
+"""How much of images is kept in memory for as long as a run lasts."""
 # Up to this many files are opened before a run starts, so that a broken one can't end it halfway.
 HEADERS_CHECKED = 20_000
 
@@ -183,7 +188,7 @@ def open_data(
     """
     if training is not None and spec == "digits":
         training = training.model_copy(update={"hflip": 0.0})  # a mirrored digit is another sign
-    if training is not None and spec != "relations":  # never the same scene twice: nothing to augment
+    if training is not None and spec != "relations":  # there are enough of them: nothing to augment
         transform = preprocessing.train_transform(training)
     else:
         transform = preprocessing.eval_transform()
@@ -191,7 +196,7 @@ def open_data(
     if spec in EMBEDDED:
         dataset = EMBEDDED[spec](split, mode, transform)
         return ImageData(spec, dataset, len(dataset.classes), held_out=True)
-    if spec == "generated":
+    if spec == GENERATED:
         size = preprocessing.input_size[1:]
         return ImageData(spec, GeneratedImages(size, mode, transform, seed=seed), None, held_out=False)
     if spec.startswith(TIMM_PREFIXES):
@@ -311,6 +316,11 @@ def eval_loader(data: ImageData, batch_size: int = EVAL_BATCH, workers: int = 0)
 def some_images(data: ImageData, count: int) -> Tensor:
     """`count` images, [count, C, H, W], spread evenly over the data set (fewer if it is smaller)."""
     return torch.cat([images for images, _ in some_batches(data, count)])
+
+
+def kept(count: int, preprocessing: Preprocessing) -> int:
+    """`count`, or as many images as KEPT_BYTES hold, at least one."""
+    return max(1, min(count, KEPT_BYTES // (4 * math.prod(preprocessing.input_size))))
 
 
 def some_batches(data: ImageData, count: int) -> list[tuple[Tensor, Tensor]]:

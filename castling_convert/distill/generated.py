@@ -3,7 +3,7 @@
 Half of the images are dead leaves, after Lee, Mumford and Huang, "Occlusion Models for Natural Images",
 IJCV 2001: discs whose radii follow a power law cover each other, each with noise of a natural (1/f)
 spectrum. The other half are a few thick Bezier curves on a plain or noisy ground: contours, letters,
-drawings. Which mix aligns best is measured in `benchmarks/accuracy.md`.
+drawings. What a conversion on them reaches is measured in `benchmarks/accuracy.md`.
 """
 
 from __future__ import annotations

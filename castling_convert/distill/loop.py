@@ -129,6 +129,8 @@ def distill(
             optimizer.zero_grad()
             seen += images.shape[0]
             losses = {name: part.item() for name, part in parts.items()}
+            density = {name: layer.density.item() for name, layer in castled_layers(student)}
+            probed = probe is not None and _is_probed(step, config)
             progress.step(
                 step=step + 1,
                 phase="align" if aligning else "closed" if all(mask.closed for mask in masks) else "anneal",
@@ -136,9 +138,9 @@ def distill(
                 layer_losses={name: value.item() for name, value in layers.items()},
                 lr=scheduler.get_last_lr()[0],
                 threshold=min(mask.threshold for mask in masks),
-                density={name: layer.density.item() for name, layer in castled_layers(student)},
+                density=density,
                 images=images.shape[0],
-                **({"probe": probe(accelerator.unwrap_model(student))} if probe and _is_probed(step, config) else {}),
+                **({"probe": _probed(probe, accelerator.unwrap_model(student))} if probed else {}),
             )
             last = step + 1 == config.steps
             if last or stop.requested or (step + 1) % config.checkpoint_every == 0:
@@ -177,6 +179,14 @@ def _is_here(kind: str, index: str) -> bool:
 def fingerprint(recipe: Recipe, identity: dict[str, Any] | None) -> dict[str, Any]:
     """What may not change between an interrupted run and the one that resumes it."""
     return recipe.model_dump(mode="json", include={"attention", "distill", "data"}) | (identity or {})
+
+
+def _probed(probe: Any, student: nn.Module) -> dict[str, float]:
+    """What the probe measures with every mask closed. The next step opens them again, as far as they are."""
+    close_masks(student.eval())
+    values = probe(student)
+    student.train()
+    return values
 
 
 def _is_probed(step: int, config: DistillConfig) -> bool:

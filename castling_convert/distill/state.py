@@ -38,12 +38,7 @@ class TrainState:
         if self.folder is None or saved_step(self.folder) is None:
             raise BundleError("nothing to resume: no saved state there; start without --resume")
         record = _read(self.folder / "run.json")
-        changed = _changed(record["fingerprint"], self.fingerprint)
-        if changed:
-            raise BundleError(
-                f"can't resume with another recipe: {', '.join(changed)} changed; "
-                "resume with the options of the first run, or start over with --force"
-            )
+        refuse_changes(record["fingerprint"], self.fingerprint)
         try:
             self.accelerator.load_state(str(self.folder))
         except Exception as error:  # noqa: BLE001 - whatever accelerate meets in a damaged folder
@@ -62,6 +57,21 @@ def saved_step(folder: Path) -> int | None:
     """
     record = folder / "run.json"
     return int(_read(record)["step"]) if record.is_file() else None
+
+
+def saved_fingerprint(folder: Path) -> dict[str, Any]:
+    """The fingerprint of a saved state; BundleError when its record is damaged."""
+    return _read(folder / "run.json")["fingerprint"]
+
+
+def refuse_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise BundleError when a run can't go on, because what its fingerprint says has changed."""
+    changed = _changed(old, new)
+    if changed:
+        raise BundleError(
+            f"can't resume with another recipe: {', '.join(changed)} changed; "
+            "resume with the options of the first run, or start over with --force"
+        )
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -12,15 +12,15 @@ from castling_convert.distill.calibrate import calibrate
 from tests.models import images, tiny
 
 
-def found(teacher, **attention):
-    return list(sensitivities(teacher, cc.Recipe.load("castling"), images(16)))
+def found(teacher, count: int = 16):
+    return list(sensitivities(teacher, cc.Recipe.load("castling"), images(count)))
 
 
 def test_is_the_divergence_of_that_block_castled_alone():
     teacher, x = tiny(), images(16)
     for entry in found(teacher):
         student = cc.castle(teacher, layers=str(entry.block)).eval()
-        calibrate(student, teacher, x[:8])
+        calibrate(student, teacher, x)
         close_masks(student)
         with torch.no_grad():
             expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
@@ -28,6 +28,18 @@ def test_is_the_divergence_of_that_block_castled_alone():
         assert entry.divergence == pytest.approx(divergence, rel=1e-3)
         assert entry.agreement == 100 * (expected.argmax(-1) == actual.argmax(-1)).float().mean().item()
         assert entry.layers == [f"blocks.{entry.block}.attn"]
+
+
+def test_in_batches_it_is_the_same(monkeypatch):
+    teacher, x = tiny(), images(12)
+    monkeypatch.setattr("castling_convert.analysis.sensitivity.EVAL_BATCH", 8)
+    for entry in found(teacher, 12):
+        student = cc.castle(teacher, layers=str(entry.block)).eval()
+        calibrate(student, teacher, x[:8])
+        close_masks(student)
+        with torch.no_grad():
+            expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
+        assert entry.divergence == pytest.approx((expected.exp() * (expected - actual)).sum(-1).mean().item(), rel=1e-3)
 
 
 def test_a_block_that_does_nothing_is_not_sensitive_and_a_sharp_one_is():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import castling_convert as cc
-from castling_convert.castle import castled_layers, close_masks
+from castling_convert.castle import castled_layers
 from castling_convert.distill.loop import _optimizer, distill
 from castling_convert.distill.progress import Progress
 from castling_convert.errors import BundleError, DataError, ModelError
@@ -215,23 +215,23 @@ def test_gates_and_orders_reach_the_layers(student, teacher, batches, tmp_path):
 
 
 def test_the_probe_sees_a_closed_student_and_changes_nothing(student, teacher, batches, tmp_path):
-    annealed = ("distill.mask.schedule=threshold", "distill.mask.closed_from=0.9")
+    annealed = ("distill.mask.schedule=gate", "distill.mask.closed_from=0.9")
     seen = []
 
     def probe(model):
-        seen.append(model.training)
-        close_masks(model)
-        torch.rand(5)
+        seen.append((model.training, [layer.closed for _, layer in castled_layers(model)]))
+        model(batches[0])
         return {"agreement": 12.5}
 
     plain, probed = copy.deepcopy(student), copy.deepcopy(student)
     run(plain, teacher, batches, *annealed, steps=40)
     run(probed, teacher, batches, *annealed, steps=40, workdir=tmp_path, probe=probe)
     assert same(state(plain), state(probed))
+    assert seen == [(False, [True, True])] * 20
     records = metrics(tmp_path)
     assert [record["step"] for record in records if "probe" in record] == list(range(2, 41, 2))
     assert records[-1]["probe"] == {"agreement": 12.5}
-    assert len(seen) == 20
+    assert records[1]["density"]["blocks.0.attn"] > 0  # as it was in the step, not in the probe
 
 
 def test_a_loader_that_runs_out_is_started_again(student, teacher, batches):
