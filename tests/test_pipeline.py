@@ -340,3 +340,103 @@ def test_the_recipe_where_none_is_named(tmp_path, file, data, recipe, monkeypatc
     cc.convert("vit_t", tmp_path / "out", data=data, weights=file, image_size=(32, 32), model_args=SMALL, device="cpu")
     assert named == [recipe]
     assert load(tmp_path / "out" / "recipe.yaml").name == recipe
+
+
+@pytest.fixture
+def exhausted(tmp_path, file, monkeypatch):
+    """A folder in which no plan stayed within a budget of one point: the best lost three."""
+    with monkeypatch.context() as patch:
+        lose(patch, 5.0, 3.0)
+        with pytest.raises(CheckFailed, match="--resume"):
+            convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0)
+    return tmp_path / "out"
+
+
+def test_a_larger_budget_after_all_plans_failed(exhausted, file, monkeypatch):
+    with pytest.raises(CastlingError, match=r"--resume.*--force"):
+        convert(exhausted, weights=file, layers="auto", max_drop=4.0)
+    lose(monkeypatch, 3.0, 3.0)
+    summary = convert(exhausted, weights=file, layers="auto", max_drop=4.0, resume=True)
+    assert len(summary["plan"]["trials"]) == 2
+    assert [layer["status"] for layer in summary["layers"]].count("kept") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"overrides": ("distill.seed=7",)}, "distill.seed"),
+        ({"steps": 9}, "distill.steps"),
+        ({"data": "relations"}, "data"),
+        ({"image_size": (48, 48)}, "input_size"),
+    ],
+)
+def test_a_plan_belongs_to_its_run(exhausted, file, options, word):
+    values = {"weights": file, "layers": "auto", "max_drop": 4.0, "resume": True, **options}
+    with pytest.raises(CastlingError, match=word):
+        convert(exhausted, *values.pop("overrides", ()), **values)
+
+
+def test_a_plan_is_nothing_that_other_layers_resume_from(exhausted, file):
+    with pytest.raises(CastlingError, match="nothing to resume"):
+        convert(exhausted, weights=file, layers="all", resume=True)
+
+
+def test_the_state_of_a_plan_that_failed_is_not_resumed(tmp_path, file, monkeypatch):
+    """Killed after the plan was saved and before the state of its trial was removed."""
+
+    from castling_convert import pipeline
+
+    whole = pipeline.search
+
+    def search(plan, carry_out, drop, failed, console):
+        def killed(plan):
+            plan.save(tmp_path / "out" / "train" / "plan.json")
+            raise KeyboardInterrupt
+
+        return whole(plan, carry_out, drop, killed, console)
+
+    with monkeypatch.context() as patch:
+        lose(patch, 5.0)
+        patch.setattr(pipeline, "search", search)
+        with pytest.raises(Interrupted, match="--resume"):
+            convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0)
+    assert (tmp_path / "out" / "train" / "state").exists()
+    lose(monkeypatch, 0.2, 0.2)
+    summary = convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0, resume=True)
+    assert [trial["drop"] for trial in summary["plan"]["trials"]] == [5.0, 0.2]
+    assert summary["distill"]["first_step"] == 0
+
+
+def test_a_plain_run_is_not_resumed_as_a_planned_one(tmp_path, file, monkeypatch):
+    """It has trained on the images that the plan would set aside."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, press_ctrl_c)
+        with pytest.raises(Interrupted):
+            convert(tmp_path / "out", weights=file)
+    with pytest.raises(CastlingError, match="planning changed"):
+        convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0, resume=True)
+
+
+def test_a_run_that_can_not_be_finished_leaves_no_plan(tmp_path, file):
+    with pytest.raises(CastlingError, match="lower the learning rate"):
+        convert(tmp_path / "out", "distill.optimizer.lr=1e20", "distill.optimizer.clip_grad=1e20",
+                weights=file, layers="auto", max_drop=1.0)  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_generated_images_are_no_data(tmp_path, file):
+    summary = convert(tmp_path / "out", weights=file, data="generated", steps=1)
+    assert summary["accuracy"] == {"measured": False, "why": "aligned on generated images: no --data was given"}
+    with pytest.raises(CastlingError, match="--data"):
+        convert(tmp_path / "other", weights=file, data="generated", max_drop=1.0)
+
+
+def test_a_budget_for_a_model_without_classes(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **SMALL)
+    with pytest.raises(CastlingError, match=r"no classes.*--max-drop.*--num-classes"):
+        convert(tmp_path / "out", model=model, max_drop=1.0)
+
+
+def test_a_budget_that_is_no_number(tmp_path, file):
+    with pytest.raises(CastlingError, match="--max-drop"):
+        convert(tmp_path / "out", weights=file, max_drop=float("nan"))

@@ -43,6 +43,23 @@ def test_reference_is_the_snippets_form() -> None:
     assert (form.depthwise, form.kernel_size) == ("tokens", 9)
 
 
+def test_the_rate_goes_with_the_optimiser() -> None:
+    rates = [
+        Recipe.load("castling", [f"distill.optimizer.name={name}"]).distill.optimizer.lr for name in ("muon", "adamw")
+    ]
+    assert rates == [0.03, 0.003]
+    given = Recipe.load("castling", ["distill.optimizer.name=adamw", "distill.optimizer.lr=0.5"])
+    assert given.distill.optimizer.lr == 0.5
+    assert Recipe.parse(given.model_dump(), "again") == given
+
+
+@pytest.mark.parametrize("key", ["closed_from=0.6", "open_until=0.1", "start=0.5", "order=last"])
+def test_a_mask_key_that_does_nothing_is_refused(key: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{key.partition('=')[0]} has no effect with schedule 'none'"):
+        Recipe.load("castling", [f"distill.mask.{key}"])
+    Recipe.load("castling", [f"distill.mask.{key}", "distill.mask.schedule=gate"])
+
+
 def test_datafree_differs_from_castling_in_the_training_alone() -> None:
     values, default = Recipe.load("datafree").model_dump(), Recipe.load("castling").model_dump()
     assert values["attention"] == default["attention"]
