@@ -29,7 +29,7 @@ TRAIN = "train"
 TRAINED = "train/trained.safetensors"
 STATE = "train/state"
 REJECTED = "train/rejected"
-PLAN = "plan.json"
+PLAN = "train/plan.json"
 
 
 def save(
@@ -199,7 +199,7 @@ def _is_ours(path: Path) -> bool:
         Path(REJECTED).name,
         Path(TRAINED).name,
         METRICS,
-        PLAN,
+        Path(PLAN).name,
     }
 
 

@@ -116,7 +116,7 @@ def convert(
         "data": spec,
         "input_size": list(preprocessing.input_size),
     }
-    run = _Run(teacher, recipe, device, output / bundle.TRAIN, resume, identity, validation, console)
+    run = _Run(teacher, recipe, device, output, resume, identity, validation, console)
     with _resumable(output, recipe, resume=resume):
         if layers == "auto":
             student, result, plan = _hybrid(run, training, open_data(spec, preprocessing, "train"), max_drop)
@@ -169,7 +169,7 @@ class _Run:
     teacher: nn.Module
     recipe: Recipe
     device: str
-    workdir: Path
+    output: Path
     resume: bool
     identity: dict[str, Any]
     validation: ImageData
@@ -184,10 +184,10 @@ class _Run:
         return Probe(self.teacher.to(self.device), usable, min(max(images, EVAL_BATCH), PROBED_IMAGES))
 
     def distill(self, data: ImageData, layers: str) -> tuple[nn.Module, DistillResult]:
-        """Castle a copy of the teacher and distil it, or go on with the interrupted run in `workdir`."""
+        """Castle a copy of the teacher and distil it, or go on with the interrupted run in `output`."""
         student = castle(self.teacher.cpu(), self.recipe, layers)
         blocks = student.castling.blocks  # type: ignore[union-attr]
-        state = self.workdir / "state"
+        workdir, state = self.output / bundle.TRAIN, self.output / bundle.STATE
         if self.planning and saved_step(state) is not None:
             saved = saved_fingerprint(state)
             if saved.get("planning") == self.planning and saved["layers"] != blocks:
@@ -198,10 +198,10 @@ class _Run:
             data,
             self.recipe,
             device=self.device,
-            workdir=self.workdir,
+            workdir=workdir,
             resume=self.resume and saved_step(state) is not None,
             identity={**self.identity, "layers": blocks, "planning": self.planning},
-            progress=Progress(self.workdir, self.console),
+            progress=Progress(workdir, self.console),
             probe=self.probe,
         )
         return student, result
@@ -215,7 +215,7 @@ def _hybrid(
     training, planning = set_aside(training, same)
     run = replace(run, planning=len(planning))
     planning, unmeasured = with_usable_labels(planning, run.teacher.num_classes)  # type: ignore[arg-type]
-    file = run.workdir / bundle.PLAN
+    file = run.output / bundle.PLAN
     identity = fingerprint(run.recipe, {**run.identity, "planning": run.planning})
     if run.resume and file.is_file():
         plan = replace(Plan.load(file), max_drop=max_drop)
@@ -231,7 +231,7 @@ def _hybrid(
 
     def failed(plan: Plan) -> None:
         plan.save(file)
-        shutil.rmtree(run.workdir / "state", ignore_errors=True)
+        shutil.rmtree(run.output / bundle.STATE, ignore_errors=True)
 
     student, result = search(plan, lambda layers: run.distill(training, layers), drop, failed, run.console)
     return student, result, plan
@@ -261,7 +261,7 @@ def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> 
     if not resume:
         bundle.refuse_in_the_way(output, force=force)
         return
-    plan = planned and (output / bundle.TRAIN / bundle.PLAN).is_file()
+    plan = planned and (output / bundle.PLAN).is_file()
     if saved_step(output / bundle.STATE) is None and not plan:
         done = (output / bundle.CONFIG).is_file()
         what = f"{output} is finished" if done else f"{output} holds no interrupted run"
@@ -278,12 +278,12 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
             if not resume:
                 shutil.rmtree(state, ignore_errors=True)
                 shutil.rmtree(output / bundle.REJECTED, ignore_errors=True)
-                (workdir / bundle.PLAN).unlink(missing_ok=True)
+                (output / bundle.PLAN).unlink(missing_ok=True)
                 (workdir / bundle.METRICS).unlink(missing_ok=True)
             workdir.mkdir(parents=True, exist_ok=True)
             yield
     except BaseException as error:
-        step, plan = saved_step(state), workdir / bundle.PLAN
+        step, plan = saved_step(state), output / bundle.PLAN
         if step is None and not isinstance(error, KeyboardInterrupt | CheckFailed) and _without_trials(plan):
             plan.unlink(missing_ok=True)
         if step is None and not plan.is_file() and workdir.is_dir():
