@@ -34,6 +34,8 @@ from .recipe import Recipe
 
 CERTIFIED_IMAGES = 4
 SENSITIVITY_IMAGES = 256
+# What layers=auto plans with: of the validation part where it is held out, else of the training part.
+VALIDATION_SHARE, TRAINING_SHARE = 0.5, 0.2
 
 
 def convert(
@@ -119,7 +121,8 @@ def convert(
     run = _Run(teacher, recipe, device, output, resume, identity, validation, console)
     with _resumable(output, recipe, resume=resume):
         if layers == "auto":
-            student, result, plan = _hybrid(run, training, open_data(spec, preprocessing, "train"), max_drop)
+            same = open_data(spec, preprocessing, "train")  # not augmented
+            student, result, plan, validation = _hybrid(run, training, same, max_drop)
         else:
             (student, result), plan = run.distill(training, layers), None
         castling: Castling = student.castling  # type: ignore[assignment]
@@ -209,11 +212,20 @@ class _Run:
 
 def _hybrid(
     run: _Run, training: ImageData, same: ImageData, max_drop: float | None
-) -> tuple[nn.Module, DistillResult, Plan]:
-    """Carry out plans until one meets the budget; `same` are the training images, not augmented."""
+) -> tuple[nn.Module, DistillResult, Plan, ImageData]:
+    """Carry out plans until one meets the budget; `same` are the training images, not augmented.
+
+    Returns:
+        What was distilled, its plan, and the validation images that were not planned with.
+    """
     assert max_drop is not None
-    training, planning = set_aside(training, same)
-    run = replace(run, planning=len(planning))
+    if run.validation.held_out and not run.validation.streamed:
+        rest, chosen = set_aside(run.validation, VALIDATION_SHARE)
+        planning, validation = run.validation.only(chosen), run.validation.only(rest)
+    else:
+        rest, chosen = set_aside(training, TRAINING_SHARE)
+        planning, training, validation = same.only(chosen), training.only(rest), run.validation
+    run = replace(run, planning=len(planning), validation=validation)
     planning, unmeasured = with_usable_labels(planning, run.teacher.num_classes)  # type: ignore[arg-type]
     file = run.output / bundle.PLAN
     identity = fingerprint(run.recipe, {**run.identity, "planning": run.planning})
@@ -234,7 +246,7 @@ def _hybrid(
         shutil.rmtree(run.output / bundle.STATE, ignore_errors=True)
 
     student, result = search(plan, lambda layers: run.distill(training, layers), drop, failed, run.console)
-    return student, result, plan
+    return student, result, plan, validation
 
 
 def _sensitivities(run: _Run, images: Tensor) -> list[Sensitivity]:

@@ -74,13 +74,14 @@ def test_a_damaged_plan(tmp_path, text):
         Plan.load(tmp_path / "plan.json")
 
 
-def test_planning_images_are_not_trained_on():
-    numbers = TensorDataset(torch.arange(50))
-    training, planning = set_aside(*(ImageData("numbers", numbers, 10, held_out=True) for _ in range(2)))
-    seen = [{int(data.dataset[i][0]) for i in range(len(data))} for data in (training, planning)]
-    assert [len(part) for part in seen] == [40, 10]
-    assert seen[0] | seen[1] == set(range(50))
-    assert not seen[0] & seen[1]
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_planning_images_are_others(share):
+    data = ImageData("numbers", TensorDataset(torch.arange(50)), 10, held_out=True)
+    rest, planning = set_aside(data, share)
+    assert len(planning) == 50 * share
+    assert sorted(rest + planning) == list(range(50))
+    large = ImageData("numbers", TensorDataset(torch.arange(50_000)), 10, held_out=True)
+    assert len(set_aside(large, share)[1]) == 2000
 
 
 def test_what_can_not_be_set_aside():
@@ -90,10 +91,10 @@ def test_what_can_not_be_set_aside():
 
     stream = ImageData("hfds/x", Stream(), None, held_out=False)
     with pytest.raises(DataError, match="streamed"):
-        set_aside(stream, stream)
+        set_aside(stream, 0.2)
     few = ImageData("few", TensorDataset(torch.arange(4)), None, held_out=False)
-    with pytest.raises(DataError, match="at least 5 training images"):
-        set_aside(few, few)
+    with pytest.raises(DataError, match="at least 5 images"):
+        set_aside(few, 0.2)
 
 
 def test_drop():

@@ -215,11 +215,11 @@ def test_auto_castles_all_where_the_budget_allows_it(tmp_path, file):
     assert all("sensitivity" in layer["why"] and "nats, rank" in layer["why"] for layer in summary["layers"])
     plan = json.loads((tmp_path / "out" / "summary.json").read_text())["plan"]
     assert plan["max_drop"] == 100.0
-    assert plan["images"] == 240  # a fifth of the 1200 training images
+    assert plan["images"] == 298  # half of the 597 held-out images
     assert plan["measure"] == "top-1"
     assert [entry["block"] for entry in plan["sensitivity"]] == [0, 1]
     assert [trial["kept"] for trial in plan["trials"]] == [[]]
-    assert summary["accuracy"]["castled"]["images"] == 597
+    assert summary["accuracy"]["castled"]["images"] == 299  # the other half
     assert not (tmp_path / "out" / "train" / "plan.json").exists()
 
 
@@ -240,7 +240,7 @@ def test_auto_keeps_the_most_sensitive_block(tmp_path, file, monkeypatch):
 
 def test_no_plan_within_the_budget_publishes_nothing(tmp_path, file, monkeypatch):
     lose(monkeypatch, 5.0, 3.0)
-    with pytest.raises(CheckFailed, match=r"the best lost 3\.00 points on the 240 planning images"):
+    with pytest.raises(CheckFailed, match=r"the best lost 3\.00 points on the 298 planning images"):
         convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0)
     assert not (tmp_path / "out" / "config.json").exists()
     with pytest.raises(CastlingError):

@@ -32,7 +32,7 @@ def test_auto_says_what_it_found(convert, here):
     result = convert("--layers", "auto", "--max-drop", 100).done()
     shown = " ".join((result.err + result.out).split())
     assert "layers=auto: distilling, softmax kept in no block" in shown
-    assert re.search(r"layers=auto: lost -?\d+\.\d\d points on 240 planning images", shown)
+    assert re.search(r"layers=auto: lost -?\d+\.\d\d points on 298 planning images", shown)
     assert json.loads((here / "out" / "summary.json").read_text())["plan"]["trials"]
 
 
@@ -80,7 +80,7 @@ def test_report(convert, castling, here):
     page = (here / "out" / "report.html").read_text()
     assert page.count("<svg") == 1
     assert not re.search(r"""(src|href)=["'](?!#)""", page), "self-contained: nothing is loaded from elsewhere"
-    for words in ("top-1 (597 held out)", "Which layers to castle", "points lost on 240 planning images",
+    for words in ("top-1 (299 held out)", "Which layers to castle", "points lost on 298 planning images",
                   "blocks.1.attn", "folding error"):  # fmt: skip
         assert words in page
     castling("report", "nowhere").refused("nowhere")
