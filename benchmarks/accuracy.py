@@ -230,7 +230,7 @@ def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
     others += [(bed, name, seed, steps) for name in RULES for steps in RULE_STEPS for seed in SEEDS for bed in BEDS]
     head = [(*job, steps) for steps in SHORT for job in every if job[1] in LONG_RUNS[:2]]
     head += [(*job, LONG) for job in every if job[1] == "castling"]
-    table = [(*job, steps) for steps in reversed(SHORT) for job in every]
+    table = [(*job, steps) for steps in reversed(SHORT) for bed in reversed(BEDS) for job in every if job[0] == bed]
     long = [(*job, LONG) for job in every if job[1] in LONG_RUNS]
     return list(dict.fromkeys([*head, *others, *table, *long]))
 
