@@ -79,7 +79,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "weights averaged (decay 0.97)": ("average=0.97",),
     },
 }  # fmt: skip
-LONG_RUNS = ("castling", "reference", "gate, closed from 30 %", "half the learning rate")
+LONG_RUNS = ("castling", "reference", "gate, first layer first, 30 %", "half the learning rate")
 # On generated images: recipe and steps of what is taken without --data, and of what is taken with it.
 WITHOUT_DATA = {"generated, datafree": ("datafree", 1200), "generated, castling": ("castling", SHORT[1])}
 # Which blocks stay softmax, for the same budget: what `--layers auto` finds, and a rule that looks at nothing.
@@ -229,6 +229,7 @@ def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
     others = [(bed, name, seed, steps) for name, (_, steps) in WITHOUT_DATA.items() for seed in SEEDS for bed in BEDS]
     others += [(bed, name, seed, steps) for name in RULES for steps in RULE_STEPS for seed in SEEDS for bed in BEDS]
     head = [(*job, steps) for steps in SHORT for job in every if job[1] in LONG_RUNS[:2]]
+    head += [(*job, steps) for steps in SHORT for job in every if job[1] == LONG_RUNS[2]]
     head += [(*job, LONG) for job in every if job[1] == "castling"]
     table = [(*job, steps) for steps in reversed(SHORT) for bed in reversed(BEDS) for job in every if job[0] == bed]
     long = [(*job, LONG) for job in every if job[1] in LONG_RUNS]
