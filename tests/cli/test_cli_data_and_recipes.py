@@ -103,7 +103,7 @@ def test_labels_of_other_classes_are_not_needed_and_not_counted(castling, tiny, 
         ("just words\n", ["mine.yaml", "mapping"]),
         ("", ["mine.yaml", "mapping"]),
         ("\x00\xff", ["mine.yaml", "not valid YAML"]),
-        ("distill: {mask: {open_until: 0.9}}\n", ["mine.yaml", "distill.mask", "before closed_from"]),
+        ("distill: {mask: {schedule: gate, open_until: 0.9}}\n", ["mine.yaml", "distill.mask", "before closed_from"]),
     ],
 )
 @pytest.mark.parametrize("command", [("recipes", "validate"), ("convert", "--recipe")], ids=["validate", "convert"])
