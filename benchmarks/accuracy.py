@@ -79,7 +79,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "weights averaged (decay 0.97)": ("average=0.97",),
     },
 }  # fmt: skip
-LONG_RUNS = ("castling", "reference", "gate, first layer first, 30 %", "half the learning rate")
+LONG_RUNS = ("castling", "reference", "gate, first layer first, 30 %", "weights averaged (decay 0.97)")
 # On generated images: recipe and steps of what is taken without --data, and of what is taken with it.
 WITHOUT_DATA = {"generated, datafree": ("datafree", 1200), "generated, castling": ("castling", SHORT[1])}
 # Which blocks stay softmax, for the same budget: what `--layers auto` finds, and a rule that looks at nothing.
