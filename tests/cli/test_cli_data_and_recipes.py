@@ -9,6 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from castling_convert.distill import data
+
 
 @pytest.fixture
 def images(here, photographs):
@@ -76,8 +78,6 @@ def test_a_truncated_jpeg_in_the_held_out_part_is_found_before_the_training(cast
 
 
 def test_one_that_is_found_only_after_the_training_loses_nothing(castling, tiny, parts, here, monkeypatch):
-    from castling_convert.distill import data
-
     monkeypatch.setattr(data, "KEPT_BYTES", 0)  # the first image alone is probed
     command = ("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out")
     castling(*command).failed(2, "images/val/china/1.jpg", "--resume")
