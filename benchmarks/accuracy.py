@@ -320,7 +320,9 @@ def ablations(records: Records) -> Iterator[str]:
         if title == next(iter(VARIANTS)):
             yield "One thing changed against `castling` at a time:"
         rows = [(name, *(cell(records(bed, name, steps)) for bed, steps in columns)) for name in names]
-        yield f"## {title}\n\n{markdown(head, rows)}"
+        rows = [row for row in rows if any(row[1:])]
+        if rows:
+            yield f"## {title}\n\n{markdown(head, rows)}"
 
 
 def without_data(records: Records) -> str:
