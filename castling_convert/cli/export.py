@@ -12,15 +12,20 @@ from .options import PATH, ImageSize, json_option, print_json, progress_console
 
 @click.command("export", epilog="Example, after castling demo: castling export castled/digits --batch 1:8:16")
 @click.argument("bundle", type=PATH, required=False)
-@click.option("--format", "format_", default="onnx", show_default=True, help="onnx (trt, openvino, torch: not yet).")
-@click.option("--precision", default="fp32", show_default=True, help="fp32 (fp16, bf16, int8: not yet).")
+@click.option("--format", "format_", default="onnx", show_default=True, help="See castling doctor.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16 or int8.")
 @click.option("--batch", default="dynamic", show_default=True, help="dynamic, N, or MIN:OPT:MAX.")
 @click.option("--image-size", type=ImageSize(), help="224 or HEIGHTxWIDTH [default: the bundle's].")
 @click.option("--opset", type=int, default=23, show_default=True, help="ONNX operator set, 18 to 24.")
 @click.option("--simplify/--no-simplify", default=True, help="Run onnxsim [default].")
-@click.option("--output", "-o", type=PATH, help="The file [default: model.onnx inside the bundle].")
-@click.option("--atol", type=float, default=1e-4, show_default=True, help="Allowed absolute error on a logit.")
-@click.option("--rtol", type=float, default=0.0, show_default=True, help="Allowed relative error on a logit.")
+@click.option("--preprocess/--no-preprocess", default=False, help="uint8 [B, H, W, C] in, probabilities out.")
+@click.option(
+    "--io", default="fp32", show_default=True, help="Inputs and outputs of a half-precision file: fp32, same."
+)
+@click.option("--calibration", help="Images for int8, at least 100: as --data of convert [default: generated].")
+@click.option("--output", "-o", type=PATH, help="The file [default: model[.PRECISION].SUFFIX inside the bundle].")
+@click.option("--atol", type=float, help="Allowed absolute error on a logit [default: by the precision].")
+@click.option("--rtol", type=float, help="Allowed relative error on a logit [default: by the precision].")
 @click.option("--no-verify", is_flag=True, help="Skip the parity check.")
 @json_option
 def command(
@@ -40,21 +45,27 @@ def command(
     path = bundle or newest()
     console = progress_console()
     console.print(f"exporting {path} as {format_} {precision} ...")
-    artifact, measured = export_bundle(
-        path, output, format=format_, precision=precision, verify=not no_verify, **options
-    )
-    parity = measured["parity"]
+    made = export_bundle(path, output, format=format_, precision=precision, verify=not no_verify, **options)
+    artifact, parity = made.artifact, made.parity
     if as_json:
-        values = {
-            "artifact": str(artifact),
-            "parity": parity.to_dict() if parity else None,
-            "nodes": measured["nodes"],
-        }
-        print_json(values)
+        print_json({"artifact": str(artifact), "parity": parity.to_dict() if parity else None, **made.notes})
         return
-    click.echo(f"wrote {artifact} ({artifact.stat().st_size / 1e6:.1f} MB, {sum(measured['nodes'].values())} nodes)")
+    nodes = f", {sum(made.notes['nodes'].values())} nodes" if "nodes" in made.notes else ""
+    click.echo(f"wrote {artifact} ({artifact.stat().st_size / 1e6:.1f} MB{nodes})")
+    if "quantized" in made.notes:
+        left = made.notes["float"]
+        click.echo(
+            f"{made.notes['quantized']} linear layers in int8, {len(left)} left in float, {', '.join(left)}".rstrip(
+                ", "
+            )
+        )
+    if "warning" in made.notes:
+        click.echo(f"warning: {made.notes['warning']}", err=True)
     if parity is None:
         click.echo("parity was not checked (--no-verify)")
     else:
-        click.echo(f"parity with the folded model: max error {parity.max_error:.1e}, mean {parity.mean_error:.1e}")
+        click.echo(
+            f"parity with the folded model: max error {parity.max_error:.1e}, mean {parity.mean_error:.1e}, "
+            f"noise {parity.noise:.1e} of the spread"
+        )
     click.echo(f"next: castling verify {artifact}")

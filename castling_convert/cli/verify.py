@@ -13,10 +13,12 @@ from .options import PATH, data_help, json_option, print_json, result_console
 @click.argument("artifact", type=PATH)
 @click.option("--bundle", type=PATH, help="The bundle [default: found by the artifact's record of it].")
 @click.option("--data", help=data_help + " Without it generated images are used.")
-@click.option("--atol", type=float, default=1e-4, show_default=True, help="Allowed absolute error on a logit.")
-@click.option("--rtol", type=float, default=0.0, show_default=True, help="Allowed relative error on a logit.")
+@click.option("--atol", type=float, help="Allowed absolute error on a logit [default: by the precision].")
+@click.option("--rtol", type=float, help="Allowed relative error on a logit [default: by the precision].")
 @json_option
-def command(artifact: Path, bundle: Path | None, data: str | None, atol: float, rtol: float, as_json: bool) -> None:
+def command(
+    artifact: Path, bundle: Path | None, data: str | None, atol: float | None, rtol: float | None, as_json: bool
+) -> None:
     """Compare ARTIFACT with its bundle's folded model and with the trained model before folding."""
     from rich.table import Table
 
@@ -40,6 +42,4 @@ def command(artifact: Path, bundle: Path | None, data: str | None, atol: float, 
                 "the bundle keeps no trained model (its train/ folder is gone): compared with the folded one only"
             )
     if not result.holds:
-        raise CheckFailed(
-            f"{artifact} differs from its bundle {result.bundle} by more than {atol:.0e} + {rtol:.0e}*|logit|"
-        )
+        raise CheckFailed(f"{artifact} differs from its bundle {result.bundle} by more than {result.allowed}")

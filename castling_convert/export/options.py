@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+
 from ..errors import ExportError, did_you_mean
+from .parity import Tolerance
 
 MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
 """torch's exporter starts at 18; at 23 a normalisation is one node; TensorRT's parser ends at 24."""
+
+TOLERANCES = {
+    "fp32": Tolerance(atol=1e-4),
+    "fp16": Tolerance(atol=1e-2, rtol=1e-2),
+    "bf16": Tolerance(atol=1e-1, rtol=1e-1),
+    "int8": Tolerance(noise=0.1),
+}
+"""How far an artifact's logits may be from the float32 model's, by its precision."""
 
 
 @dataclass(frozen=True)
@@ -17,22 +28,29 @@ class ExportOptions:
 
     Attributes:
         batch: `dynamic`, a fixed number such as `1`, or `MIN:OPT:MAX` (dynamic, and checked at the ends).
+        io: `fp32`, or `same` for inputs and outputs of the artifact's own half precision.
+        preprocess: uint8 [B, H, W, C] in and probabilities out; normalisation and softmax are in the artifact.
+        calibration: a `--data` spec of the images that int8 ranges are taken from.
         image_size: (height, width); position embeddings are resized for it. The model's own when None.
         opset: of the ONNX graph.
         simplify: run the simplifier.
         verify: check parity; without it the artifact is not known to be right.
-        atol, rtol: parity holds when |artifact - model| <= atol + rtol·|model| on every logit.
+        atol, rtol: parity holds when |artifact - model| <= atol + rtol·|model| on every logit; what the
+            precision allows (`TOLERANCES`) when left out.
         identity: SHA-256 of the bundle's weights, kept in the artifact so that `verify` finds its bundle.
     """
 
     precision: str = "fp32"
     batch: str = "dynamic"
+    io: str = "fp32"
+    preprocess: bool = False
+    calibration: str | None = None
     image_size: tuple[int, int] | None = None
     opset: int = DEFAULT_OPSET
     simplify: bool = True
     verify: bool = True
-    atol: float = 1e-4
-    rtol: float = 0.0
+    atol: float | None = None
+    rtol: float | None = None
     identity: str | None = None
 
     @classmethod
@@ -45,7 +63,9 @@ class ExportOptions:
         options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
         if not MIN_OPSET <= options.opset <= MAX_OPSET:
             raise ExportError(f"opset {options.opset} is not within {MIN_OPSET}..{MAX_OPSET}")
-        if not (options.atol >= 0 and options.rtol >= 0):
+        if options.io not in ("fp32", "same"):
+            raise ExportError(f"io is fp32 or same, not '{options.io}'")
+        if not all(value is None or value >= 0 for value in (options.atol, options.rtol)):
             raise ExportError("atol and rtol must be numbers from zero up")
         options.batch_sizes()
         return options
@@ -61,6 +81,18 @@ class ExportOptions:
         if list(sizes) != sorted(sizes):
             raise ExportError(f"batch '{self.batch}': MIN <= OPT <= MAX is needed")
         return tuple(dict.fromkeys(sizes))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in; int8 is made of float32."""
+        return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision, torch.float32)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """What parity is held against."""
+        allowed = TOLERANCES[self.precision]
+        given = {key: value for key in ("atol", "rtol") if (value := getattr(self, key)) is not None}
+        return replace(allowed, **given, noise=None) if given else allowed
 
     @property
     def dynamic(self) -> bool:

@@ -10,12 +10,30 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """Parity holds when |artifact - model| <= atol + rtol·|model| on every logit, or, where `noise` is
+    given, when the root mean square of the difference is at most `noise` times that of the logits about
+    their mean: quantisation moves every logit, by an amount that goes with their spread."""
+
+    atol: float = 0.0
+    rtol: float = 0.0
+    noise: float | None = None
+
+    def __str__(self) -> str:
+        if self.noise is not None:
+            return f"{self.noise:.0%} of the logits' spread"
+        return f"{self.atol:.0e}" + (f" + {self.rtol:.0e}*|logit|" if self.rtol else "")
+
+
+@dataclass(frozen=True)
 class Parity:
-    """Errors on the logits of `images` images: largest and mean absolute, and top-1 agreement in percent."""
+    """Errors on the logits of `images` images: largest and mean absolute, root mean square relative to the
+    logits' spread (`noise`), and top-1 agreement in percent."""
 
     images: int
     max_error: float
     mean_error: float
+    noise: float
     top1_agreement: float
     holds: bool
 
@@ -23,16 +41,22 @@ class Parity:
         return asdict(self)
 
 
-def compare(actual: Tensor, expected: Tensor, atol: float, rtol: float) -> Parity:
+def compare(actual: Tensor, expected: Tensor, tolerance: Tolerance) -> Parity:
     """Compare logits [B, classes]. Anything that is not finite, or of another shape, does not hold."""
     if actual.shape != expected.shape:
-        return Parity(len(expected), float("inf"), float("inf"), 0.0, holds=False)
-    difference = (actual.double() - expected.double()).abs()
-    allowed = atol + rtol * expected.double().abs()
-    holds = bool(difference.isfinite().all() and (difference <= allowed).all())
+        return Parity(len(expected), float("inf"), float("inf"), float("inf"), 0.0, holds=False)
+    actual, expected = actual.double(), expected.double()
+    difference = (actual - expected).abs()
+    spread = (expected - expected.mean()).square().mean().sqrt().clamp_min(1e-30)
+    noise = (difference.square().mean().sqrt() / spread).nan_to_num(nan=float("inf")).item()
+    if tolerance.noise is not None:
+        within = noise <= tolerance.noise
+    else:
+        within = bool((difference <= tolerance.atol + tolerance.rtol * expected.abs()).all())
     agreement = 100 * (actual.argmax(-1) == expected.argmax(-1)).double().mean()
     error = difference.nan_to_num(nan=float("inf"), posinf=float("inf"))
-    return Parity(len(expected), error.max().item(), error.mean().item(), agreement.item(), holds)
+    holds = bool(difference.isfinite().all()) and within
+    return Parity(len(expected), error.max().item(), error.mean().item(), noise, agreement.item(), holds)
 
 
 def probe_images(model: nn.Module, count: int, seed: int = 0) -> Tensor:

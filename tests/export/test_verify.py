@@ -77,7 +77,7 @@ def test_holds_needs_every_comparison(folded, trained):
     def parity(holds: bool) -> Parity:
         return Parity(1, 0.0, 0.0, 100.0, holds)
 
-    result = Verification("a", "b", "c", parity(folded), None if trained is None else parity(trained))
+    result = Verification("a", "b", "c", "1e-4", parity(folded), None if trained is None else parity(trained))
     assert result.holds == (folded and trained is not False)
 
 
