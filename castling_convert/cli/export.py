@@ -16,13 +16,16 @@ from .options import PATH, ImageSize, json_option, print_json, progress_console
 @click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16 or int8.")
 @click.option("--batch", default="dynamic", show_default=True, help="dynamic, N, or MIN:OPT:MAX.")
 @click.option("--image-size", type=ImageSize(), help="224 or HEIGHTxWIDTH [default: the bundle's].")
-@click.option("--opset", type=int, default=23, show_default=True, help="ONNX operator set, 18 to 24.")
+@click.option("--opset", type=int, help="ONNX operator set, 18 to 24 [default: 23, for trt 20].")
 @click.option("--simplify/--no-simplify", default=True, help="Run onnxsim [default].")
 @click.option("--preprocess/--no-preprocess", default=False, help="uint8 [B, H, W, C] in, probabilities out.")
 @click.option(
     "--io", default="fp32", show_default=True, help="Inputs and outputs of a half-precision file: fp32, same."
 )
 @click.option("--calibration", help="Images for int8, at least 100: as --data of convert [default: generated].")
+@click.option(
+    "--onnx-only", is_flag=True, help="For trt: the checked ONNX graph and the trtexec line to build it with."
+)
 @click.option("--output", "-o", type=PATH, help="The file [default: model[.PRECISION].SUFFIX inside the bundle].")
 @click.option("--atol", type=float, help="Allowed absolute error on a logit [default: by the precision].")
 @click.option("--rtol", type=float, help="Allowed relative error on a logit [default: by the precision].")
@@ -45,7 +48,9 @@ def command(
     path = bundle or newest()
     console = progress_console()
     console.print(f"exporting {path} as {format_} {precision} ...")
-    made = export_bundle(path, output, format=format_, precision=precision, verify=not no_verify, **options)
+    made = export_bundle(
+        path, output, format=format_, precision=precision, verify=not no_verify, console=console, **options
+    )
     artifact, parity = made.artifact, made.parity
     if as_json:
         print_json({"artifact": str(artifact), "parity": parity.to_dict() if parity else None, **made.notes})
@@ -68,4 +73,6 @@ def command(
             f"parity with the folded model: max error {parity.max_error:.1e}, mean {parity.mean_error:.1e}, "
             f"noise {parity.noise:.1e} of the spread"
         )
+    if "trtexec" in made.notes:
+        click.echo(f"on the GPU machine: {made.notes['trtexec']}")
     click.echo(f"next: castling verify {artifact}")

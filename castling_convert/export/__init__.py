@@ -44,7 +44,11 @@ class Format:
         return import_module(f".{self.module}", __name__)
 
 
-FORMATS = {found.name: found for found in (Format("onnx", "onnx", ".onnx", ("fp32", "fp16", "bf16", "int8")),)}
+_ALL = (
+    Format("onnx", "onnx", ".onnx", ("fp32", "fp16", "bf16", "int8")),
+    Format("trt", "trt", ".plan", ("fp32", "fp16", "bf16", "int8")),
+)
+FORMATS = {found.name: found for found in _ALL}
 
 
 def find_format(name: str, precision: str) -> Format:

@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import ExportError, OutputError
 from ..files import writing_file
 from ..version import __version__
-from .options import ExportOptions
+from .options import DEFAULT_OPSET, ExportOptions
 from .parity import probe_images
 from .prepare import Deployable, Signature, prepare
 from .runner import IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
@@ -67,7 +67,7 @@ def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
             prepared,
             (example,),
             dynamo=True,
-            opset_version=options.opset,
+            opset_version=options.opset or DEFAULT_OPSET,
             input_names=[signature.input],
             output_names=[signature.output],
             dynamic_shapes=shapes,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from ..errors import ExportError, did_you_mean
 from .parity import Tolerance
@@ -32,7 +33,9 @@ class ExportOptions:
         preprocess: uint8 [B, H, W, C] in and probabilities out; normalisation and softmax are in the artifact.
         calibration: a `--data` spec of the images that int8 ranges are taken from.
         image_size: (height, width); position embeddings are resized for it. The model's own when None.
-        opset: of the ONNX graph.
+        opset: of the ONNX graph; the format's own when left out.
+        onnx_only: for `trt`, write the checked ONNX graph and not the engine.
+        console: where progress goes; silent when left out.
         simplify: run the simplifier.
         verify: check parity; without it the artifact is not known to be right.
         atol, rtol: parity holds when |artifact - model| <= atol + rtol·|model| on every logit; what the
@@ -46,7 +49,9 @@ class ExportOptions:
     preprocess: bool = False
     calibration: str | None = None
     image_size: tuple[int, int] | None = None
-    opset: int = DEFAULT_OPSET
+    opset: int | None = None
+    onnx_only: bool = False
+    console: Console | None = None
     simplify: bool = True
     verify: bool = True
     atol: float | None = None
@@ -61,7 +66,7 @@ class ExportOptions:
             if name not in known:
                 raise ExportError(f"export has no option '{name}'{did_you_mean(name, known)}")
         options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
-        if not MIN_OPSET <= options.opset <= MAX_OPSET:
+        if options.opset is not None and not MIN_OPSET <= options.opset <= MAX_OPSET:
             raise ExportError(f"opset {options.opset} is not within {MIN_OPSET}..{MAX_OPSET}")
         if options.io not in ("fp32", "same"):
             raise ExportError(f"io is fp32 or same, not '{options.io}'")
