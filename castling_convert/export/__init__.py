@@ -46,6 +46,8 @@ class Format:
 
 _ALL = (
     Format("onnx", "onnx", ".onnx", ("fp32", "fp16", "bf16", "int8")),
+    Format("openvino", "openvino", ".xml", ("fp32", "fp16", "int8")),
+    Format("torch", "torch", ".pt2", ("fp32", "fp16", "bf16")),
     Format("trt", "trt", ".plan", ("fp32", "fp16", "bf16", "int8")),
 )
 FORMATS = {found.name: found for found in _ALL}

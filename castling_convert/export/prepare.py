@@ -99,8 +99,8 @@ class Float32Norm(nn.Module):
         return self.norm(x.float()).to(x.dtype)
 
 
-def prepare(model: nn.Module, options: ExportOptions) -> Deployable:
-    """A copy on the CPU at the asked image size and precision, softmax layers in their plain form.
+def prepare(model: nn.Module, options: ExportOptions, *, fused: bool = False) -> Deployable:
+    """A copy on the CPU at the asked image size and precision; softmax layers in their plain form, or `fused`.
 
     int8 is float32 here: quantisation is done to the graph.
 
@@ -119,7 +119,7 @@ def prepare(model: nn.Module, options: ExportOptions) -> Deployable:
             raise ExportError(f"the model can't take {height}x{width} images: {error}") from None
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # type: ignore[assignment]
+            module.fused_attn = fused  # type: ignore[assignment]
     signature = signature_of(model, options)
     dtype = options.dtype
     if dtype is not torch.float32:

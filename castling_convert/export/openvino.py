@@ -1,0 +1,169 @@
+"""OpenVINO: IR (.xml and .bin) from the ONNX graph, with float32 or float16 weights or in int8 by NNCF."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..distill.data import GENERATED
+from ..errors import ExportError, OutputError
+from ..files import writing_errors, writing_file
+from . import onnx as onnx_format
+from .options import ExportOptions
+from .prepare import Signature, prepare
+from .quantize import NO_CALIBRATION, calibration_images
+from .runner import IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
+
+
+def missing() -> str | None:
+    """Why OpenVINO files can't be made or run here, and what to do."""
+    absent = [name for name in ("openvino", "nncf") if find_spec(name) is None]
+    return f"needs {' and '.join(absent)}: pip install 'castling-convert[openvino]'" if absent else None
+
+
+def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
+    """Write `output`, an .xml file, and its .bin beside it.
+
+    `fp16` is float16 weights: the arithmetic is what the device does best. `int8` is NNCF's default
+    scheme for transformers, calibrated on the same images as for ONNX.
+
+    Raises:
+        FoldError, ExportError, CheckFailed, OutputError: see `export.export`. No file is left.
+    """
+    reason = missing()
+    if reason is not None:
+        raise ExportError(f"format openvino {reason}")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; give a file name with --output")
+    import openvino
+
+    single = replace(options, precision="fp32", opset=options.opset or OPSET)
+    prepared = prepare(model, single)
+    proto = onnx_format.to_proto(prepared, single)
+    graph = openvino.Core().read_model(proto.SerializeToString())
+    notes: dict[str, Any] = {}
+    if options.precision == "int8":
+        graph = _quantize(graph, model, prepared.signature, options)
+        if options.calibration in (None, GENERATED):
+            notes["warning"] = NO_CALIBRATION
+    metadata = {PRECISION: options.precision, SIGNATURE: prepared.signature.to_json()}
+    if options.identity is not None:
+        metadata[IDENTITY] = options.identity
+    _name(graph)
+    for key, value in metadata.items():
+        graph.set_rt_info(value, key.split("."))
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder) / "model.xml"
+        openvino.save_model(graph, fresh, compress_to_fp16=options.precision == "fp16")
+        parity = check(open(fresh), model, options) if options.verify else None
+        with writing_errors(output):
+            for source, target in ((fresh.with_suffix(".bin"), output.with_suffix(".bin")), (fresh, output)):
+                with writing_file(target) as place:
+                    place.write_bytes(source.read_bytes())
+    counts: dict[str, int] = {}
+    for node in graph.get_ops():
+        counts[node.get_type_name()] = counts.get(node.get_type_name(), 0) + 1
+    return Exported(output, parity, {"nodes": counts, **notes})
+
+
+OPSET = 20
+"""OpenVINO's ONNX reader knows no RMSNormalization; it finds the pattern and fuses it itself."""
+
+
+def _quantize(graph: Any, model: nn.Module, signature: Signature, options: ExportOptions) -> Any:
+    import nncf
+
+    values = signature.inputs(calibration_images(model, options)).numpy()
+    rows = [values[index : index + 1] for index in range(len(values))]
+    with _quiet():
+        return nncf.quantize(
+            graph,
+            nncf.Dataset(rows),
+            ignored_scope=nncf.IgnoredScope(names=_products(graph)),
+            subset_size=len(rows),
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER,
+        )
+
+
+def _products(graph: Any) -> list[str]:
+    """The products of two activations, which stay float: int8 gains nothing on small ones."""
+    return [
+        node.get_friendly_name()
+        for node in graph.get_ops()
+        if node.get_type_name() == "MatMul" and not _is_weight(node.input_value(1).get_node())
+    ]
+
+
+def _is_weight(node: Any) -> bool:
+    return node.get_type_name() == "Constant" or (
+        node.get_input_size() > 0
+        and all(_is_weight(node.input_value(index).get_node()) for index in range(node.get_input_size()))
+    )
+
+
+def _name(graph: Any) -> None:
+    """Names that OpenVINO counts up through a process, by the node's place in the graph instead."""
+    for index, node in enumerate(graph.get_ordered_ops()):
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()) and kind not in ("Parameter", "Result"):
+            node.set_friendly_name(f"{kind}_{index}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without NNCF's progress bars and notes."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class IrModel(Runner):
+    """An IR file on a device of OpenVINO, computing in float32 where the file does."""
+
+    def __init__(self, path: Path, device: str = "CPU") -> None:
+        import openvino
+
+        core = openvino.Core()
+        try:
+            graph = core.read_model(path)
+            metadata = {
+                key: graph.get_rt_info(where).astype(str)
+                for key in (PRECISION, SIGNATURE, IDENTITY)
+                if graph.has_rt_info(where := key.split("."))
+            }
+            signature = Signature.from_json(metadata[SIGNATURE])
+            hint = {} if metadata[PRECISION] == "int8" else {"INFERENCE_PRECISION_HINT": "f32"}
+            self.compiled = core.compile_model(graph, device, hint)
+        except Exception as error:  # noqa: BLE001 - OpenVINO raises RuntimeError for everything
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ExportError(f"{path} can't be run by OpenVINO (damaged, or its .bin is missing?): {first}") from None
+        shape = graph.input(0).partial_shape
+        super().__init__(signature, metadata, None if shape[0].is_dynamic else shape[0].get_length())
+
+    def run(self, values: np.ndarray) -> np.ndarray:
+        return self.compiled(values)[0].copy()
+
+
+def open(path: Path) -> IrModel:
+    """The model on the CPU."""
+    reason = missing()
+    if reason is not None:
+        raise ExportError(f"{path} can't be run here: OpenVINO {reason}")
+    return IrModel(path)
