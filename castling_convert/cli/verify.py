@@ -19,12 +19,19 @@ from .options import PATH, data_help, json_option, print_json, result_console
 def command(
     artifact: Path, bundle: Path | None, data: str | None, atol: float | None, rtol: float | None, as_json: bool
 ) -> None:
-    """Compare ARTIFACT with its bundle's folded model and with the trained model before folding."""
+    """Compare ARTIFACT with its bundle's folded model and with the trained model before folding.
+
+    Given a bundle, everything in it is compared: the trained model, the folded one, and every artifact; the
+    result is kept in its verify.json.
+    """
     from rich.table import Table
 
     from ..errors import CheckFailed
     from ..export.verify import verify
 
+    if artifact.is_dir():
+        _ladder(artifact, data, limit, as_json)
+        return
     result = verify(artifact, bundle_path=bundle, data=data, atol=atol, rtol=rtol)
     if as_json:
         print_json(result.to_dict())
@@ -43,3 +50,32 @@ def command(
             )
     if not result.holds:
         raise CheckFailed(f"{artifact} differs from its bundle {result.bundle} by more than {result.allowed}")
+
+
+def _ladder(path: Path, data: str | None, limit: int, as_json: bool) -> None:
+    from rich.table import Table
+
+    from ..errors import CheckFailed
+    from ..export.ladder import FILE, ladder
+
+    result = ladder(path, data, limit)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        table = Table(title=f"{path} on {result.images}", title_justify="left")
+        for column in ("", "precision", "max error", "mean error", "agreement", "top-1", "allowed", "holds"):
+            table.add_column(column)
+        for rung in result.rungs:
+            top1 = "" if rung.top1 is None else f"{rung.top1:.2f} %"
+            if rung.parity is None:
+                table.add_row(rung.name, rung.precision, *[""] * 3, top1, rung.note, "")
+            else:
+                parity = rung.parity
+                table.add_row(rung.name, rung.precision, f"{parity.max_error:.1e}", f"{parity.mean_error:.1e}",
+                              f"{parity.top1_agreement:.1f} %", top1, rung.allowed or "",
+                              "yes" if rung.holds else "NO")  # fmt: skip
+        result_console().print(table)
+        click.echo(f"kept in {path / FILE}")
+    if not result.holds:
+        wrong = ", ".join(rung.name for rung in result.rungs if not rung.holds)
+        raise CheckFailed(f"{wrong} of {path} differ{'s' if ',' not in wrong else ''} by more than allowed")
