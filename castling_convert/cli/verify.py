@@ -15,9 +15,16 @@ from .options import PATH, data_help, json_option, print_json, result_console
 @click.option("--data", help=data_help + " Without it generated images are used.")
 @click.option("--atol", type=float, help="Allowed absolute error on a logit [default: by the precision].")
 @click.option("--rtol", type=float, help="Allowed relative error on a logit [default: by the precision].")
+@click.option("--limit", type=click.IntRange(min=1), default=256, show_default=True, help="Images, for a bundle.")
 @json_option
 def command(
-    artifact: Path, bundle: Path | None, data: str | None, atol: float | None, rtol: float | None, as_json: bool
+    artifact: Path,
+    bundle: Path | None,
+    data: str | None,
+    limit: int,
+    atol: float | None,
+    rtol: float | None,
+    as_json: bool,
 ) -> None:
     """Compare ARTIFACT with its bundle's folded model and with the trained model before folding.
 

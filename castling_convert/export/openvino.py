@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
         raise ExportError(f"format openvino {reason}")
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file name with --output")
-    import openvino
-
+    openvino: Any = import_module("openvino")  # this module has its name
     single = replace(options, precision="fp32", opset=options.opset or OPSET)
     prepared = prepare(model, single)
     proto = onnx_format.to_proto(prepared, single)
@@ -138,8 +138,7 @@ class IrModel(Runner):
     """An IR file on a device of OpenVINO, computing in float32 where the file does."""
 
     def __init__(self, path: Path, device: str = "CPU") -> None:
-        import openvino
-
+        openvino: Any = import_module("openvino")
         core = openvino.Core()
         try:
             graph = core.read_model(path)
