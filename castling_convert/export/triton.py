@@ -1,0 +1,79 @@
+"""A model repository for NVIDIA's Triton Inference Server around an artifact.
+
+    DIR/NAME/config.pbtxt
+    DIR/NAME/1/model.onnx        (or model.plan; or model.xml and model.bin)
+
+`config.pbtxt` is a `ModelConfig` message in protobuf's text format; field names are those of
+triton-inference-server/common, protobuf/model_config.proto.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from ..errors import ExportError
+from ..files import writing
+from .runner import Runner
+
+BACKENDS = {".onnx": "onnxruntime", ".plan": "tensorrt", ".xml": "openvino"}
+TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
+LARGEST_BATCH = 16
+
+
+def write_repository(artifact: Path, run: Runner, classes: int, folder: Path, name: str, largest: int | None) -> Path:
+    """Write `folder`/`name` around a copy of `artifact`; returns it.
+
+    Args:
+        run: the artifact in its runtime, for what it takes and gives.
+        largest: the largest batch a dynamic artifact is served with; LARGEST_BATCH when left out.
+
+    Raises:
+        ExportError: a kind of artifact that Triton has no backend for.
+        OutputError: the folder can't be written.
+    """
+    backend = BACKENDS.get(artifact.suffix)
+    if backend is None:
+        raise ExportError(f"Triton has no backend for {artifact.suffix} files; export {', '.join(BACKENDS)}")
+    target = folder / name
+    with writing(target) as fresh:
+        version = fresh / "1"
+        version.mkdir(parents=True)
+        for file in (artifact, artifact.with_suffix(".bin")):
+            if file == artifact or (backend == "openvino" and file.is_file()):
+                shutil.copyfile(file, version / f"model{file.suffix}")
+        (fresh / "config.pbtxt").write_text(config(run, classes, name, backend, largest), encoding="utf-8")
+    return target
+
+
+def config(run: Runner, classes: int, name: str, backend: str, largest: int | None) -> str:
+    """The text of `config.pbtxt`. The batch dimension is Triton's own where the artifact is dynamic."""
+    signature = run.signature
+    channels, height, width = signature.input_size
+    image = [height, width, channels] if signature.input == "pixels" else [channels, height, width]
+    taken = "uint8" if signature.input == "pixels" else signature.dtype
+    fixed = run.batch is not None
+    batch = [run.batch] if fixed else []
+    lines = [
+        f"name: {json.dumps(name)}",
+        f"backend: {json.dumps(backend)}",
+        f"max_batch_size: {0 if fixed else largest or LARGEST_BATCH}",
+        *_tensor("input", signature.input, taken, [*batch, *image]),
+        *_tensor("output", signature.output, signature.dtype, [*batch, classes]),
+    ]
+    if not fixed:
+        lines.append("dynamic_batching { }")
+    return "\n".join(lines) + "\n"
+
+
+def _tensor(kind: str, name: str, dtype: str, dims: list[int | None]) -> list[str]:
+    return [
+        f"{kind} [",
+        "  {",
+        f"    name: {json.dumps(name)}",
+        f"    data_type: {TYPES[dtype]}",
+        f"    dims: [ {', '.join(map(str, dims))} ]",
+        "  }",
+        "]",
+    ]
