@@ -61,6 +61,11 @@ class Plan:
         """The blocks, the one that needs its softmax most first."""
         return [entry.block for entry in sorted(self.sensitivity, key=lambda entry: -entry.divergence)]
 
+    @property
+    def allowed(self) -> float:
+        """The drop that a plan may have: the budget, or one image where the budget is finer than that."""
+        return max(self.max_drop, 100 / self.images)
+
     def next_kept(self) -> list[int]:
         """The blocks to keep as softmax in the next trial: the fewest that are not known to lose too much.
 
@@ -70,7 +75,7 @@ class Plan:
         drops = {tuple(trial.kept): trial.drop for trial in self.trials}
         for count in range(len(self.order)):
             kept = sorted(self.order[:count])
-            if drops.get(tuple(kept), 0.0) <= self.max_drop:
+            if drops.get(tuple(kept), 0.0) <= self.allowed:
                 return kept
         raise CheckFailed(
             f"no plan stays within --max-drop {self.max_drop:g}: the best lost {min(drops.values()):.2f} points on the "
@@ -151,7 +156,7 @@ def search(
         plan.record(kept, lost)
         if console is not None:
             console.print(f"layers=auto: lost {lost:.2f} points on {plan.images} planning images")
-        if lost <= plan.max_drop:
+        if lost <= plan.allowed:
             return outcome
         failed(plan)
 

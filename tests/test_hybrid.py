@@ -15,9 +15,9 @@ from castling_convert.hybrid import Plan, Trial, drop_of, search, set_aside
 DIVERGENCES = [0.5, 3.0, 0.01, 0.2]
 
 
-def plan(max_drop: float = 1.0) -> Plan:
+def plan(max_drop: float = 1.0, images: int = 100) -> Plan:
     sensitivity = [Sensitivity(block, [f"blocks.{block}.attn"], value, 90.0) for block, value in enumerate(DIVERGENCES)]
-    return Plan(max_drop, 100, "top-1", sensitivity)
+    return Plan(max_drop, images, "top-1", sensitivity)
 
 
 def searched(found: Plan, drops: dict[str, float]) -> tuple[str, list[str]]:
@@ -41,8 +41,16 @@ def test_the_most_sensitive_blocks_are_kept_one_by_one():
     assert found.trials == [Trial([], 9.0), Trial([1], 4.0), Trial([0, 1], 0.5)]
 
 
+def test_a_budget_finer_than_one_planning_image_is_one_image():
+    """On 100 images the least that can be lost is one point."""
+    assert plan(0.2).allowed == 1.0
+    assert plan(3.0).allowed == 3.0
+    assert searched(plan(0.2), {"0,1,2,3": 1.0}) == ("0,1,2,3", [])
+    assert searched(plan(0.2), {"0,1,2,3": 2.0, "0,2,3": 0.0}) == ("0,2,3", ["0,1,2,3"])
+
+
 def test_no_plan_within_the_budget():
-    found = plan(0.1)
+    found = plan(0.1, images=10_000)
     with pytest.raises(CheckFailed, match=r"--max-drop 0\.1: the best lost 0\.30 points"):
         searched(found, {"0,1,2,3": 9.0, "0,2,3": 0.3, "2,3": 0.5, "2": 0.4})
     assert [trial.kept for trial in found.trials] == [[], [1], [0, 1], [0, 1, 3]]
@@ -50,7 +58,7 @@ def test_no_plan_within_the_budget():
 
 def test_a_larger_budget_takes_the_fewest_blocks_that_meet_it():
     """Of what was tried with a smaller one; its student is gone, so it is carried out again."""
-    found = plan(0.1)
+    found = plan(0.1, images=10_000)
     with pytest.raises(CheckFailed):
         searched(found, {"0,1,2,3": 9.0, "0,2,3": 0.3, "2,3": 0.2, "2": 0.4})
     found.max_drop = 0.3

@@ -120,6 +120,7 @@ class CastledAttention(_Castled):
         self.register_buffer("mask_gate", torch.ones((), device=weight.device), persistent=False)
         self.register_buffer("density", torch.ones((), device=weight.device), persistent=False)
         self.closed = False
+        self.whole = True  # no entry is dropped: the threshold is zero
 
     def set_mask(self, threshold: float, gate: float = 1.0) -> None:
         """Drop softmax weights at or below `threshold` and multiply the others by `gate`.
@@ -127,6 +128,7 @@ class CastledAttention(_Castled):
         A threshold of 1 or more, or a gate of 0, closes the mask exactly.
         """
         self.closed = threshold >= CLOSED or gate <= 0
+        self.whole = threshold <= 0
         self.threshold.fill_(threshold)
         self.mask_gate.fill_(gate)
         if self.closed:
@@ -159,7 +161,7 @@ class CastledAttention(_Castled):
         y = linear_angular(q, k, v, self.scale(), self.config)
         if self.closed:
             return self.linear(y, v)
-        kept, mass, density = masked_softmax(q, k, v, self.softmax_scale, self.threshold)
+        kept, mass, density = self.softmax(q, k, v)
         kept, mass, self.density = kept * self.mask_gate, mass * self.mask_gate, density * self.mask_gate
         if self.config.normalization == "l2":
             # The linear form is written relative to a constant term of 1/2, hence the factor of two.
@@ -167,6 +169,13 @@ class CastledAttention(_Castled):
             return self.linear(y + weight * kept, v)
         released = merge_heads((1 - mass).expand_as(kept))
         return merge_heads(kept) + released * self.linear(y, v)
+
+    def softmax(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`masked_softmax`; with nothing to drop the fused kernel, which never holds N x N entries."""
+        if self.whole:
+            one = torch.ones_like(self.density)
+            return F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale), one, one
+        return masked_softmax(q, k, v, self.softmax_scale, self.threshold)
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj_drop(self.proj(y))
