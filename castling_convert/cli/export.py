@@ -26,6 +26,7 @@ from .options import PATH, ImageSize, json_option, print_json, progress_console
 @click.option(
     "--onnx-only", is_flag=True, help="For trt: the checked ONNX graph and the trtexec line to build it with."
 )
+@click.option("--triton", type=PATH, help="Also write a model repository for NVIDIA's Triton Inference Server there.")
 @click.option("--output", "-o", type=PATH, help="The file [default: model[.PRECISION].SUFFIX inside the bundle].")
 @click.option("--atol", type=float, help="Allowed absolute error on a logit [default: by the precision].")
 @click.option("--rtol", type=float, help="Allowed relative error on a logit [default: by the precision].")
@@ -36,6 +37,7 @@ def command(
     format_: str,
     precision: str,
     output: Path | None,
+    triton: Path | None,
     no_verify: bool,
     as_json: bool,
     **options: Any,
@@ -43,8 +45,11 @@ def command(
     """Export BUNDLE (default: the newest under castled/) and check it against the folded model."""
     from ..bundle import newest
     from ..export import export_bundle, find_format
+    from ..export.triton import refuse_suffix, serve
 
-    find_format(format_, precision)
+    chosen = find_format(format_, precision)
+    if triton is not None:
+        refuse_suffix(chosen.suffix)
     path = bundle or newest()
     console = progress_console()
     console.print(f"exporting {path} as {format_} {precision} ...")
@@ -52,6 +57,7 @@ def command(
         path, output, format=format_, precision=precision, verify=not no_verify, console=console, **options
     )
     artifact, parity = made.artifact, made.parity
+    served = serve(made, path, triton, options["batch"]) if triton is not None else None
     if as_json:
         print_json({"artifact": str(artifact), "parity": parity.to_dict() if parity else None, **made.notes})
         return
@@ -73,6 +79,8 @@ def command(
             f"parity with the folded model: max error {parity.max_error:.1e}, mean {parity.mean_error:.1e}, "
             f"noise {parity.noise:.1e} of the spread"
         )
+    if served is not None:
+        click.echo(f"Triton: {served}")
     if "trtexec" in made.notes:
         click.echo(f"on the GPU machine: {made.notes['trtexec']}")
     click.echo(f"next: castling verify {artifact}")

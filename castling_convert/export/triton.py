@@ -15,11 +15,29 @@ from pathlib import Path
 
 from ..errors import ExportError
 from ..files import writing
-from .runner import Runner
+from . import format_of
+from .runner import Exported, Runner
 
 BACKENDS = {".onnx": "onnxruntime", ".plan": "tensorrt", ".xml": "openvino"}
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
 LARGEST_BATCH = 16
+
+
+def refuse_suffix(suffix: str) -> None:
+    """Raise ExportError for a kind of artifact that Triton has no backend for."""
+    if suffix not in BACKENDS:
+        raise ExportError(f"Triton has no backend for {suffix} files; export one of {', '.join(BACKENDS)}")
+
+
+def serve(made: Exported, bundle_path: Path, folder: Path, batch: str) -> Path:
+    """A repository in `folder` for what was just exported of a bundle, named as the bundle's folder."""
+    from .. import bundle
+
+    exporter = format_of(made.artifact).exporter
+    classes = int(bundle.read_config(bundle_path)["num_classes"])
+    largest = int(batch.rsplit(":", 1)[-1]) if ":" in batch else None
+    name = bundle_path.resolve().name
+    return write_repository(made.artifact, exporter.open(made.artifact), classes, folder, name, largest)
 
 
 def write_repository(artifact: Path, run: Runner, classes: int, folder: Path, name: str, largest: int | None) -> Path:
@@ -33,9 +51,8 @@ def write_repository(artifact: Path, run: Runner, classes: int, folder: Path, na
         ExportError: a kind of artifact that Triton has no backend for.
         OutputError: the folder can't be written.
     """
-    backend = BACKENDS.get(artifact.suffix)
-    if backend is None:
-        raise ExportError(f"Triton has no backend for {artifact.suffix} files; export {', '.join(BACKENDS)}")
+    refuse_suffix(artifact.suffix)
+    backend = BACKENDS[artifact.suffix]
     target = folder / name
     with writing(target) as fresh:
         version = fresh / "1"

@@ -61,17 +61,63 @@ def test_export_json(castling, bundle):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "trt"], ["trt", "not available", "onnx in fp32"]),
-        (["--format", "openvino"], ["openvino", "not available"]),
-        (["--format", "torch"], ["torch", "not available"]),
-        (["--format", "onxn"], ["no format 'onxn'; did you mean onnx?"]),
+        (["--format", "onxn"], ["no format 'onxn'; did you mean onnx"]),
         (["--format", "zzzz"], ["no format 'zzzz'; available"]),
-        (["--precision", "fp16"], ["fp16", "not available", "fp32"]),
-        (["--precision", "int8"], ["int8", "not available"]),
+        (["--precision", "fp17"], ["can't be made in 'fp17'", "fp16"]),
+        (["--format", "openvino", "--precision", "bf16"], ["openvino can't be made in 'bf16'"]),
     ],
 )
 def test_what_is_not_available_is_no_silent_fallback(castling, bundle, arguments, words):
     castling("export", "out", *arguments).refused(*words)
+
+
+def test_trt_here_says_why_not_and_how_to_go_on(castling, bundle, here):
+    result = castling("export", "out", "--format", "trt", "--precision", "fp16")
+    result.failed(2, "tensorrt package", "pip install", "--onnx-only")
+    assert result.after == result.before
+    out = (
+        castling("export", "out", "--format", "trt", "--precision", "fp16", "--batch", "1:4:8", "--onnx-only")
+        .done()
+        .out
+    )
+    assert "wrote out/model.fp16.trt.onnx" in out
+    assert "trtexec --onnx=out/model.fp16.trt.onnx --stronglyTyped --saveEngine=out/model.fp16.plan" in out
+
+
+def test_the_ladder_of_a_bundle(castling, bundle):
+    castling("export", "out", "--precision", "fp16").done()
+    castling("export", "out", "--precision", "int8", "--calibration", "digits").done()
+    castling("export", "out", "--format", "openvino").done()
+    castling("export", "out", "--format", "torch").done()
+    values = json.loads(castling("verify", "out", "--data", "digits", "--limit", 100, "--json").done().out)
+    assert [rung["name"] for rung in values["rungs"]] == [
+        "trained", "folded", "model.onnx", "model.pt2", "model.xml", "model.fp16.onnx", "model.int8.onnx",
+    ]  # fmt: skip
+    assert all(rung["top1"] is not None for rung in values["rungs"])
+    assert json.loads((bundle / "verify.json").read_text()) == values
+    shown = castling("verify", "out").done().out
+    assert "model.int8.onnx" in shown
+    assert "8 generated images" in shown
+    change_one_weight(bundle / "model.onnx")
+    result = castling("verify", "out")
+    result.failed(1, "model.onnx of out differ")
+    assert "NO" in result.out
+
+
+def test_a_triton_repository(castling, bundle, here):
+    out = castling("export", "out", "--batch", "1:4:8", "--triton", "models").done().out
+    assert "Triton: models/out" in out
+    assert sorted(p.relative_to(here / "models").as_posix() for p in (here / "models").rglob("*") if p.is_file()) == [
+        "out/1/model.onnx", "out/config.pbtxt",
+    ]  # fmt: skip
+    castling("export", "out", "--format", "torch", "--triton", "models").failed(2, "Triton", ".pt2")
+
+
+def test_int8_without_images_warns(castling, bundle):
+    result = castling("export", "out", "--precision", "int8").done()
+    assert "generated images" in result.err
+    assert "--calibration" in result.err
+    assert "9 linear layers in int8" in result.out
 
 
 @pytest.mark.parametrize(
@@ -189,7 +235,7 @@ def test_verify_refuses_a_trained_model_that_was_changed(castling, bundle):
     castling("verify", "out/model.onnx").refused("out", "damaged", "trained.safetensors")
 
 
-@pytest.mark.parametrize("artifact", ["nowhere.onnx", "out"])
+@pytest.mark.parametrize("artifact", ["nowhere.onnx", "nowhere"])
 def test_verify_of_nothing(castling, bundle, artifact):
     castling("verify", artifact).refused(artifact, "not found")
 
