@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "weights averaged (decay 0.97)": ("average=0.97",),
     },
 }  # fmt: skip
-LONG_RUNS = ("castling", "reference", "gate, first layer first, 30 %", "half the learning rate")
+QUICK = ("castling", "reference", "row-sum normalisation", "gate, closed from 30 %", "AdamW, 3e-3")
+LONG_RUNS = ("castling", "reference", "gate, first layer first, 30 %", "weights averaged (decay 0.97)")
 # On generated images: recipe and steps of what is taken without --data, and of what is taken with it.
 WITHOUT_DATA = {"generated, datafree": ("datafree", 1200), "generated, castling": ("castling", SHORT[1])}
 # Which blocks stay softmax, for the same budget: what `--layers auto` finds, and a rule that looks at nothing.
@@ -218,22 +220,15 @@ class Averaging(Progress):
 
 
 def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
-    """Every run of the table; those that say most come first."""
-    names = ["castling", "reference", *(name for group in VARIANTS.values() for name in group)]
+    """Every run, as testbed, variant, seed and steps; the default and what it is compared with come first."""
     if quick:
-        chosen = ["castling", "reference", "row-sum normalisation", "gate, closed from 30 %", "AdamW, 3e-3"]
-        return [(bed, name, 0, SHORT[0]) for bed in BEDS for name in chosen] + [
-            (bed, "castling", 0, SHORT[1]) for bed in BEDS
-        ]
-    every = [(bed, name, seed) for name in names for seed in SEEDS for bed in BEDS]
-    others = [(bed, name, seed, steps) for name, (_, steps) in WITHOUT_DATA.items() for seed in SEEDS for bed in BEDS]
-    others += [(bed, name, seed, steps) for name in RULES for steps in RULE_STEPS for seed in SEEDS for bed in BEDS]
-    head = [(*job, steps) for steps in SHORT for job in every if job[1] in LONG_RUNS[:2]]
-    head += [(*job, steps) for steps in SHORT for job in every if job[1] == LONG_RUNS[2]]
-    head += [(*job, LONG) for job in every if job[1] == "castling"]
-    table = [(*job, steps) for steps in reversed(SHORT) for bed in reversed(BEDS) for job in every if job[0] == bed]
-    long = [(*job, LONG) for job in every if job[1] in LONG_RUNS]
-    return list(dict.fromkeys([*head, *others, *table, *long]))
+        runs = [(name, SHORT[0]) for name in QUICK] + [("castling", SHORT[1])]
+        return [(bed, name, 0, steps) for name, steps in runs for bed in BEDS]
+    runs = [(name, steps) for name in LONG_RUNS for steps in (*SHORT, LONG)]
+    runs += [(name, steps) for name, (_, steps) in WITHOUT_DATA.items()]
+    runs += [(name, steps) for name in RULES for steps in RULE_STEPS]
+    runs += [(name, steps) for steps in SHORT for group in VARIANTS.values() for name in group if name not in LONG_RUNS]
+    return [(bed, name, seed, steps) for name, steps in runs for seed in SEEDS for bed in BEDS]
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -283,7 +278,7 @@ def cell(records: list[dict[str, Any]]) -> str:
     return text + (f" [{min(drops):+.2f}, {max(drops):+.2f}]" if len(drops) > 1 else "")
 
 
-def table(results: Path, quick: bool) -> str:
+def page(results: Path, quick: bool) -> str:
     """The Markdown page."""
     done = read(results)
     seeds = SEEDS[:1] if quick else SEEDS
@@ -292,57 +287,74 @@ def table(results: Path, quick: bool) -> str:
         keys = (key_of(bed, name, seed, steps) for seed in seeds)
         return [done[key] for key in keys if key in done]
 
-    columns = [(bed, steps) for bed in BEDS for steps in (*SHORT, LONG)]
-    lines = [
-        "# Accuracy of converted models", "",
-        "Points of top-1 against the softmax teacher on held-out images: mean over the seeds, and the range in",
-        "brackets. All layers castled, all masks closed, folded. Steps of 64 images.",
-        "Made by `python benchmarks/accuracy.py`; the single runs are in `accuracy.jsonl`.", "",
-        "| testbed | teacher, by seed | held-out images | tokens |", "|---|---|---|---|",
-    ]  # fmt: skip
-    for bed, tokens in (("digits", 37), ("relations", 65)):
-        found = records(bed, "castling", SHORT[1])
-        teachers = ", ".join(f"{record['teacher']:.2f} %" for record in found)
-        lines.append(f"| {bed} | {teachers} | {found[0]['images'] if found else ''} | {tokens} |")
-    head = "| recipe | " + " | ".join(f"{bed}, {steps} steps" for bed, steps in columns) + " |"
-    groups = {"Recipes": {"castling": (), "reference": ()}, **VARIANTS}
-    for title, group in groups.items():
-        if title == "Attention":
-            lines += ["", "One thing changed against `castling` at a time:"]
-        lines += ["", f"## {title}", "", head, "|---|" + "---|" * len(columns)]
-        for name in group:
-            cells = [cell(records(bed, name, steps)) for bed, steps in columns]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    if quick:
-        return "\n".join(lines) + "\n"
-    lines += [
-        "", "## Without data", "",
-        "Aligned on generated images alone; measured on the testbed's own held-out images.", "",
-        "| recipe | steps | " + " | ".join(BEDS) + " |", "|---|---|" + "---|" * len(BEDS),
-    ]  # fmt: skip
-    for name, (recipe, steps) in WITHOUT_DATA.items():
-        cells = [cell(records(bed, name, steps)) for bed in BEDS]
-        lines.append(f"| {recipe} | {steps} | " + " | ".join(cells) + " |")
-    lines += [
-        "", "## Hybrid conversion", "",
-        f"The fewest blocks that stay softmax within {MAX_DROP} points. `auto` is `--layers auto",
-        f"--max-drop {MAX_DROP}`, which plans on one half of the validation images; the points it lost are those on",
-        "the other half. The other rule keeps the last k blocks, with the smallest k that is within the budget on the",
-        "very images that it is judged on, the whole validation part.", "",
-        f"| testbed | steps | rule | blocks castled of {_depth()}, by seed | points lost, by seed |",
-        "|---|---|---|---|---|",
-    ]  # fmt: skip
+    sections = [teachers(records), *ablations(records)]
+    if not quick:
+        sections += [without_data(records), hybrid(records)]
+    return "\n\n".join(sections) + "\n"
+
+
+Records = Callable[[str, str, int], list[dict[str, Any]]]
+
+
+def teachers(records: Records) -> str:
+    rows = []
     for bed in BEDS:
-        for steps, name in itertools.product(sorted(RULE_STEPS), RULES):
-            found = records(bed, name, steps)
-            castled = ", ".join(str(record["blocks"] - len(record["kept"])) for record in found)
-            lost = ", ".join(f"{record['teacher'] - record['castled']:+.2f}" for record in found)
-            lines.append(f"| {bed} | {steps} | {name if name == 'auto' else f'{name} k'} | {castled} | {lost} |")
-    return "\n".join(lines) + "\n"
+        found = records(bed, "castling", SHORT[1])
+        top1 = ", ".join(f"{record['teacher']:.2f} %" for record in found)
+        arguments = TESTBEDS[bed].arguments
+        tokens = (arguments["img_size"] // arguments["patch_size"]) ** 2 + 1
+        rows.append((bed, top1, found[0]["images"] if found else "", tokens))
+    return f"""# Accuracy of converted models
+
+Points of top-1 against the softmax teacher on held-out images: mean over the seeds, and the range in
+brackets. All layers castled, all masks closed, folded. Steps of 64 images.
+Made by `python benchmarks/accuracy.py`; the single runs are in `accuracy.jsonl`.
+
+{markdown(("testbed", "teacher, by seed", "held-out images", "tokens"), rows)}"""
 
 
-def _depth() -> int:
-    return TESTBEDS[BEDS[0]].arguments["depth"]
+def ablations(records: Records) -> Iterator[str]:
+    columns = [(bed, steps) for bed in BEDS for steps in (*SHORT, LONG)]
+    head = ("recipe", *(f"{bed}, {steps} steps" for bed, steps in columns))
+    for title, names in {"Recipes": LONG_RUNS[:2], **VARIANTS}.items():
+        if title == next(iter(VARIANTS)):
+            yield "One thing changed against `castling` at a time:"
+        rows = [(name, *(cell(records(bed, name, steps)) for bed, steps in columns)) for name in names]
+        yield f"## {title}\n\n{markdown(head, rows)}"
+
+
+def without_data(records: Records) -> str:
+    rows = [
+        (recipe, steps, *(cell(records(bed, name, steps)) for bed in BEDS))
+        for name, (recipe, steps) in WITHOUT_DATA.items()
+    ]
+    return f"""## Without data
+
+Aligned on generated images alone; measured on the testbed's own held-out images.
+
+{markdown(("recipe", "steps", *BEDS), rows)}"""
+
+
+def hybrid(records: Records) -> str:
+    rows = []
+    for bed, steps, name in itertools.product(BEDS, sorted(RULE_STEPS), RULES):
+        found = records(bed, name, steps)
+        castled = ", ".join(f"{record['blocks'] - len(record['kept'])} of {record['blocks']}" for record in found)
+        lost = ", ".join(f"{record['teacher'] - record['castled']:+.2f}" for record in found)
+        rows.append((bed, steps, name if name == "auto" else f"{name} k", castled, lost))
+    return f"""## Hybrid conversion
+
+The fewest blocks that stay softmax within {MAX_DROP} points. `auto` is `--layers auto
+--max-drop {MAX_DROP}`, which plans on one half of the validation images; the points it lost are those on
+the other half. The other rule keeps the last k blocks, with the smallest k that is within the budget on the
+very images that it is judged on, the whole validation part.
+
+{markdown(("testbed", "steps", "rule", "blocks castled, by seed", "points lost, by seed"), rows)}"""
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def main() -> None:
@@ -351,14 +363,14 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the table")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    results, page = (CACHE / "quick.jsonl", CACHE / "quick.md") if arguments.quick else (RESULTS, TABLE)
+    results, file = (CACHE / "quick.jsonl", CACHE / "quick.md") if arguments.quick else (RESULTS, TABLE)
     if not arguments.table:
         run_all(jobs(arguments.quick), results, arguments.workers)
-    text = table(results, arguments.quick)
-    page.write_text(text)
+    text = page(results, arguments.quick)
+    file.write_text(text)
     if arguments.quick:
         sys.stdout.write(text)
-    print(f"wrote {page}")
+    print(f"wrote {file}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import bundle
 from .analysis.accuracy import PROBED_IMAGES, Classifier, Probe, measure, with_usable_labels
 from .analysis.macs import count_macs, count_parameters
-from .analysis.sensitivity import Sensitivity, sensitivities
+from .analysis.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
 from .castle import Castling, castle
 from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
 from .distill.loop import DistillResult, distill, fingerprint, make_accelerator
@@ -33,7 +33,6 @@ from .load import load_model
 from .recipe import Recipe
 
 CERTIFIED_IMAGES = 4
-SENSITIVITY_IMAGES = 256
 # What layers=auto plans with: of the validation part where it is held out, else of the training part.
 VALIDATION_SHARE, TRAINING_SHARE = 0.5, 0.2
 
@@ -88,8 +87,7 @@ def convert(
     device = str(make_accelerator(device, recipe.distill.precision).device)
     set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
     if isinstance(model, str):
-        name = model
-        source = str(Path(weights).resolve()) if weights else "pretrained" if pretrained else "random"
+        name, source = model, str(Path(weights).resolve()) if weights else "pretrained" if pretrained else "random"
         teacher = load_model(
             model,
             pretrained=pretrained,
@@ -99,8 +97,7 @@ def convert(
             model_args=model_args,
         )
     else:
-        source = "given"
-        name = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__))
+        name, source = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)), "given"
         teacher = copy.deepcopy(model).eval()
     if max_drop is not None and teacher.num_classes == 0:
         raise ModelError(f"{name} has no classes, so --max-drop can't be measured; leave it out, or give --num-classes")

@@ -44,8 +44,8 @@ class Testbed:
 
 _SMALL = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2, "weight_init": "jax"}
 
-TESTBEDS = {
-    "digits": Testbed(
+_TESTBEDS = (
+    Testbed(
         "digits",
         floor=97.0,
         # 36 patches of the 8x8 digits enlarged, and a class token.
@@ -56,7 +56,7 @@ TESTBEDS = {
         label_smoothing=0.05,
         augmentation=DataConfig(scale=0.8),
     ),
-    "relations": Testbed(
+    Testbed(
         "relations",
         floor=90.0,
         arguments={**_SMALL, "img_size": 32, "num_classes": 4},  # 64 patches and a class token
@@ -64,7 +64,8 @@ TESTBEDS = {
         batch_size=128,
         lr=2e-3,
     ),
-}
+)
+TESTBEDS = {testbed.data: testbed for testbed in _TESTBEDS}
 
 
 def train_teacher(

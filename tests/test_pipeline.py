@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import castling_convert as cc
+from castling_convert import pipeline
+from castling_convert.bundle import load_trained
 from castling_convert.distill.progress import Progress
 from castling_convert.errors import CastlingError, CheckFailed, DataError, Interrupted
 
@@ -68,8 +70,6 @@ def test_what_a_bundle_holds(tmp_path, file):
 
 
 def test_both_ways_of_loading_agree_with_the_trained_model(tmp_path, file):
-    from castling_convert.bundle import load_trained
-
     convert(tmp_path / "out", weights=file)
     images = torch.randn(4, 3, 32, 32)
     models = [cc.load(tmp_path / "out"), timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()]
@@ -383,9 +383,6 @@ def test_a_plan_is_nothing_that_other_layers_resume_from(exhausted, file):
 
 def test_the_state_of_a_plan_that_failed_is_not_resumed(tmp_path, file, monkeypatch):
     """Killed after the plan was saved and before the state of its trial was removed."""
-
-    from castling_convert import pipeline
-
     whole = pipeline.search
 
     def search(plan, carry_out, drop, failed, console):

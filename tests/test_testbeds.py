@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from castling_convert.cli.demo import command as demo
 from castling_convert.distill.data import EMBEDDED, Preprocessing
 from castling_convert.testbeds import TESTBEDS, train_teacher
 
 
 def test_one_for_each_embedded_data_set():
     assert set(TESTBEDS) == set(EMBEDDED)
-    assert all(name == testbed.data for name, testbed in TESTBEDS.items())
+    (choice,) = (option.type for option in demo.params if option.name == "data")
+    assert list(choice.choices) == list(TESTBEDS)
 
 
 @pytest.mark.parametrize(("name", "tokens", "shape"), [("digits", 37, (1, 24, 24)), ("relations", 65, (3, 32, 32))])

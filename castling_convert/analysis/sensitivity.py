@@ -15,6 +15,9 @@ from ..distill.losses import logit_divergence
 from ..families import family_of
 from ..recipe import Recipe
 
+SENSITIVITY_IMAGES = 256
+"""How many images tell the order of the blocks."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:

@@ -23,9 +23,7 @@ def command(output: Path | None, data: str, seed: int, as_json: bool) -> None:
     """The whole road on embedded data: train a teacher, castle, distil, fold, export, verify.
 
     `digits` are scikit-learn's handwritten digits; `relations` are generated scenes that linear attention
-    finds hard.
-
-    Takes a few minutes on two cores and needs no download. A bundle of an earlier demo is replaced.
+    finds hard. Needs no download; a bundle of an earlier demo is replaced.
     """
     from ..analysis.report import write_report
     from ..demo import run

@@ -36,14 +36,13 @@ def command(
     from rich.table import Table
 
     from ..analysis.macs import count_macs
-    from ..analysis.sensitivity import sensitivities
+    from ..analysis.sensitivity import SENSITIVITY_IMAGES, sensitivities
     from ..castle import castle, close_masks
     from ..distill.data import GENERATED, Preprocessing, kept, open_data, some_images
     from ..errors import DataError
     from ..families import family_of
     from ..fold import fold_
     from ..load import load_model, parse_model_args
-    from ..pipeline import SENSITIVITY_IMAGES
     from ..recipe import Recipe
 
     if data is not None and not sensitivity:

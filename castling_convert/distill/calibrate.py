@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..castle import castled_layers
+from .losses import tap
 
 
 @torch.no_grad()
@@ -15,17 +16,7 @@ def calibrate(student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
     Each layer is fitted on the tokens that the teacher's own layer receives for `images`, [B, C, H, W].
     """
     layers = dict(castled_layers(student))
-    inputs: dict[str, Tensor] = {}
-    handles = [
-        teacher.get_submodule(name).register_forward_pre_hook(
-            lambda _module, args, name=name: inputs.__setitem__(name, args[0])
-        )
-        for name in layers
-    ]
-    try:
+    with tap(teacher, layers) as softmax:
         teacher(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, layer in layers.items():
-        layer.calibrate(inputs[name])
+        layer.calibrate(softmax.inputs[name])

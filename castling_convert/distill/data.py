@@ -186,12 +186,9 @@ def open_data(
     Raises:
         DataError: nothing there, no images, an unreadable image, an unknown timm data set.
     """
-    if training is not None and spec == "digits":
-        training = training.model_copy(update={"hflip": 0.0})  # a mirrored digit is another sign
-    if training is not None and spec != "relations":  # there are enough of them: nothing to augment
-        transform = preprocessing.train_transform(training)
-    else:
-        transform = preprocessing.eval_transform()
+    if training is not None and spec in EMBEDDED:
+        training = EMBEDDED[spec].augmentation(training)
+    transform = preprocessing.train_transform(training) if training is not None else preprocessing.eval_transform()
     mode = preprocessing.image_mode
     if spec in EMBEDDED:
         dataset = EMBEDDED[spec](split, mode, transform)

@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..recipe import DataConfig
+
 Transform = Callable[[Image.Image], Tensor]
 
 
@@ -28,6 +30,11 @@ class Digits(Dataset[tuple[Tensor, int]]):
         self.images = [Image.fromarray(image).convert(mode) for image in pixels]
         self.labels = [int(label) for label in labels[chosen]]
         self.transform = transform
+
+    @staticmethod
+    def augmentation(asked: DataConfig) -> DataConfig:
+        """What was asked for but mirroring: a mirrored digit is another sign."""
+        return asked.model_copy(update={"hflip": 0.0})
 
     def __len__(self) -> int:
         return len(self.labels)

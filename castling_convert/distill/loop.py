@@ -24,7 +24,7 @@ from ..recipe import DistillConfig, Recipe
 from .calibrate import calibrate
 from .data import ImageData, Preprocessing, open_data, training_loader
 from .interrupt import StopRequest
-from .losses import attention_loss, logit_divergence, relative_mse, tap_outputs
+from .losses import Taps, attention_loss, logit_divergence, relative_mse, tap
 from .progress import Progress
 from .schedule import SHUT, Schedule
 from .state import TrainState
@@ -101,7 +101,12 @@ def distill(
     batches = _batches(data, student, recipe, first, accelerator)
 
     started, losses, seen = time.monotonic(), {}, 0
-    with progress.running(config.steps, first), _Taps(teacher, student, names) as taps, StopRequest() as stop:
+    with (
+        progress.running(config.steps, first),
+        tap(teacher, names) as softmax,
+        tap(student, names) as castled,
+        StopRequest() as stop,
+    ):
         if first == 0:
             head = next(batches)
             calibrate(student, teacher, head)
@@ -114,9 +119,9 @@ def distill(
                 layer.set_mask(*mask)
             with accelerator.autocast():
                 if aligning:
-                    loss, parts, layers = _align_loss(student, teacher, images, taps)
+                    loss, parts, layers = _align_loss(student, teacher, images, softmax)
                 else:
-                    loss, parts, layers = _distill_loss(student, teacher, images, taps, recipe)
+                    loss, parts, layers = _distill_loss(student, teacher, images, castled, softmax, recipe)
             if not torch.isfinite(loss):
                 raise ModelError(
                     f"the loss is {loss.item()} at step {step + 1}; lower the learning rate: "
@@ -200,17 +205,17 @@ def _tokens(student: nn.Module) -> int:
 
 
 def _align_loss(
-    student: nn.Module, teacher: nn.Module, images: Tensor, taps: _Taps
+    student: nn.Module, teacher: nn.Module, images: Tensor, softmax: Taps
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     with torch.no_grad():
         teacher(images)
-    outputs = {name: layer(taps.inputs[name]) for name, layer in castled_layers(student)}
-    loss, layers = attention_loss(outputs, taps.teacher)
+    outputs = {name: layer(softmax.inputs[name]) for name, layer in castled_layers(student)}
+    loss, layers = attention_loss(outputs, softmax.outputs)
     return loss, {"attention": loss.detach()}, layers
 
 
 def _distill_loss(
-    student: nn.Module, teacher: nn.Module, images: Tensor, taps: _Taps, recipe: Recipe
+    student: nn.Module, teacher: nn.Module, images: Tensor, castled: Taps, softmax: Taps, recipe: Recipe
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     weights = recipe.distill.loss
     with torch.no_grad():
@@ -218,7 +223,7 @@ def _distill_loss(
         expected = teacher.forward_head(expected_features)  # type: ignore[operator]
     features = student.forward_features(images)  # type: ignore[operator]
     logits = student.forward_head(features)  # type: ignore[operator]
-    attention, layers = attention_loss(taps.student, taps.teacher)
+    attention, layers = attention_loss(castled.outputs, softmax.outputs)
     used = {"attention": attention} if weights.attention else {}
     if weights.logits:
         used["logits"] = logit_divergence(logits, expected, weights.temperature)
@@ -226,34 +231,6 @@ def _distill_loss(
         used["features"] = relative_mse(features, expected_features)
     loss = torch.stack([getattr(weights, name) * part for name, part in used.items()]).sum()
     return loss, {name: part.detach() for name, part in used.items()}, layers
-
-
-class _Taps:
-    """Attention inputs and outputs of the teacher, and outputs of the student, at the last forward."""
-
-    def __init__(self, teacher: nn.Module, student: nn.Module, names: list[str]) -> None:
-        self.inputs: dict[str, Tensor] = {}
-        self.teacher: dict[str, Tensor] = {}
-        self.student: dict[str, Tensor] = {}
-        self._models, self._names = (teacher, student), names
-
-    def __enter__(self) -> _Taps:
-        teacher, student = self._models
-        self._open = [tap_outputs(teacher, self._names), tap_outputs(student, self._names)]
-        self.teacher, self.student = (tap.__enter__() for tap in self._open)
-        self._handles = [
-            teacher.get_submodule(name).register_forward_pre_hook(
-                lambda _module, args, name=name: self.inputs.__setitem__(name, args[0])
-            )
-            for name in self._names
-        ]
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for tap in self._open:
-            tap.__exit__(None, None, None)
-        for handle in self._handles:
-            handle.remove()
 
 
 def _optimizer(student: nn.Module, names: list[str], config: DistillConfig) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +27,28 @@ def logit_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Te
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
+@dataclass(frozen=True)
+class Taps:
+    """First inputs and outputs of the tapped modules, by name, at the last forward."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
 @contextmanager
-def tap_outputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """While open, collect the outputs of the named submodules of `model` at every forward."""
-    outputs: dict[str, Tensor] = {}
+def tap(model: nn.Module, names: Iterable[str]) -> Iterator[Taps]:
+    """While open, keep what goes into and comes out of the named submodules of `model` at every forward."""
+    taps = Taps()
 
     def keep(name: str):  # type: ignore[no-untyped-def]
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            outputs[name] = output
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            taps.inputs[name], taps.outputs[name] = inputs[0], output
 
         return hook
 
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
-        yield outputs
+        yield taps
     finally:
         for handle in handles:
             handle.remove()

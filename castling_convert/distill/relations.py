@@ -6,8 +6,7 @@ distractors, whose textures are all different. A model has to find the ring, com
 every other object's, and read the shape of the one that matches: a lookup by content, which softmax
 does with one sharp head and a kernel of low rank does not.
 
-With 4x4 patches (65 tokens with a class token) a ViT of width 64 and depth 4 learns it in a few hundred
-steps of 128 images.
+With 4x4 patches (65 tokens with a class token) a ViT of width 64 and depth 4 learns it; see `testbeds`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from ..recipe import DataConfig
 
 CELL, SIDE = 8, 4
 SIZE = CELL * SIDE
@@ -43,6 +44,10 @@ class Relations(Dataset[tuple[Tensor, int]]):
         self.part = 0 if split == "train" else 1
         self.count = TRAIN if split == "train" else VALIDATION
         self.mode, self.transform = mode, transform
+
+    @staticmethod
+    def augmentation(asked: DataConfig) -> None:
+        """None at all: there are enough scenes, and a cropped one may lack its ring."""
 
     def __len__(self) -> int:
         return self.count

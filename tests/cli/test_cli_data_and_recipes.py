@@ -9,6 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from castling_convert.distill import data
+
 
 @pytest.fixture
 def images(here, photographs):
@@ -76,7 +78,7 @@ def test_a_truncated_jpeg_in_the_held_out_part_is_found_before_the_training(cast
 
 
 def test_one_that_is_found_only_after_the_training_loses_nothing(castling, tiny, parts, here, monkeypatch):
-    monkeypatch.setattr("castling_convert.distill.data.KEPT_BYTES", 0)  # the first image alone
+    monkeypatch.setattr(data, "KEPT_BYTES", 0)  # the first image alone is probed
     command = ("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out")
     castling(*command).failed(2, "images/val/china/1.jpg", "--resume")
     bad, whole = parts
@@ -103,7 +105,7 @@ def test_labels_of_other_classes_are_not_needed_and_not_counted(castling, tiny, 
         ("just words\n", ["mine.yaml", "mapping"]),
         ("", ["mine.yaml", "mapping"]),
         ("\x00\xff", ["mine.yaml", "not valid YAML"]),
-        ("distill: {mask: {open_until: 0.9}}\n", ["mine.yaml", "distill.mask", "before closed_from"]),
+        ("distill: {mask: {schedule: gate, open_until: 0.9}}\n", ["mine.yaml", "distill.mask", "before closed_from"]),
     ],
 )
 @pytest.mark.parametrize("command", [("recipes", "validate"), ("convert", "--recipe")], ids=["validate", "convert"])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from castling_convert.distill.losses import attention_loss, logit_divergence, relative_mse, tap_outputs
+from castling_convert.distill.losses import attention_loss, logit_divergence, relative_mse, tap
 
 
 def test_relative_mse():
@@ -54,8 +54,8 @@ def test_attention_loss_is_the_mean_over_layers():
 
 
 def test_taps_are_taken_off_even_after_an_error(teacher):
-    with pytest.raises(RuntimeError), tap_outputs(teacher, ["blocks.0.attn"]) as outputs:
+    with pytest.raises(RuntimeError), tap(teacher, ["blocks.0.attn"]) as taps:
         teacher(torch.zeros(1, 3, 32, 32))
-        assert outputs["blocks.0.attn"].shape == (1, 17, 32)
+        assert taps.inputs["blocks.0.attn"].shape == taps.outputs["blocks.0.attn"].shape == (1, 17, 32)
         raise RuntimeError
     assert not any(module._forward_hooks for module in teacher.modules())
