@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from torch import nn
 
 from ..errors import ExportError, OutputError
@@ -51,7 +52,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     describe(proto, prepared.signature, options)
     with writing_file(output) as fresh:
         onnx.save(proto, fresh)
-        parity = check(_checkable(fresh, proto, options), model, options) if options.verify else None
+        parity = check(open(fresh), model, options) if options.verify else None
     nodes = dict(Counter(node.op_type for node in proto.graph.node))
     return Exported(output, parity, {"nodes": nodes, **notes})
 
@@ -86,19 +87,6 @@ def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
     return proto
 
 
-def _checkable(path: Path, proto: onnx.ModelProto, options: ExportOptions) -> OnnxModel:
-    """The artifact where it can be run here. onnxruntime has no bfloat16 on the CPU: the same graph is run
-    with its weights rounded to bfloat16 and its arithmetic in float32."""
-    if options.precision != "bf16":
-        return OnnxModel(path)
-    wide = path.with_suffix(".wide.onnx")
-    try:
-        onnx.save(_widened(proto), wide)
-        return OnnxModel(wide)
-    finally:
-        wide.unlink(missing_ok=True)
-
-
 def _widened(proto: onnx.ModelProto) -> onnx.ModelProto:
     """`proto` with every bfloat16 a float32 of the same value."""
     half, single = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
@@ -123,22 +111,25 @@ def _widened(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class OnnxModel(Runner):
-    """An ONNX file in onnxruntime.
+    """An ONNX file in onnxruntime, or `content` in its place.
 
     Raises:
         ExportError: the file is no ONNX file, or onnxruntime can't run it.
     """
 
-    def __init__(self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> None:
+    def __init__(
+        self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",), content: bytes | None = None
+    ) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=list(providers))
+            self.session = onnxruntime.InferenceSession(content or path, options, providers=list(providers))
         except Exception as error:
             first = str(error).strip().splitlines()[0]
-            raise ExportError(f"{path} can't be run by onnxruntime (damaged or no ONNX file?): {first}") from error
+            why = f"{providers[0]} has no kernel" if "NOT_IMPLEMENTED" in first else "damaged or no ONNX file?"
+            raise ExportError(f"{path} can't be run by onnxruntime ({why}): {first}") from error
         taken = self.session.get_inputs()[0]
         metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         if SIGNATURE in metadata:
@@ -154,8 +145,15 @@ class OnnxModel(Runner):
 
 
 def open(path: Path) -> OnnxModel:
-    """The artifact in onnxruntime's CPU provider."""
-    return OnnxModel(path)
+    """The artifact in onnxruntime's CPU provider, for checks. That has no bfloat16: such a graph is run with
+    its weights rounded to bfloat16 as they are, and its arithmetic in float32."""
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError):
+        return OnnxModel(path)  # it says what is wrong
+    if {entry.key: entry.value for entry in proto.metadata_props}.get(PRECISION) != "bf16":
+        return OnnxModel(path)
+    return OnnxModel(path, content=_widened(proto).SerializeToString())
 
 
 def missing() -> None:

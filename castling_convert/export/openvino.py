@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from importlib import import_module
@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..distill.data import GENERATED
 from ..errors import ExportError, OutputError
 from ..files import writing_errors, writing_file
 from . import onnx as onnx_format
 from .options import ExportOptions
+from .parity import noise
 from .prepare import Signature, prepare
-from .quantize import NO_CALIBRATION, calibration_images
-from .runner import IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
+from .quantize import NO_CALIBRATION, TARGET_NOISE, calibration_images
+from .runner import IDENTITY, JUDGED_IMAGES, PRECISION, SIGNATURE, Exported, Runner, check, expected
 
 
 def missing() -> str | None:
@@ -82,18 +84,38 @@ OPSET = 20
 
 
 def _quantize(graph: Any, model: nn.Module, signature: Signature, options: ExportOptions) -> Any:
-    import nncf
-
-    values = signature.inputs(calibration_images(model, options)).numpy()
-    rows = [values[index : index + 1] for index in range(len(values))]
+    """The graph in int8; NNCF puts the layers that hurt most back to float until the noise on calibration
+    images is within TARGET_NOISE."""
     with _quiet():
-        return nncf.quantize(
+        import nncf
+
+        images = calibration_images(model, options)
+        wanted = expected(model, signature, images)
+        samples = list(zip(signature.inputs(images).split(1), wanted.split(1), strict=True))
+
+        def given(sample: tuple[Tensor, Tensor]) -> np.ndarray:
+            return sample[0].numpy()
+
+        def score(run: Any, chosen: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, list[float]]:
+            """Minus the noise on all that NNCF chose, and on each."""
+            pairs = [(torch.from_numpy(run(given(sample))[0].copy()), sample[1]) for sample in chosen]
+            outputs, references = (torch.cat(column) for column in zip(*pairs, strict=True))
+            return -noise(outputs, references), [-noise(*pair) for pair in pairs]
+
+        judged = samples[:: max(1, len(samples) // JUDGED_IMAGES)]
+        return nncf.quantize_with_accuracy_control(
             graph,
-            nncf.Dataset(rows),
+            nncf.Dataset(samples, given),
+            nncf.Dataset(judged, given),
+            score,
+            max_drop=TARGET_NOISE,
             ignored_scope=nncf.IgnoredScope(names=_products(graph)),
-            subset_size=len(rows),
-            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(samples),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
             model_type=nncf.ModelType.TRANSFORMER,
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                ranking_subset_size=len(judged)
+            ),
         )
 
 
@@ -123,15 +145,17 @@ def _name(graph: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without NNCF's progress bars and notes."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without NNCF's progress bars and notes, and torch's on the CUDA compiler that NNCF makes it look for."""
+    loggers = [logging.getLogger(name) for name in ("nncf", "torch.utils.cpp_extension")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class IrModel(Runner):

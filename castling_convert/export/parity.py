@@ -47,16 +47,21 @@ def compare(actual: Tensor, expected: Tensor, tolerance: Tolerance) -> Parity:
         return Parity(len(expected), float("inf"), float("inf"), float("inf"), 0.0, holds=False)
     actual, expected = actual.double(), expected.double()
     difference = (actual - expected).abs()
-    spread = (expected - expected.mean()).square().mean().sqrt().clamp_min(1e-30)
-    noise = (difference.square().mean().sqrt() / spread).nan_to_num(nan=float("inf")).item()
+    found = noise(actual, expected)
     if tolerance.noise is not None:
-        within = noise <= tolerance.noise
+        within = found <= tolerance.noise
     else:
         within = bool((difference <= tolerance.atol + tolerance.rtol * expected.abs()).all())
     agreement = 100 * (actual.argmax(-1) == expected.argmax(-1)).double().mean()
     error = difference.nan_to_num(nan=float("inf"), posinf=float("inf"))
     holds = bool(difference.isfinite().all()) and within
-    return Parity(len(expected), error.max().item(), error.mean().item(), noise, agreement.item(), holds)
+    return Parity(len(expected), error.max().item(), error.mean().item(), found, agreement.item(), holds)
+
+
+def noise(actual: Tensor, expected: Tensor) -> float:
+    """The root mean square of the difference over that of `expected` about its mean; infinite for NaN."""
+    spread = (expected - expected.mean()).square().mean().sqrt().clamp_min(1e-30)
+    return ((actual - expected).square().mean().sqrt() / spread).nan_to_num(nan=float("inf")).item()
 
 
 def probe_images(model: nn.Module, count: int, seed: int = 0) -> Tensor:

@@ -24,9 +24,9 @@ from ..errors import CheckFailed, ExportError
 from .options import ExportOptions
 from .parity import Tolerance, compare
 from .prepare import Signature
-from .runner import Runner, expected
+from .runner import JUDGED_IMAGES, Runner, expected
 
-CALIBRATION_IMAGES, FEWEST_IMAGES, JUDGED_IMAGES = 128, 100, 32
+CALIBRATION_IMAGES, FEWEST_IMAGES = 128, 100
 TARGET_NOISE = 0.05
 """Noise on the logits, relative to their spread, above which layers are left in float."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distill.data import Preprocessing, open_data, some_images
 from ..errors import CheckFailed
 from .options import ExportOptions
 from .parity import Parity, compare, probe_images
@@ -18,6 +19,8 @@ from .prepare import Deployable, Signature, prepare
 
 IDENTITY, PRECISION, SIGNATURE = "castling.bundle", "castling.precision", "castling.signature"
 """Keys of an artifact's metadata."""
+JUDGED_IMAGES = 32
+"""How many images the noise of int8 is measured on."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def expected(model: nn.Module, signature: Signature, images: Tensor) -> Tensor:
 
 
 def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
-    """Compare an artifact with the float32 model on generated images, at every batch size asked for.
+    """Compare an artifact with the float32 model at every batch size asked for: on generated images, or for
+    int8 on those of the calibration spec's validation part.
 
     Raises:
         CheckFailed: some logit is off by more than the tolerance.
@@ -83,8 +87,9 @@ def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
     tolerance = options.tolerance
     parities = []
     for batch in options.batch_sizes():
-        images = probe_images(reference, batch)
-        parities.append(compare(run(images), expected(reference, run.signature, images), tolerance))
+        images = _images(reference, options, batch)
+        outputs = torch.cat([run(part) for part in images.split(batch)])
+        parities.append(compare(outputs, expected(reference, run.signature, images), tolerance))
     worst = max(parities, key=lambda parity: (not parity.holds, parity.max_error))
     if not worst.holds:
         what = "" if options.precision == "fp32" else f" in {options.precision}"
@@ -94,3 +99,11 @@ def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
             "(raise --atol only if you can accept that)"
         )
     return worst
+
+
+def _images(model: nn.Module, options: ExportOptions, batch: int) -> Tensor:
+    if options.precision != "int8":
+        return probe_images(model, batch)
+    if options.calibration is None:
+        return probe_images(model, JUDGED_IMAGES)
+    return some_images(open_data(options.calibration, Preprocessing.of(model), "validation"), JUDGED_IMAGES)
