@@ -66,9 +66,8 @@ class Session:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image: (C, H, W), or (H, W, C) for pixels."""
-        channels, height, width = self.signature.input_size
-        return (height, width, channels) if self.signature.input == "pixels" else (channels, height, width)
+        """Of one image: (C, H, W), or (H, W, C) for pixels; of the best size where it is dynamic."""
+        return self.signature.shape()
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -100,7 +99,10 @@ class Session:
 
     def _refuse(self, values: np.ndarray) -> None:
         wanted = f"{self.dtype} [B, {', '.join(map(str, self.shape))}]"
-        if values.ndim != 4 or values.shape[1:] != self.shape:
+        if self.signature.stride:
+            low, high, stride = self.signature.smallest, self.signature.largest, self.signature.stride
+            wanted += f" of any size from {low} to {high} in multiples of {stride}"
+        if values.ndim != 4 or not self.signature.fits(values.shape[1:]):
             raise DataError(f"this artifact takes {self.signature.input}, {wanted}, not {list(values.shape)}")
         if len(values) == 0:
             raise DataError("no image was given")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import PATH, ImageSize, json_option, print_json, progress_console
+from .options import PATH, ImageSizes, json_option, print_json, progress_console
 
 
 @click.command("export", epilog="Example, after castling demo: castling export castled/digits --batch 1:8:16")
@@ -15,7 +15,9 @@ from .options import PATH, ImageSize, json_option, print_json, progress_console
 @click.option("--format", "format_", default="onnx", show_default=True, help="See castling doctor.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, fp16, bf16 or int8.")
 @click.option("--batch", default="dynamic", show_default=True, help="dynamic, N, or MIN:OPT:MAX.")
-@click.option("--image-size", type=ImageSize(), help="224 or HEIGHTxWIDTH [default: the bundle's].")
+@click.option(
+    "--image-size", type=ImageSizes(), help="224, HEIGHTxWIDTH, or MIN:OPT:MAX of them [default: the bundle's]."
+)
 @click.option("--opset", type=int, help="ONNX operator set, 18 to 24 [default: 23, for trt 20].")
 @click.option("--simplify/--no-simplify", default=True, help="Run onnxsim [default].")
 @click.option("--preprocess/--no-preprocess", default=False, help="uint8 [B, H, W, C] in, probabilities out.")
@@ -40,6 +42,7 @@ def command(
     triton: Path | None,
     no_verify: bool,
     as_json: bool,
+    image_size: tuple[tuple[int, int], Any] | None,
     **options: Any,
 ) -> None:
     """Export BUNDLE (default: the newest under castled/) and check it against the folded model."""
@@ -53,9 +56,11 @@ def command(
     path = bundle or newest()
     console = progress_console()
     console.print(f"exporting {path} as {format_} {precision} ...")
+    best, span = image_size or (None, None)
     made = export_bundle(
-        path, output, format=format_, precision=precision, verify=not no_verify, console=console, **options
-    )
+        path, output, format=format_, precision=precision, image_size=best, image_range=span, verify=not no_verify,
+        console=console, **options,
+    )  # fmt: skip
     artifact, parity = made.artifact, made.parity
     served = serve(made, path, triton, options["batch"]) if triton is not None else None
     if as_json:

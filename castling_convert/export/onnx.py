@@ -44,7 +44,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     if options.precision == "int8":
         from .quantize import quantize
 
-        proto, notes = quantize(proto, model, prepared.signature, options)
+        proto, notes = quantize(proto, prepared, options)
     if proto.ByteSize() > SINGLE_FILE_LIMIT:
         raise ExportError(
             f"the graph has {proto.ByteSize() / 1e9:.1f} GB, ONNX files end at 2 GB; export a smaller model"
@@ -61,8 +61,8 @@ def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
     """The checked, simplified graph."""
     batch = 2 if options.dynamic else options.batch_sizes()[0]
     signature = prepared.signature
-    example = signature.inputs(probe_images(prepared.model, batch))
-    shapes = ({0: torch.export.Dim("batch")},) if options.dynamic else None
+    example = signature.inputs(probe_images(prepared.model, batch, size=signature.input_size[1:]))
+    shapes = (dynamic_axes(signature, options),)
     with _quiet():
         program = torch.onnx.export(
             prepared,
@@ -108,6 +108,16 @@ def _widened(proto: onnx.ModelProto) -> onnx.ModelProto:
             values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     return wide
+
+
+def dynamic_axes(signature: Signature, options: ExportOptions) -> dict[int, Any]:
+    """What `torch.export` is told of the axes of the input."""
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")} if options.dynamic else {}
+    for name, axis, stride, low, high in zip(
+        ("height", "width"), signature.spatial, signature.stride, signature.smallest, signature.largest, strict=False
+    ):
+        axes[axis] = stride * torch.export.Dim(f"{name}_patches", min=low // stride, max=high // stride)
+    return axes
 
 
 class OnnxModel(Runner):

@@ -24,9 +24,9 @@ from ..files import writing_errors, writing_file
 from . import onnx as onnx_format
 from .options import ExportOptions
 from .parity import noise
-from .prepare import Signature, prepare
+from .prepare import Deployable, Signature, prepare
 from .quantize import NO_CALIBRATION, TARGET_NOISE, calibration_images
-from .runner import IDENTITY, JUDGED_IMAGES, PRECISION, SIGNATURE, Exported, Runner, check, expected
+from .runner import IDENTITY, JUDGED_IMAGES, PRECISION, SIGNATURE, Exported, Runner, check, expected, last_line
 
 
 def missing() -> str | None:
@@ -56,7 +56,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     graph = openvino.Core().read_model(proto.SerializeToString())
     notes: dict[str, Any] = {}
     if options.precision == "int8":
-        graph = _quantize(graph, model, prepared.signature, options)
+        graph = _quantize(graph, prepared, options)
         if options.calibration in (None, GENERATED):
             notes["warning"] = NO_CALIBRATION
     metadata = {PRECISION: options.precision, SIGNATURE: prepared.signature.to_json()}
@@ -83,15 +83,15 @@ OPSET = 20
 """OpenVINO's ONNX reader knows no RMSNormalization; it finds the pattern and fuses it itself."""
 
 
-def _quantize(graph: Any, model: nn.Module, signature: Signature, options: ExportOptions) -> Any:
+def _quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
     """The graph in int8; NNCF puts the layers that hurt most back to float until the noise on calibration
     images is within TARGET_NOISE."""
     with _quiet():
         import nncf
 
-        images = calibration_images(model, options)
-        wanted = expected(model, signature, images)
-        samples = list(zip(signature.inputs(images).split(1), wanted.split(1), strict=True))
+        images = calibration_images(prepared, options)
+        wanted = expected(prepared.model, prepared.signature, images)
+        samples = list(zip(prepared.signature.inputs(images).split(1), wanted.split(1), strict=True))
 
         def given(sample: tuple[Tensor, Tensor]) -> np.ndarray:
             return sample[0].numpy()
@@ -109,7 +109,7 @@ def _quantize(graph: Any, model: nn.Module, signature: Signature, options: Expor
             nncf.Dataset(judged, given),
             score,
             max_drop=TARGET_NOISE,
-            ignored_scope=nncf.IgnoredScope(names=_products(graph)),
+            ignored_scope=nncf.IgnoredScope(names=_left_float(graph, prepared.signature)),
             subset_size=len(samples),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             model_type=nncf.ModelType.TRANSFORMER,
@@ -119,12 +119,14 @@ def _quantize(graph: Any, model: nn.Module, signature: Signature, options: Expor
         )
 
 
-def _products(graph: Any) -> list[str]:
-    """The products of two activations, which stay float: int8 gains nothing on small ones."""
+def _left_float(graph: Any, signature: Signature) -> list[str]:
+    """Names of the products of two activations, where int8 gains nothing, being small; and for dynamic sizes
+    of the depthwise convolutions, whose ranges by channel NNCF then puts on another axis."""
     return [
         node.get_friendly_name()
         for node in graph.get_ops()
-        if node.get_type_name() == "MatMul" and not _is_weight(node.input_value(1).get_node())
+        if (node.get_type_name() == "MatMul" and not _is_weight(node.input_value(1).get_node()))
+        or (node.get_type_name() == "GroupConvolution" and signature.stride)
     ]
 
 
@@ -175,8 +177,9 @@ class IrModel(Runner):
             hint = {} if metadata[PRECISION] == "int8" else {"INFERENCE_PRECISION_HINT": "f32"}
             self.compiled = core.compile_model(graph, device, hint)
         except Exception as error:  # noqa: BLE001 - OpenVINO raises RuntimeError for everything
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ExportError(f"{path} can't be run by OpenVINO (damaged, or its .bin is missing?): {first}") from None
+            raise ExportError(
+                f"{path} can't be run by OpenVINO (damaged, or its .bin is missing?): {last_line(error)}"
+            ) from None
         shape = graph.input(0).partial_shape
         super().__init__(signature, metadata, None if shape[0].is_dynamic else shape[0].get_length())
 

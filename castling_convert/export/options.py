@@ -33,6 +33,8 @@ class ExportOptions:
         preprocess: uint8 [B, H, W, C] in and probabilities out; normalisation and softmax are in the artifact.
         calibration: a `--data` spec of the images that int8 ranges are taken from.
         image_size: (height, width); position embeddings are resized for it. The model's own when None.
+        image_range: the smallest and the largest (height, width) of an artifact that takes any size between
+            them, `image_size` being the one it is made best for. Sides are multiples of the patch.
         opset: of the ONNX graph; the format's own when left out.
         onnx_only: for `trt`, write the checked ONNX graph and not the engine.
         console: where progress goes; silent when left out.
@@ -49,6 +51,7 @@ class ExportOptions:
     preprocess: bool = False
     calibration: str | None = None
     image_size: tuple[int, int] | None = None
+    image_range: tuple[tuple[int, int], tuple[int, int]] | None = None
     opset: int | None = None
     onnx_only: bool = False
     console: Console | None = None
@@ -73,6 +76,11 @@ class ExportOptions:
         if not all(value is None or value >= 0 for value in (options.atol, options.rtol)):
             raise ExportError("atol and rtol must be numbers from zero up")
         options.batch_sizes()
+        if options.image_range is not None:
+            low, high = options.image_range
+            best = options.image_size or high
+            if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)) or low == high:
+                raise ExportError(f"image sizes {low}, {best}, {high} are not MIN <= OPT <= MAX with MIN < MAX")
         return options
 
     def batch_sizes(self) -> tuple[int, ...]:
@@ -86,6 +94,13 @@ class ExportOptions:
         if list(sizes) != sorted(sizes):
             raise ExportError(f"batch '{self.batch}': MIN <= OPT <= MAX is needed")
         return tuple(dict.fromkeys(sizes))
+
+    def other_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Beside the best one, the image sizes that parity is checked at; the last is the widest there is."""
+        if self.image_range is None:
+            return ()
+        low, high = self.image_range
+        return tuple(dict.fromkeys((low, high, (low[0], high[1]))))
 
     @property
     def dtype(self) -> torch.dtype:

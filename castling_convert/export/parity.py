@@ -64,8 +64,9 @@ def noise(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).square().mean().sqrt() / spread).nan_to_num(nan=float("inf")).item()
 
 
-def probe_images(model: nn.Module, count: int, seed: int = 0) -> Tensor:
-    """`count` generated images with the model's own preprocessing, [count, C, H, W], float32.
+def probe_images(model: nn.Module, count: int, seed: int = 0, size: tuple[int, int] | None = None) -> Tensor:
+    """`count` generated images with the model's own preprocessing, [count, C, H, W], float32; of `size`
+    (H, W), or the model's own when left out.
 
     A model that takes neither one nor three channels gets noise.
     """
@@ -75,8 +76,8 @@ def probe_images(model: nn.Module, count: int, seed: int = 0) -> Tensor:
     from ..errors import DataError
 
     try:
-        data = open_data("generated", Preprocessing.of(model), "validation", seed=seed)
+        data = open_data("generated", Preprocessing.of(model).at(size), "validation", seed=seed)
     except DataError:
-        size = get_model_input_config(model)["input_size"]
-        return torch.randn(count, *size, generator=torch.Generator().manual_seed(seed))
+        channels, *own = get_model_input_config(model)["input_size"]
+        return torch.randn(count, channels, *(size or own), generator=torch.Generator().manual_seed(seed))
     return some_images(data, count)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,9 @@ class Signature:
     """What goes into an artifact and what comes out of it.
 
     Attributes:
-        input_size: (C, H, W).
+        input_size: (C, H, W); the best one where the size is dynamic.
+        smallest, largest: (H, W) that a dynamic size lies between; empty when it is fixed.
+        stride: what H and W are multiples of where they are dynamic.
         input: `images`, float [B, C, H, W] normalised by the model's mean and std; or `pixels`, uint8
             [B, H, W, C] as decoded, when the preprocessing is part of the artifact.
         output: `logits`, or `probabilities` when the softmax is part of it; [B, classes].
@@ -43,6 +45,28 @@ class Signature:
     dtype: str = "float32"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    smallest: tuple[int, ...] = ()
+    largest: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+
+    def shape(self, size: tuple[int, ...] | None = None) -> tuple[int, int, int]:
+        """Of one image of `size` (H, W), `input_size` when left out, as the artifact takes it."""
+        channels, (height, width) = self.input_size[0], size or self.input_size[1:]
+        return (height, width, channels) if self.input == "pixels" else (channels, height, width)
+
+    @property
+    def spatial(self) -> tuple[int, int]:
+        """Which axes of the input [B, ...] are height and width."""
+        return (1, 2) if self.input == "pixels" else (2, 3)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether images of `shape` [...] without the batch can be given."""
+        if not self.stride or len(shape) != 3:
+            return shape == self.shape()
+        height, width = (shape[axis - 1] for axis in self.spatial)
+        sides = zip((height, width), self.smallest, self.largest, self.stride, strict=True)
+        inside = all(low <= side <= high and side % stride == 0 for side, low, high, stride in sides)
+        return inside and shape == self.shape((height, width))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -111,7 +135,7 @@ def prepare(model: nn.Module, options: ExportOptions, *, fused: bool = False) ->
     if any(isinstance(module, CastledAttention) for module in model.modules()):
         raise FoldError("the model still has its training branches; fold() it before exporting")
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    if options.image_size is not None:
+    if options.image_size is not None and options.image_range is None:
         try:
             model.set_input_size(img_size=options.image_size)  # type: ignore[operator]
         except (AssertionError, ValueError, RuntimeError) as error:
@@ -121,24 +145,95 @@ def prepare(model: nn.Module, options: ExportOptions, *, fused: bool = False) ->
         if hasattr(module, "fused_attn"):
             module.fused_attn = fused  # type: ignore[assignment]
     signature = signature_of(model, options)
+    if options.image_range is not None:
+        any_size_(model)
     dtype = options.dtype
     if dtype is not torch.float32:
         to_half_(model, dtype)
     return Deployable(model, signature, dtype).eval()
 
 
-def signature_of(model: nn.Module, options: ExportOptions) -> Signature:
+def signature_of(model: Any, options: ExportOptions) -> Signature:
+    """What an artifact of `model` takes and gives.
+
+    Raises:
+        ExportError: there is no preprocessing to bake in, or image sizes are no multiples of the patch.
+    """
     from timm.models import get_model_input_config
 
-    size = get_model_input_config(model)["input_size"]
+    size = tuple(get_model_input_config(model)["input_size"])
     dtype = "float32" if options.io == "fp32" else str(options.dtype).removeprefix("torch.")
-    if not options.preprocess:
-        return Signature(tuple(size), dtype=dtype)
-    try:
-        found = Preprocessing.of(model)
-    except DataError as error:
-        raise ExportError(f"--preprocess: {error}") from None
-    return Signature(found.input_size, "pixels", "probabilities", dtype, found.mean, found.std)
+    signature = Signature(size, dtype=dtype)
+    if options.preprocess:
+        try:
+            found = Preprocessing.of(model)
+        except DataError as error:
+            raise ExportError(f"--preprocess: {error}") from None
+        signature = Signature(size, "pixels", "probabilities", dtype, found.mean, found.std)
+    if options.image_range is None:
+        return signature
+    smallest, largest = options.image_range
+    best, stride = options.image_size or size[1:], tuple(model.patch_embed.patch_size)
+    signature = replace(
+        signature, input_size=(size[0], *best), smallest=smallest, largest=largest, stride=stride
+    )  # fmt: skip
+    for height, width in (smallest, best, largest):
+        if not signature.fits(signature.shape((height, width))):
+            raise ExportError(
+                f"image size {height}x{width} is not within {smallest} to {largest} in multiples of the patch, {stride}"
+            )
+    return signature
+
+
+def any_size_(model: Any) -> None:
+    """Let a plain ViT take any image size; its position embeddings are resampled to each.
+
+    timm's `dynamic_img_size` does the same by Resize with antialiased cubic filters, which TensorRT does not
+    have and OpenVINO computes differently; two small products with the filters' weights run everywhere.
+    """
+    embed = model.patch_embed
+    embed.strict_img_size = False
+    if model.pos_embed is None:
+        return
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    tokens, positions = model.pos_embed.detach().split([prefix, model.pos_embed.shape[1] - prefix], dim=1)
+    first = 0
+    for name in ("cls_token", "dist_token", "reg_token"):  # in the order of the sequence
+        token = getattr(model, name, None)
+        if token is not None and prefix:
+            token.data = token.data + tokens[:, first : first + token.shape[1]]
+            first += token.shape[1]
+    model.pos_embed = nn.Parameter(torch.zeros_like(positions[:, :1]), requires_grad=False)
+    grid = positions[0].unflatten(0, embed.grid_size).transpose(1, 2).contiguous()  # height, C, width
+    embed.register_buffer("positions", grid, persistent=False)
+    embed.register_forward_hook(_add_positions)
+
+
+def _add_positions(embed: Any, inputs: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
+    """Forward hook of a patch embedding: tokens [B, N, C] with the positions of this image's grid."""
+    height, width = embed.dynamic_feat_size(tuple(inputs[0].shape[-2:]))
+    grid = embed.positions.float()  # old height, C, old width
+    rows, columns = cubic_weights(grid.shape[0], height), cubic_weights(grid.shape[2], width)
+    # Products of matrices alone: OpenVINO's CPU plugin fails on other ranks.
+    wide = (grid.flatten(0, 1) @ columns.T).reshape(grid.shape[0], -1)  # old height, C·width
+    resampled = (rows @ wide).reshape(height, grid.shape[1], width).transpose(1, 2)  # height, width, C
+    return tokens + resampled.reshape(1, height * width, -1).to(tokens.dtype)
+
+
+def cubic_weights(old: int, new: int) -> Tensor:
+    """The matrix [new, old] that resamples `old` samples to `new` by an antialiased cubic filter, as
+    `F.interpolate(mode="bicubic", antialias=True)` does along one axis.
+
+    Source: Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 1981, a = -1/2;
+    for new < old the filter is stretched by old / new, and weights are normalised over the samples there are.
+    """
+    scale = old / torch.full((), new, dtype=torch.float32)  # a tensor: Python's max would freeze a traced size
+    centres = (torch.arange(new) + 0.5) * scale
+    x = ((torch.arange(old) + 0.5) - centres[:, None]).abs() / scale.clamp_min(1)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def to_half_(model: Any, dtype: torch.dtype) -> None:

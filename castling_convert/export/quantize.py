@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distill.data import GENERATED, Preprocessing, open_data, some_images
 from ..errors import CheckFailed, ExportError
 from .options import ExportOptions
 from .parity import Tolerance, compare
-from .prepare import Signature
+from .prepare import Deployable, Signature
 from .runner import JUDGED_IMAGES, Runner, expected
 
 CALIBRATION_IMAGES, FEWEST_IMAGES = 128, 100
@@ -36,9 +36,9 @@ NO_CALIBRATION = (
 
 
 def quantize(
-    proto: onnx.ModelProto, model: nn.Module, signature: Signature, options: ExportOptions
+    proto: onnx.ModelProto, prepared: Deployable, options: ExportOptions
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The float32 graph `proto` of `model` with its linear layers in int8.
+    """The float32 graph `proto` of `prepared` with its linear layers in int8.
 
     Returns:
         The graph, and notes: `quantized` and `float` layers, `noise` on the calibration images, and a
@@ -49,11 +49,12 @@ def quantize(
         CheckFailed: the noise stays above its target until nothing is left to quantise.
         DataError: they can't be read.
     """
-    images, notes = calibration_images(model, options), {}
+    signature, notes = prepared.signature, {}
+    images = calibration_images(prepared, options)
     if options.calibration in (None, GENERATED):
         notes["warning"] = NO_CALIBRATION
     judged = images[:: max(1, len(images) // JUDGED_IMAGES)]
-    reference = expected(model, signature, judged)
+    reference = expected(prepared.model, signature, judged)
     nodes = linear_nodes(proto)
     with tempfile.TemporaryDirectory() as folder:
         quantizer = _Quantizer(proto, signature, images, Path(folder))
@@ -80,9 +81,10 @@ def quantize(
     return quantized, {"quantized": len(nodes) - len(kept), "float": sorted(kept), "noise": found, **notes}
 
 
-def calibration_images(model: nn.Module, options: ExportOptions) -> Tensor:
+def calibration_images(prepared: Deployable, options: ExportOptions) -> Tensor:
     """CALIBRATION_IMAGES of what is asked for, spread evenly, [B, C, H, W]."""
-    data = open_data(options.calibration or GENERATED, Preprocessing.of(model), "train")
+    preprocessing = Preprocessing.of(prepared.model).at(prepared.signature.input_size[1:])
+    data = open_data(options.calibration or GENERATED, preprocessing, "train")
     images = some_images(data, CALIBRATION_IMAGES)
     if len(images) < FEWEST_IMAGES:
         raise ExportError(
@@ -92,8 +94,8 @@ def calibration_images(model: nn.Module, options: ExportOptions) -> Tensor:
 
 
 def linear_nodes(proto: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that multiply by a weight."""
-    constants = {tensor.name for tensor in proto.graph.initializer}
+    """Names of the nodes that multiply by a weight matrix."""
+    constants = {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 2}
     return [node.name for node in proto.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in constants]
 
 

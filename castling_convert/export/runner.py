@@ -77,19 +77,26 @@ def expected(model: nn.Module, signature: Signature, images: Tensor) -> Tensor:
 
 
 def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
-    """Compare an artifact with the float32 model at every batch size asked for: on generated images, or for
-    int8 on those of the calibration spec's validation part.
+    """Compare an artifact with the float32 model at every batch size asked for, and at the ends of a dynamic
+    image size: on generated images, or for int8 on those of the calibration spec's validation part.
 
     Raises:
-        CheckFailed: some logit is off by more than the tolerance.
+        CheckFailed: some logit is off by more than the tolerance, or the runtime fails.
     """
-    reference = prepare(model, ExportOptions(image_size=options.image_size)).model
-    tolerance = options.tolerance
+    tolerance, batches, best = options.tolerance, options.batch_sizes(), options.image_size
     parities = []
-    for batch in options.batch_sizes():
-        images = _images(reference, options, batch)
-        outputs = torch.cat([run(part) for part in images.split(batch)])
-        parities.append(compare(outputs, expected(reference, run.signature, images), tolerance))
+    for size in (best, *options.other_sizes()):
+        reference = prepare(model, ExportOptions(image_size=size)).model
+        for batch in batches if size == best else batches[:1]:
+            images = _images(reference, options, batch)
+            try:
+                outputs = torch.cat([run(part) for part in images.split(batch)])
+            except Exception as error:
+                raise CheckFailed(
+                    f"the exported graph can't be run on images of shape {list(images[:batch].shape)}: "
+                    f"{last_line(error)}; no file was written"
+                ) from error
+            parities.append(compare(outputs, expected(reference, run.signature, images), tolerance))
     worst = max(parities, key=lambda parity: (not parity.holds, parity.max_error))
     if not worst.holds:
         what = "" if options.precision == "fp32" else f" in {options.precision}"
@@ -99,6 +106,11 @@ def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
             "(raise --atol only if you can accept that)"
         )
     return worst
+
+
+def last_line(error: Exception) -> str:
+    """What a runtime says is wrong; the lines before say where in its own code."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _images(model: nn.Module, options: ExportOptions, batch: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import ExportError, OutputError
 from ..files import writing_file
+from .onnx import dynamic_axes
 from .options import ExportOptions
 from .parity import probe_images
 from .prepare import Signature, prepare
@@ -37,8 +38,8 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
         raise OutputError(f"{output} is a folder; give a file name with --output")
     prepared = prepare(model, options, fused=True)
     batch = 2 if options.dynamic else options.batch_sizes()[0]
-    example = prepared.signature.inputs(probe_images(prepared.model, batch))
-    shapes = ({0: torch.export.Dim("batch")},) if options.dynamic else None
+    example = prepared.signature.inputs(probe_images(prepared.model, batch, size=prepared.signature.input_size[1:]))
+    shapes = (dynamic_axes(prepared.signature, options),)
     with torch.no_grad():
         program = torch.export.export(prepared, (example,), dynamic_shapes=shapes)
     metadata: dict[str, Any] = {PRECISION: options.precision, SIGNATURE: prepared.signature.to_json(), "batch": None}

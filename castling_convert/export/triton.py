@@ -67,8 +67,7 @@ def write_repository(artifact: Path, run: Runner, classes: int, folder: Path, na
 def config(run: Runner, classes: int, name: str, backend: str, largest: int | None) -> str:
     """The text of `config.pbtxt`. The batch dimension is Triton's own where the artifact is dynamic."""
     signature = run.signature
-    channels, height, width = signature.input_size
-    image = [height, width, channels] if signature.input == "pixels" else [channels, height, width]
+    image = list(signature.shape((-1, -1) if signature.stride else None))
     taken = "uint8" if signature.input == "pixels" else signature.dtype
     fixed = run.batch is not None
     batch = [run.batch] if fixed else []

@@ -96,10 +96,9 @@ class Profile:
 
     @classmethod
     def of(cls, signature: Signature, options: ExportOptions) -> Profile:
-        channels, height, width = signature.input_size
-        image = (height, width, channels) if signature.input == "pixels" else (channels, height, width)
         sizes = (1, 8, 16) if options.batch == "dynamic" else options.batch_sizes()
-        return cls((sizes[0], *image), (sizes[len(sizes) // 2], *image), (sizes[-1], *image))
+        smallest, largest = (signature.shape(size or None) for size in (signature.smallest, signature.largest))
+        return cls((sizes[0], *smallest), (sizes[len(sizes) // 2], *signature.shape()), (sizes[-1], *largest))
 
 
 def trtexec_line(graph: Path, output: Path, signature: Signature, options: ExportOptions) -> str:
@@ -107,7 +106,7 @@ def trtexec_line(graph: Path, output: Path, signature: Signature, options: Expor
     profile = Profile.of(signature, options)
     words = ["trtexec", f"--onnx={graph}", "--stronglyTyped", f"--saveEngine={output}",
              f"--timingCacheFile={timing_cache(output)}"]  # fmt: skip
-    if options.dynamic:
+    if profile.smallest != profile.largest:
         for name, shape in (("min", profile.smallest), ("opt", profile.best), ("max", profile.largest)):
             words.append(f"--{name}Shapes={signature.input}:{'x'.join(map(str, shape))}")
     words += [f"--memPoolSize=workspace:{WORKSPACE_BYTES // 2**20}", "--profilingVerbosity=detailed",
@@ -152,7 +151,7 @@ def build(graph: Path, fresh: Path, signature: Signature, options: ExportOptions
     if options.precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa are not what fp32 parity allows
     profile = Profile.of(signature, options)
-    if options.dynamic:
+    if profile.smallest != profile.largest:
         shapes = builder.create_optimization_profile()
         shapes.set_shape(signature.input, profile.smallest, profile.best, profile.largest)
         config.add_optimization_profile(shapes)
