@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -168,9 +169,10 @@ def build(graph: Path, fresh: Path, signature: Signature, options: ExportOptions
     content = bytes(engine)
     with writing_file(kept) as file:
         file.write_bytes(bytes(config.get_timing_cache().serialize()))
-    prove_precision(trt.Runtime(logger).deserialize_cuda_engine(content), options.precision)
+    proto = onnx.load(graph, load_external_data=False)
+    prove_precision(trt.Runtime(logger).deserialize_cuda_engine(content), proto, options.precision)
     fresh.write_bytes(content)
-    metadata = {p.key: p.value for p in onnx.load(graph, load_external_data=False).metadata_props}
+    metadata = {p.key: p.value for p in proto.metadata_props}
     return Sidecar(
         trt.__version__,
         gpu() or "",
@@ -182,31 +184,53 @@ def build(graph: Path, fresh: Path, signature: Signature, options: ExportOptions
     )
 
 
-def prove_precision(engine: Any, precision: str) -> None:
-    """Raise CheckFailed unless the engine's matrix products are in the asked type.
+_TYPE_WORDS = {
+    "fp32": r"\b(Float|FP32)\b",
+    "fp16": r"\b(Half|FP16)\b",
+    "bf16": r"\b(BFloat16|BF16)\b",
+    "int8": r"\bInt8\b",
+}
+"""How the engine inspector writes them: TensorRT 10 has both spellings."""
 
-    An fp32 graph asked for as fp16 builds an fp32 engine without any error; only the inspector tells.
+
+def prove_precision(engine: Any, graph: onnx.ModelProto, precision: str) -> None:
+    """Raise CheckFailed unless every layer that holds a product of the asked type really has that type.
+
+    An fp32 graph asked for as fp16 builds an fp32 engine without any error; only the inspector tells. Its
+    layers name the ONNX nodes they were made of; those of the float32 islands are not asked about.
     """
     import tensorrt as trt
 
     inspector = engine.create_engine_inspector()
     layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
-    wanted = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8"}[precision]
-    products = [layer for layer in layers if isinstance(layer, dict) and _is_product(layer)]
-    found = [
-        layer for layer in products if any(wanted in entry.get("Format/Datatype", "") for entry in layer["Inputs"])
-    ]
-    if not found:
-        kinds = sorted({entry.get("Format/Datatype", "?") for layer in products for entry in layer["Inputs"]})
+    asked, seen = products_in(graph, precision), set()
+    for layer in layers:
+        named = asked.intersection(re.findall(r"\[ONNX Layer: ([^\]]+)\]", layer.get("Metadata", "")))
+        types = {entry.get("Format/Datatype", "") for entry in (*layer["Inputs"], *layer["Outputs"])}
+        if named and not any(re.search(_TYPE_WORDS[precision], found) for found in types):
+            raise CheckFailed(
+                f"TensorRT built {', '.join(sorted(named))} in {', '.join(sorted(types))}, not in {precision}; "
+                "no engine was written"
+            )
+        seen |= named
+    if not seen:
         raise CheckFailed(
-            f"TensorRT built no matrix product in {precision}, but in {', '.join(kinds) or 'none at all'}; "
+            f"the engine inspector names no matrix product in {precision}, so its precision is not proven; "
             "no engine was written"
         )
 
 
-def _is_product(layer: dict[str, Any]) -> bool:
-    words = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
-    return any(word in words for word in ("gemm", "matmul", "matrix", "myelin", "myl"))
+def products_in(graph: onnx.ModelProto, precision: str) -> set[str]:
+    """Names of the nodes that multiply matrices in that type; for int8 those fed by a DequantizeLinear."""
+    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    values = (*inferred.value_info, *inferred.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    dequantized = {out for node in inferred.node if node.op_type == "DequantizeLinear" for out in node.output}
+    wanted = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+    products = [node for node in inferred.node if node.op_type in ("MatMul", "Gemm")]
+    if precision == "int8":
+        return {node.name for node in products if node.input[0] in dequantized}
+    return {node.name for node in products if types.get(node.output[0]) == wanted[precision]}
 
 
 def _monitor(console: Console | None) -> Any:

@@ -69,7 +69,7 @@ def test_every_method_of_its_objects_is_there(version):
 def test_what_the_table_says_is_gone_is_gone():
     assert there("BuilderFlag", "FP16", "v10.16")
     assert not there("BuilderFlag", "FP16", "v11.0")
-    assert "FP16" not in SOURCE
+    assert "BuilderFlag.FP16" not in SOURCE
 
 
 # --- operators
@@ -161,6 +161,22 @@ def test_the_line_for_the_gpu_machine(tmp_path):
 
 
 # --- the builder's road, against a stand-in
+
+
+def layer(api: StandIn, node: onnx.NodeProto) -> dict[str, Any]:
+    """As the inspector writes it, for one ONNX node: in the type that the graph gives it, unless the last
+    product of the second block's attention was to be built in another one."""
+    words = {onnx.TensorProto.FLOAT: "Float", onnx.TensorProto.FLOAT16: "Half", onnx.TensorProto.BFLOAT16: "BFloat16"}
+    inferred = onnx.shape_inference.infer_shapes(api.graph).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    word = words.get(types.get(node.output[0], 0), "Int64")
+    products = [other.name for other in api.graph.graph.node if other.op_type == "MatMul"]
+    if api.says == "precision" and node.name == products[-4]:  # before it proj, after it the two of the MLP
+        word = "Float"
+    entry = {"Name": node.output[0], "Format/Datatype": word}
+    metadata = "" if api.says == "silent" else f"[ONNX Layer: node_before]\x1f[ONNX Layer: {node.name}]"
+    return {"Name": f"__myl_{node.op_type}", "LayerType": "gemm", "Inputs": [entry], "Outputs": [entry],
+            "Metadata": metadata}  # fmt: skip
 
 
 class Strict:
@@ -268,6 +284,7 @@ class StandIn(ModuleType):
 
             def parse_from_file(self, model: str) -> bool:
                 onnx.checker.check_model(model)
+                api.graph = onnx.load(model)
                 return api.says != "parse"
 
             num_errors = 1
@@ -304,9 +321,7 @@ class StandIn(ModuleType):
             owner = "EngineInspector"
 
             def get_engine_information(self, format: int) -> str:
-                type_ = "Float" if api.says == "precision" else "Half"
-                entry = {"Name": "t", "Format/Datatype": type_}
-                return json.dumps({"Layers": [{"Name": "mm", "LayerType": "gemm", "Inputs": [entry], "Outputs": []}]})
+                return json.dumps({"Layers": [layer(api, node) for node in api.graph.graph.node]})
 
         class Engine(Strict):
             owner = "ICudaEngine"
@@ -378,7 +393,8 @@ def test_an_engine_and_what_stands_beside_it(tmp_path, tensorrt, version):
     [
         ("parse", ExportError, "can't read .*unsupported node"),
         ("build", ExportError, "could not build"),
-        ("precision", CheckFailed, "no matrix product in fp16, but in Float"),
+        ("precision", CheckFailed, "built node_.* in Float, not in fp16"),
+        ("silent", CheckFailed, "names no matrix product in fp16"),
         ("cancel", Interrupted, "interrupted while TensorRT was building"),
     ],
 )
@@ -393,3 +409,17 @@ def test_a_tensorrt_that_is_too_old(tmp_path, tensorrt):
     tensorrt("v10.9.0")
     with pytest.raises(ExportError, match=r"10\.9.* too old.*10\.12"):
         build(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_the_products_of_castled_layers_are_asked_about(tmp_path, precision):
+    """In half precision all but the sums over tokens and the head, in int8 all but the small products inside
+    attention, three of them with row sums."""
+    options = {"format": "trt", "precision": precision, "onnx_only": True}
+    graph = onnx.load(cc.export(folded(), tmp_path / "model.plan", **options))
+    products = [node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm")]
+    asked = trt.products_in(graph, precision)
+    blocks = 2
+    islands = {"fp32": 0, "fp16": blocks + 1, "bf16": blocks + 1, "int8": 3 * blocks}[precision]
+    assert len(asked) == len(products) - islands
