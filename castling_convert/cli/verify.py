@@ -55,8 +55,12 @@ def command(
             click.echo(
                 "the bundle keeps no trained model (its train/ folder is gone): compared with the folded one only"
             )
-    if not result.holds:
-        raise CheckFailed(f"{artifact} differs from its bundle {result.bundle} by more than {result.allowed}")
+    changed = f"{artifact} was changed since it was exported: its content's hash is another"
+    if not (result.folded.holds and (result.trained is None or result.trained.holds)):
+        also = "" if result.intact else f"; {changed}"
+        raise CheckFailed(f"{artifact} differs from its bundle {result.bundle} by more than {result.allowed}{also}")
+    if not result.intact:
+        raise CheckFailed(f"{changed}; export it again")
 
 
 def _ladder(path: Path, data: str | None, limit: int, as_json: bool) -> None:
@@ -80,9 +84,10 @@ def _ladder(path: Path, data: str | None, limit: int, as_json: bool) -> None:
                 parity = rung.parity
                 table.add_row(rung.name, rung.precision, f"{parity.max_error:.1e}", f"{parity.mean_error:.1e}",
                               f"{parity.top1_agreement:.1f} %", top1, rung.allowed or "",
-                              "yes" if rung.holds else "NO")  # fmt: skip
+                              "yes" if rung.holds else f"NO {rung.note}")  # fmt: skip
         result_console().print(table)
         click.echo(f"kept in {path / FILE}")
     if not result.holds:
-        wrong = ", ".join(rung.name for rung in result.rungs if not rung.holds)
-        raise CheckFailed(f"{wrong} of {path} differ{'s' if ',' not in wrong else ''} by more than allowed")
+        wrong = [rung.name for rung in result.rungs if not rung.holds]
+        verb = "differ" if len(wrong) > 1 else "differs"
+        raise CheckFailed(f"{', '.join(wrong)} of {path} {verb} by more than allowed, or from what was exported")

@@ -38,10 +38,11 @@ class Rung:
     parity: Parity | None
     top1: float | None
     note: str = ""
+    intact: bool = True
 
     @property
     def holds(self) -> bool:
-        return self.parity is None or self.parity.holds
+        return self.intact and (self.parity is None or self.parity.holds)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,15 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
         outputs = torch.cat([run(part) for part in images.split(16)])
         wanted = torch.cat([expected(top, run.signature, part) for part in images.split(16)])
         rungs.append(
-            Rung(artifact.name, run.precision, str(tolerance), compare(outputs, wanted, tolerance), top1(outputs))
+            Rung(
+                artifact.name,
+                run.precision,
+                str(tolerance),
+                compare(outputs, wanted, tolerance),
+                top1(outputs),
+                "" if run.intact else "changed since it was exported",
+                run.intact,
+            )
         )
     found = Ladder(str(path), what, rungs)
     with writing_file(path / FILE) as fresh:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from collections import Counter
@@ -22,7 +23,7 @@ from ..version import __version__
 from .options import DEFAULT_OPSET, ExportOptions
 from .parity import probe_images
 from .prepare import Deployable, Signature, prepare
-from .runner import IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
+from .runner import DIGEST, IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
 
 SINGLE_FILE_LIMIT = 2 * 1024**3 - 2**20
 
@@ -161,9 +162,11 @@ def open(path: Path) -> OnnxModel:
         proto = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError):
         return OnnxModel(path)  # it says what is wrong
-    if {entry.key: entry.value for entry in proto.metadata_props}.get(PRECISION) != "bf16":
-        return OnnxModel(path)
-    return OnnxModel(path, content=_widened(proto).SerializeToString())
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    half = metadata.get(PRECISION) == "bf16"
+    run = OnnxModel(path, content=_widened(proto).SerializeToString() if half else None)
+    run.intact = metadata.get(DIGEST) in (None, digest(proto))
+    return run
 
 
 def missing() -> None:
@@ -174,12 +177,20 @@ def missing() -> None:
 def describe(proto: onnx.ModelProto, signature: Signature, options: ExportOptions) -> None:
     """Say in the file where it comes from and what it takes."""
     proto.producer_name, proto.producer_version = "castling-convert", __version__
-    values = {PRECISION: options.precision, SIGNATURE: signature.to_json()}
+    values = {PRECISION: options.precision, SIGNATURE: signature.to_json(), DIGEST: digest(proto)}
     if options.identity is not None:
         values[IDENTITY] = options.identity
     del proto.metadata_props[:]
     for key, value in values.items():
         proto.metadata_props.add(key=key, value=value)
+
+
+def digest(proto: onnx.ModelProto) -> str:
+    """SHA-256 of what is computed: the graph, and the operator sets it is written in."""
+    said = hashlib.sha256(proto.graph.SerializeToString(deterministic=True))
+    for opset in proto.opset_import:
+        said.update(opset.SerializeToString(deterministic=True))
+    return said.hexdigest()
 
 
 def _strip(proto: onnx.ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import re
@@ -26,7 +27,7 @@ from .options import ExportOptions
 from .parity import noise
 from .prepare import Deployable, Signature, prepare
 from .quantize import NO_CALIBRATION, TARGET_NOISE, calibration_images
-from .runner import IDENTITY, JUDGED_IMAGES, PRECISION, SIGNATURE, Exported, Runner, check, expected, last_line
+from .runner import DIGEST, IDENTITY, JUDGED_IMAGES, PRECISION, SIGNATURE, Exported, Runner, check, expected, last_line
 
 
 def missing() -> str | None:
@@ -67,6 +68,8 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
         graph.set_rt_info(value, key.split("."))
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / "model.xml"
+        openvino.save_model(graph, fresh, compress_to_fp16=options.precision == "fp16")
+        graph.set_rt_info(digest(fresh), DIGEST.split("."))
         openvino.save_model(graph, fresh, compress_to_fp16=options.precision == "fp16")
         parity = check(open(fresh), model, options) if options.verify else None
         with writing_errors(output):
@@ -170,7 +173,7 @@ class IrModel(Runner):
             graph = core.read_model(path)
             metadata = {
                 key: graph.get_rt_info(where).astype(str)
-                for key in (PRECISION, SIGNATURE, IDENTITY)
+                for key in (PRECISION, SIGNATURE, IDENTITY, DIGEST)
                 if graph.has_rt_info(where := key.split("."))
             }
             signature = Signature.from_json(metadata[SIGNATURE])
@@ -192,4 +195,11 @@ def open(path: Path) -> IrModel:
     reason = missing()
     if reason is not None:
         raise ExportError(f"{path} can't be run here: OpenVINO {reason}")
-    return IrModel(path)
+    run = IrModel(path)
+    run.intact = run.metadata.get(DIGEST) in (None, digest(path))
+    return run
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the weights, which are in the .bin beside `path`."""
+    return hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()

@@ -18,7 +18,8 @@ from .parity import Parity, compare, probe_images
 from .prepare import Deployable, Signature, prepare
 
 IDENTITY, PRECISION, SIGNATURE = "castling.bundle", "castling.precision", "castling.signature"
-"""Keys of an artifact's metadata."""
+DIGEST = "castling.sha256"
+"""Keys of an artifact's metadata. The digest is that of its content beside the metadata."""
 JUDGED_IMAGES = 32
 """How many images the noise of int8 is measured on."""
 
@@ -40,7 +41,10 @@ class Runner(ABC):
         signature: what it takes and gives.
         metadata: of the artifact; see the keys above.
         batch: the one it was built for, None when any will do.
+        intact: false when the content is not what was exported; each format's `open` looks.
     """
+
+    intact = True
 
     def __init__(self, signature: Signature, metadata: dict[str, str], batch: int | None) -> None:
         self.signature, self.metadata, self.batch = signature, metadata, batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -18,7 +19,7 @@ from .onnx import dynamic_axes
 from .options import ExportOptions
 from .parity import probe_images
 from .prepare import Signature, prepare
-from .runner import IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
+from .runner import DIGEST, IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
 
 METADATA = "castling.json"
 
@@ -48,8 +49,10 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     if options.identity is not None:
         metadata[IDENTITY] = options.identity
     with writing_file(output) as fresh:
-        buffer = io.BytesIO()  # torch puts the name of a file into its content
-        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
+        for _ in range(2):  # the second time with the digest of the first
+            buffer = io.BytesIO()  # torch puts the name of a file into its content
+            torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
+            metadata[DIGEST] = digest(buffer)
         fresh.write_bytes(buffer.getvalue())
         parity = check(open(fresh), model, options) if options.verify else None
     return Exported(output, parity, {"nodes": _count(program)})
@@ -116,4 +119,16 @@ def refuse_pickles(path: Path) -> None:
 
 def open(path: Path) -> ProgramModel:
     """The program on the CPU."""
-    return ProgramModel(path)
+    run = ProgramModel(path)
+    run.intact = run.metadata.get(DIGEST) in (None, digest(path))
+    return run
+
+
+def digest(file: Any) -> str:
+    """SHA-256 of everything in the archive but the metadata."""
+    said = hashlib.sha256()
+    with zipfile.ZipFile(file) as archive:
+        for name in sorted(archive.namelist()):
+            if not name.endswith((METADATA, "serialization_id")):  # that is torch's own hash, of all the rest
+                said.update(name.encode() + archive.read(name))
+    return said.hexdigest()

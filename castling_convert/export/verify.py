@@ -21,7 +21,8 @@ IMAGES = 64
 @dataclass(frozen=True)
 class Verification:
     """`folded` and `trained` are the artifact against each; `trained` is None when the bundle has dropped
-    its `train/` folder. `images` says what was looked at, `allowed` what was tolerated."""
+    its `train/` folder. `images` says what was looked at, `allowed` what was tolerated; `intact` is false
+    when the file is not what was exported, however small the difference."""
 
     artifact: str
     bundle: str
@@ -29,10 +30,11 @@ class Verification:
     allowed: str
     folded: Parity
     trained: Parity | None
+    intact: bool = True
 
     @property
     def holds(self) -> bool:
-        return self.folded.holds and (self.trained is None or self.trained.holds)
+        return self.intact and self.folded.holds and (self.trained is None or self.trained.holds)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -41,6 +43,7 @@ class Verification:
             "images": self.images,
             "allowed": self.allowed,
             "holds": self.holds,
+            "intact": self.intact,
             "folded": self.folded.to_dict(),
             "trained": self.trained.to_dict() if self.trained else None,
         }
@@ -86,7 +89,13 @@ def verify(
     outputs = run(images)
     parities = [compare(outputs, expected(model, run.signature, images), tolerance) for model in models]
     return Verification(
-        str(artifact), str(path), what, str(tolerance), parities[0], parities[1] if trained is not None else None
+        str(artifact),
+        str(path),
+        what,
+        str(tolerance),
+        parities[0],
+        parities[1] if trained is not None else None,
+        run.intact,
     )
 
 

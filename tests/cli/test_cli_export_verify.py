@@ -20,11 +20,11 @@ def bundle(here, made):
     return here / "out"
 
 
-def change_one_weight(path) -> None:
+def change_one_weight(path, by: float = 10) -> None:
     proto = onnx.load(path)
     largest = max(proto.graph.initializer, key=lambda initializer: len(initializer.raw_data))
     values = numpy_helper.to_array(largest).copy()
-    values.flat[0] += 10
+    values.flat[0] += by if values.flat[0] < 0 else -by
     largest.CopyFrom(numpy_helper.from_array(values, largest.name))
     onnx.save(proto, path)
 
@@ -100,7 +100,7 @@ def test_the_ladder_of_a_bundle(castling, bundle):
     assert "8 generated images" in shown
     change_one_weight(bundle / "model.onnx")
     result = castling("verify", "out")
-    result.failed(1, "model.onnx of out differ")
+    result.failed(1, "model.onnx of out differs")
     assert "NO" in result.out
 
 
@@ -186,10 +186,25 @@ def test_verify_fails_on_one_changed_weight(castling, bundle):
     assert json.loads(values.out)["folded"]["holds"] is False
 
 
+def test_verify_fails_on_a_change_that_no_tolerance_would_see(castling, bundle):
+    castling("export", "out", "--precision", "int8").done()
+    for name, change in (("model.onnx", 1e-7), ("model.int8.onnx", 1)):
+        change_one_weight(bundle / name, change)
+        result = castling("verify", f"out/{name}")
+        result.failed(1, f"out/{name} was changed since it was exported")
+        values = json.loads(castling("verify", f"out/{name}", "--json").out)
+        assert values["folded"]["holds"] is True
+        assert (values["intact"], values["holds"]) == (False, False)
+    result = castling("verify", "out")
+    result.failed(1, "model.onnx, model.int8.onnx of out differ")
+    assert result.out.count("changed since it was exported") == 2
+
+
 def test_verify_tolerances_are_the_users(castling, bundle):
     castling("verify", "out/model.onnx", "--atol", "0", "--rtol", "0").failed(1, "differs")
-    change_one_weight(bundle / "model.onnx")
-    castling("verify", "out/model.onnx", "--atol", "1000").done()
+    castling("export", "out", "--precision", "fp16").done()
+    castling("verify", "out/model.fp16.onnx", "--atol", "1e-9", "--rtol", "0").failed(1, "differs")
+    castling("verify", "out/model.fp16.onnx", "--atol", "1000").done()
 
 
 @pytest.mark.parametrize("content", [b"", b"not an onnx file", None], ids=["empty", "text", "truncated"])

@@ -101,3 +101,12 @@ def test_a_wrong_graph_is_never_published(tmp_path: Path, monkeypatch):
     with pytest.raises(cc.CastlingError, match="differs from the model"):
         cc.export(folded(), tmp_path / "model.xml", format="openvino")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_were_changed_are_found(tmp_path):
+    path = cc.export(folded(), tmp_path / "model.xml", format="openvino")
+    assert openvino_format.open(path).intact
+    weights = bytearray(path.with_suffix(".bin").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    path.with_suffix(".bin").write_bytes(weights)
+    assert not openvino_format.open(path).intact

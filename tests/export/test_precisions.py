@@ -120,7 +120,7 @@ def large() -> Any:
     """A DeiT-S at 1024x1024 with values of which a sum over 4,097 tokens, and queries and keys of which a sum of
     squares over 64 channels, exceed float16."""
     torch.manual_seed(0)
-    teacher = timm.create_model("deit_small_patch16_224", img_size=1024, depth=2).eval()
+    teacher = timm.create_model("deit_small_patch16_224", img_size=1024, depth=12).eval()
     student = cc.castle(teacher)
     close_masks(student)
     model = cc.fold(student)

@@ -116,3 +116,16 @@ def test_a_damaged_file(made, tmp_path, content):
     with pytest.raises(ExportError, match=r"bad\.pt2") as raised:
         torch_format.open(bad)
     assert "\n" not in str(raised.value)
+
+
+def test_weights_that_were_changed_are_found(made, tmp_path):
+    _, path = made
+    assert torch_format.open(path).intact
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "model.pt2", "w") as target:
+        names = [name for name in source.namelist() if "/weights/weight_" in name]
+        for name in source.namelist():
+            content = bytearray(source.read(name))
+            if name == names[0]:
+                content[0] ^= 1
+            target.writestr(name, bytes(content))
+    assert not torch_format.open(tmp_path / "model.pt2").intact
