@@ -82,7 +82,7 @@ class Session:
         """
         values = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
         self._refuse(values)
-        given = torch.from_numpy(np.ascontiguousarray(values))
+        given = torch.from_numpy(np.require(values, requirements=["C", "W"]))  # a copy of what is read-only
         if self.signature.input != "pixels":
             given = given.to(getattr(torch, self.signature.dtype))
         step = self._batch_size or len(values)

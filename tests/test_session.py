@@ -45,6 +45,13 @@ def test_logits_of_any_number_of_images_in_the_kind_that_was_given(model, artifa
     assert session.running_on in ("cpu", "CPUExecutionProvider")
 
 
+def test_read_only_images_are_taken_without_a_warning(model, onnx, recwarn):
+    given = images(2).numpy()
+    given.flags.writeable = False
+    cc.Session(onnx)(given)
+    assert not [str(warning.message) for warning in recwarn if "writable" in str(warning.message)]
+
+
 def test_classes(model, onnx):
     with torch.no_grad():
         expected = model(images(4)).topk(3).indices.numpy()

@@ -21,9 +21,7 @@ from .options import PATH, ImageSizes, json_option, print_json, progress_console
 @click.option("--opset", type=int, help="ONNX operator set, 18 to 24 [default: 23, for trt 20].")
 @click.option("--simplify/--no-simplify", default=True, help="Run onnxsim [default].")
 @click.option("--preprocess/--no-preprocess", default=False, help="uint8 [B, H, W, C] in, probabilities out.")
-@click.option(
-    "--io", default="fp32", show_default=True, help="Inputs and outputs of a half-precision file: fp32, same."
-)
+@click.option("--io", default="fp32", show_default=True, help="Inputs and outputs of an fp16 file: fp32, same.")
 @click.option("--calibration", help="Images for int8, at least 100: as --data of convert [default: generated].")
 @click.option(
     "--onnx-only", is_flag=True, help="For trt: the checked ONNX graph and the trtexec line to build it with."

@@ -29,7 +29,7 @@ class ExportOptions:
 
     Attributes:
         batch: `dynamic`, a fixed number such as `1`, or `MIN:OPT:MAX` (dynamic, and checked at the ends).
-        io: `fp32`, or `same` for inputs and outputs of the artifact's own half precision.
+        io: `fp32`, or `same` for inputs and outputs in float16 of an fp16 artifact.
         preprocess: uint8 [B, H, W, C] in and probabilities out; normalisation and softmax are in the artifact.
         calibration: a `--data` spec of the images that int8 ranges are taken from.
         image_size: (height, width); position embeddings are resized for it. The model's own when None.
@@ -73,6 +73,8 @@ class ExportOptions:
             raise ExportError(f"opset {options.opset} is not within {MIN_OPSET}..{MAX_OPSET}")
         if options.io not in ("fp32", "same"):
             raise ExportError(f"io is fp32 or same, not '{options.io}'")
+        if options.io == "same" and options.precision == "bf16":
+            raise ExportError("bf16 artifacts take and give float32: numpy has no bfloat16; leave out --io same")
         if not all(value is None or value >= 0 for value in (options.atol, options.rtol)):
             raise ExportError("atol and rtol must be numbers from zero up")
         options.batch_sizes()

@@ -19,7 +19,7 @@ from . import format_of
 from .runner import Exported, Runner
 
 BACKENDS = {".onnx": "onnxruntime", ".plan": "tensorrt", ".xml": "openvino"}
-TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
+TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 LARGEST_BATCH = 16
 
 

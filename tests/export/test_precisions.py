@@ -176,6 +176,11 @@ def test_inputs_and_outputs_in_half_precision(exports) -> None:
         assert (run(images()) - model(images())).abs().max() < 0.02
 
 
+def test_bfloat16_goes_in_and_out_as_float32(tmp_path) -> None:
+    with pytest.raises(ExportError, match="numpy has no bfloat16"):
+        cc.export(folded(), tmp_path / "model.onnx", precision="bf16", io="same")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_preprocessing_in_the_graph(exports, precision) -> None:
