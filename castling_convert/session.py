@@ -138,7 +138,10 @@ def _onnx(runner: Any, path: Path, device: str) -> tuple[Runner, str]:
         raise ExportError(
             f"this onnxruntime has no {wanted[0]}; install onnxruntime-gpu in place of onnxruntime, or use device='cpu'"
         )
-    opened = runner(path, wanted)
+    cache = str(path.parent / f"{path.stem}.trt")  # building an engine takes minutes, reading it back seconds
+    cached = {"trt_engine_cache_enable": True, "trt_engine_cache_path": cache,
+              "trt_timing_cache_enable": True, "trt_timing_cache_path": cache}  # fmt: skip
+    opened = runner(path, [(name, cached) if name == "TensorrtExecutionProvider" else name for name in wanted])
     if opened.providers[0] != wanted[0]:
         raise ExportError(
             f"onnxruntime could not start {wanted[0]} and took {opened.providers[0]}; see its messages above"

@@ -139,7 +139,7 @@ class OnnxModel(Runner):
             self.session = onnxruntime.InferenceSession(content or path, options, providers=list(providers))
         except Exception as error:
             first = str(error).strip().splitlines()[0]
-            why = f"{providers[0]} has no kernel" if "NOT_IMPLEMENTED" in first else "damaged or no ONNX file?"
+            why = "it has no kernel for that" if "NOT_IMPLEMENTED" in first else "damaged or no ONNX file?"
             raise ExportError(f"{path} can't be run by onnxruntime ({why}): {first}") from error
         taken = self.session.get_inputs()[0]
         metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
