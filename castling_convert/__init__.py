@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from .fold import fold, fold_
     from .pipeline import convert
     from .recipe import Recipe
+    from .session import Session
 
 _HOMES = {
     "AttentionConfig": "attention.config",
     "CastlingError": "errors",
     "Recipe": "recipe",
+    "Session": "session",
     "castle": "castle",
     "castle_": "castle",
     "convert": "pipeline",
@@ -48,6 +50,7 @@ __all__ = [
     "AttentionConfig",
     "CastlingError",
     "Recipe",
+    "Session",
     "__version__",
     "castle",
     "castle_",

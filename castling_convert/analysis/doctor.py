@@ -15,7 +15,7 @@ def examine() -> dict[str, dict[str, str]]:
     import torch
 
     from ..bundle import versions
-    from ..export import FORMATS, PLANNED_FORMATS
+    from ..export import FORMATS
     from ..families import FAMILIES
     from ..recipe import shipped
 
@@ -25,8 +25,9 @@ def examine() -> dict[str, dict[str, str]]:
         devices[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     if not torch.cuda.is_available():
         devices["cuda"] = "no GPU that torch can use"
-    formats = {name: f"ready: {', '.join(found.precisions)}" for name, found in FORMATS.items()}
-    formats |= dict.fromkeys(PLANNED_FORMATS, "not available in this version")
+    formats = {
+        name: found.exporter.missing() or f"ready: {', '.join(found.precisions)}" for name, found in FORMATS.items()
+    }
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     return {
         "versions": {**versions(), "platform": platform.platform()},

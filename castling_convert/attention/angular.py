@@ -53,21 +53,24 @@ def bounded_gain(gain: Tensor, config: AttentionConfig) -> Tensor:
 
 def linear_angular(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, config: AttentionConfig) -> Tensor:
     """Linear-angular attention before any L2 norm: the y of `row_sum` and `gain`, the z of `l2`."""
-    # k̂/√N on both sides of the sum keeps a half-precision KᵀV in range and in precision at any N.
+    # In half precision what is summed over tokens is float32: at 4,096 tokens float16 sums overflow.
+    wide = torch.promote_types(v.dtype, torch.float32)
+    # k̂/√N on both sides of the sum keeps KᵀV in range and in precision at any N.
     root = k.shape[-2] ** -0.5
-    scale = scale * root
-    q_hat = unit(q, config.eps)
-    k_hat = unit(k, config.eps, root)
-    context = k_hat.transpose(-2, -1) @ v  # B, heads, d, d: √N·E[k̂ vᵀ]
-    constant = v.mean(-2, keepdim=True) if config.constant == "mean" else v
+    scale = scale.to(wide) * root
+    q_hat = unit(q.to(wide), config.eps).to(v.dtype)
+    k_hat = unit(k.to(wide), config.eps, root)
+    values = v.to(wide)
+    context = k_hat.transpose(-2, -1) @ values  # B, heads, d, d: √N·E[k̂ vᵀ]
+    constant = values.mean(-2, keepdim=True) if config.constant == "mean" else values
     if config.center:
         context = context - k_hat.sum(-2).unsqueeze(-1) @ constant
     if config.sums_over_tokens:
         constant, scale = constant * root, scale / root
-    y = constant + q_hat @ (context * scale)
+    y = constant.to(v.dtype) + q_hat @ (context * scale).to(v.dtype)
     if config.normalization == "row_sum":
         k_mean = k_hat.sum(-2).unsqueeze(-1)  # B, heads, d, 1: √N·E[k̂]
-        y = y / (1 + q_hat @ (k_mean * scale))
+        y = y / (1 + q_hat @ (k_mean * scale).to(v.dtype))
     return y
 
 

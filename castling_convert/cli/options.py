@@ -28,6 +28,21 @@ class ImageSize(click.ParamType):
         return int(match[1]), int(match[2] or match[1])
 
 
+class ImageSizes(ImageSize):
+    """One size, or `MIN:OPT:MAX`; as the best (height, width), and the smallest and the largest or None."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(":")
+        if len(parts) not in (1, 3):
+            self.fail(f"'{value}' is neither one size nor MIN:OPT:MAX, such as 128:224:512")
+        sizes = [super(ImageSizes, self).convert(part, param, ctx) for part in parts]
+        return (sizes[0], None) if len(sizes) == 1 else (sizes[1], (sizes[0], sizes[2]))
+
+
 PATH = click.Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

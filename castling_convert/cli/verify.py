@@ -13,16 +13,32 @@ from .options import PATH, data_help, json_option, print_json, result_console
 @click.argument("artifact", type=PATH)
 @click.option("--bundle", type=PATH, help="The bundle [default: found by the artifact's record of it].")
 @click.option("--data", help=data_help + " Without it generated images are used.")
-@click.option("--atol", type=float, default=1e-4, show_default=True, help="Allowed absolute error on a logit.")
-@click.option("--rtol", type=float, default=0.0, show_default=True, help="Allowed relative error on a logit.")
+@click.option("--atol", type=float, help="Allowed absolute error on a logit [default: by the precision].")
+@click.option("--rtol", type=float, help="Allowed relative error on a logit [default: by the precision].")
+@click.option("--limit", type=click.IntRange(min=1), default=256, show_default=True, help="Images, for a bundle.")
 @json_option
-def command(artifact: Path, bundle: Path | None, data: str | None, atol: float, rtol: float, as_json: bool) -> None:
-    """Compare ARTIFACT with its bundle's folded model and with the trained model before folding."""
+def command(
+    artifact: Path,
+    bundle: Path | None,
+    data: str | None,
+    limit: int,
+    atol: float | None,
+    rtol: float | None,
+    as_json: bool,
+) -> None:
+    """Compare ARTIFACT with its bundle's folded model and with the trained model before folding.
+
+    Given a bundle, everything in it is compared: the trained model, the folded one, and every artifact; the
+    result is kept in its verify.json.
+    """
     from rich.table import Table
 
     from ..errors import CheckFailed
     from ..export.verify import verify
 
+    if artifact.is_dir():
+        _ladder(artifact, data, limit, as_json)
+        return
     result = verify(artifact, bundle_path=bundle, data=data, atol=atol, rtol=rtol)
     if as_json:
         print_json(result.to_dict())
@@ -39,7 +55,39 @@ def command(artifact: Path, bundle: Path | None, data: str | None, atol: float, 
             click.echo(
                 "the bundle keeps no trained model (its train/ folder is gone): compared with the folded one only"
             )
+    changed = f"{artifact} was changed since it was exported: its content's hash is another"
+    if not (result.folded.holds and (result.trained is None or result.trained.holds)):
+        also = "" if result.intact else f"; {changed}"
+        raise CheckFailed(f"{artifact} differs from its bundle {result.bundle} by more than {result.allowed}{also}")
+    if not result.intact:
+        raise CheckFailed(f"{changed}; export it again")
+
+
+def _ladder(path: Path, data: str | None, limit: int, as_json: bool) -> None:
+    from rich.table import Table
+
+    from ..errors import CheckFailed
+    from ..export.ladder import FILE, ladder
+
+    result = ladder(path, data, limit)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        table = Table(title=f"{path} on {result.images}", title_justify="left")
+        for column in ("", "precision", "max error", "mean error", "agreement", "top-1", "allowed", "holds"):
+            table.add_column(column)
+        for rung in result.rungs:
+            top1 = "" if rung.top1 is None else f"{rung.top1:.2f} %"
+            if rung.parity is None:
+                table.add_row(rung.name, rung.precision, *[""] * 3, top1, rung.note, "")
+            else:
+                parity = rung.parity
+                table.add_row(rung.name, rung.precision, f"{parity.max_error:.1e}", f"{parity.mean_error:.1e}",
+                              f"{parity.top1_agreement:.1f} %", top1, rung.allowed or "",
+                              "yes" if rung.holds else f"NO {rung.note}")  # fmt: skip
+        result_console().print(table)
+        click.echo(f"kept in {path / FILE}")
     if not result.holds:
-        raise CheckFailed(
-            f"{artifact} differs from its bundle {result.bundle} by more than {atol:.0e} + {rtol:.0e}*|logit|"
-        )
+        wrong = [rung.name for rung in result.rungs if not rung.holds]
+        verb = "differ" if len(wrong) > 1 else "differs"
+        raise CheckFailed(f"{', '.join(wrong)} of {path} {verb} by more than allowed, or from what was exported")

@@ -84,6 +84,10 @@ class Preprocessing:
             config["crop_mode"],
         )
 
+    def at(self, size: tuple[int, int] | None) -> Preprocessing:
+        """For another (H, W); None changes nothing."""
+        return self if size is None else replace(self, input_size=(self.input_size[0], *size))
+
     @property
     def image_mode(self) -> str:
         """PIL's name of the colour mode."""

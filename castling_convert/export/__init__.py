@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,13 +12,21 @@ from torch import nn
 
 from ..errors import ExportError, did_you_mean
 from .options import ExportOptions
+from .runner import Exported, Runner
 
 
 class Exporter(Protocol):
     """What a format's module offers."""
 
-    def export(self, model: nn.Module, output: Path, options: ExportOptions) -> dict[str, Any]:
-        """Write a checked artifact to `output`, or raise and leave nothing; returns what was measured."""
+    def export(self, model: nn.Module, output: Path, options: ExportOptions) -> Exported:
+        """Write a checked artifact to `output`, or raise and leave nothing."""
+        ...
+
+    open: Callable[[Path], Runner]
+    """An artifact in its runtime."""
+
+    def missing(self) -> str | None:
+        """Why artifacts can't be made or run here, and the command that helps; None where they can."""
         ...
 
 
@@ -30,11 +39,18 @@ class Format:
     suffix: str
     precisions: tuple[str, ...]
 
+    @property
+    def exporter(self) -> Exporter:
+        return import_module(f".{self.module}", __name__)
 
-FORMATS = {"onnx": Format("onnx", "onnx", ".onnx", ("fp32",))}
-# Named by the command line's contract, not built yet: asking for one is an error, never a fallback.
-PLANNED_FORMATS = ("trt", "openvino", "torch")
-PLANNED_PRECISIONS = ("fp16", "bf16", "int8")
+
+_ALL = (
+    Format("onnx", "onnx", ".onnx", ("fp32", "fp16", "bf16", "int8")),
+    Format("openvino", "openvino", ".xml", ("fp32", "fp16", "int8")),
+    Format("torch", "torch", ".pt2", ("fp32", "fp16", "bf16")),
+    Format("trt", "trt", ".plan", ("fp32", "fp16", "bf16", "int8")),
+)
+FORMATS = {found.name: found for found in _ALL}
 
 
 def find_format(name: str, precision: str) -> Format:
@@ -45,12 +61,23 @@ def find_format(name: str, precision: str) -> Format:
     """
     available = "; ".join(f"{f.name} in {', '.join(f.precisions)}" for f in FORMATS.values())
     if name not in FORMATS:
-        if name in PLANNED_FORMATS:
-            raise ExportError(f"format {name} is not available in this version; available: {available}")
         raise ExportError(f"no format '{name}'{did_you_mean(name, FORMATS) or ';'} available: {available}")
     if precision not in FORMATS[name].precisions:
-        raise ExportError(f"{name} in {precision} is not available in this version; available: {available}")
+        raise ExportError(f"{name} can't be made in '{precision}'; available: {available}")
     return FORMATS[name]
+
+
+def format_of(artifact: Path) -> Format:
+    """The format of an artifact, by its suffix.
+
+    Raises:
+        ExportError: no format has that suffix.
+    """
+    for found in FORMATS.values():
+        if artifact.suffix == found.suffix:
+            return found
+    known = ", ".join(found.suffix for found in FORMATS.values())
+    raise ExportError(f"{artifact} is no artifact: its name ends in none of {known}")
 
 
 def export(
@@ -75,12 +102,11 @@ def export(
         BundleError, OutputError: the bundle or the output is not usable.
     """
     if not isinstance(model, nn.Module):
-        return export_bundle(Path(model), output, format=format, precision=precision, **options)[0]
+        return export_bundle(Path(model), output, format=format, precision=precision, **options).artifact
     chosen = find_format(format, precision)
     if output is None:
         raise ExportError("give the output file: export(model, 'model.onnx')")
-    _exporter(chosen).export(model, Path(output), ExportOptions.make(precision=precision, **options))
-    return Path(output)
+    return chosen.exporter.export(model, Path(output), ExportOptions.make(precision=precision, **options)).artifact
 
 
 def export_bundle(
@@ -90,18 +116,14 @@ def export_bundle(
     format: str,
     precision: str,
     **options: Any,
-) -> tuple[Path, dict[str, Any]]:
-    """`export` of a bundle by its path; returns the file and what was measured."""
+) -> Exported:
+    """`export` of a bundle by its path. The file is `model.onnx`, `model.fp16.onnx` and so on in the bundle
+    when `output` is left out."""
     from .. import bundle
 
     chosen = find_format(format, precision)
     model = bundle.load(path)
     identity = bundle.read_summary(path)["sha256"][bundle.WEIGHTS]
-    target = Path(output) if output is not None else path / f"model{chosen.suffix}"
-    return target, _exporter(chosen).export(
-        model, target, ExportOptions.make(precision=precision, identity=identity, **options)
-    )
-
-
-def _exporter(chosen: Format) -> Exporter:
-    return import_module(f".{chosen.module}", __name__)
+    name = "model" if precision == "fp32" else f"model.{precision}"
+    target = Path(output) if output is not None else path / f"{name}{chosen.suffix}"
+    return chosen.exporter.export(model, target, ExportOptions.make(precision=precision, identity=identity, **options))

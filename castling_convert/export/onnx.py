@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,76 +14,64 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from google.protobuf.message import DecodeError
+from torch import nn
 
-from ..attention import CastledAttention
-from ..errors import CheckFailed, ExportError, FoldError, OutputError
+from ..errors import ExportError, OutputError
 from ..files import writing_file
 from ..version import __version__
-from .options import ExportOptions
-from .parity import Parity, compare, probe_images
+from .options import DEFAULT_OPSET, ExportOptions
+from .parity import probe_images
+from .prepare import Deployable, Signature, prepare
+from .runner import DIGEST, IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
 
-INPUT, OUTPUT = "images", "logits"
 SINGLE_FILE_LIMIT = 2 * 1024**3 - 2**20
 
 
-def export(model: nn.Module, output: Path, options: ExportOptions) -> dict[str, Any]:
-    """Write `output`, an ONNX file with input `images` [B, C, H, W] and output `logits` [B, classes].
+def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
+    """Write `output`, an ONNX file with what `prepare.Signature` says goes in and comes out.
 
     Castled layers are already linear; layers kept as softmax are exported as MatMul and Softmax, which
     every runtime fuses, and not as the Attention operator, which some can't take apart.
 
-    Returns:
-        `parity`: the largest `Parity` over the batch sizes checked, or None; `nodes`: count by operator.
-
     Raises:
         FoldError, ExportError, CheckFailed, OutputError: see `export.export`. No file is left.
     """
-    if any(isinstance(module, CastledAttention) for module in model.modules()):
-        raise FoldError("the model still has its training branches; fold() it before exporting")
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file name with --output")
-    model = prepare(model, options)
-    proto = to_proto(model, options)
+    prepared = prepare(model, options)
+    proto = to_proto(prepared, options)
+    notes: dict[str, Any] = {}
+    if options.precision == "int8":
+        from .quantize import quantize
+
+        proto, notes = quantize(proto, prepared, options)
     if proto.ByteSize() > SINGLE_FILE_LIMIT:
         raise ExportError(
             f"the graph has {proto.ByteSize() / 1e9:.1f} GB, ONNX files end at 2 GB; export a smaller model"
         )
-    _describe(proto, options)
+    describe(proto, prepared.signature, options)
     with writing_file(output) as fresh:
         onnx.save(proto, fresh)
-        parity = check(fresh, model, options) if options.verify else None
-    return {"parity": parity, "nodes": dict(Counter(node.op_type for node in proto.graph.node))}
+        parity = check(open(fresh), model, options) if options.verify else None
+    nodes = dict(Counter(node.op_type for node in proto.graph.node))
+    return Exported(output, parity, {"nodes": nodes, **notes})
 
 
-def prepare(model: nn.Module, options: ExportOptions) -> nn.Module:
-    """A float32 copy on the CPU at the asked image size, softmax layers in their plain form."""
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    if options.image_size is not None:
-        try:
-            model.set_input_size(img_size=options.image_size)  # type: ignore[operator]
-        except (AssertionError, ValueError, RuntimeError) as error:
-            height, width = options.image_size
-            raise ExportError(f"the model can't take {height}x{width} images: {error}") from None
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # type: ignore[assignment]
-    return model
-
-
-def to_proto(model: nn.Module, options: ExportOptions) -> onnx.ModelProto:
+def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
     """The checked, simplified graph."""
     batch = 2 if options.dynamic else options.batch_sizes()[0]
-    example = probe_images(model, batch)
-    shapes = ({0: torch.export.Dim("batch")},) if options.dynamic else None
+    signature = prepared.signature
+    example = signature.inputs(probe_images(prepared.model, batch, size=signature.input_size[1:]))
+    shapes = (dynamic_axes(signature, options),)
     with _quiet():
         program = torch.onnx.export(
-            model,
+            prepared,
             (example,),
             dynamo=True,
-            opset_version=options.opset,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
+            opset_version=options.opset or DEFAULT_OPSET,
+            input_names=[signature.input],
+            output_names=[signature.output],
             dynamic_shapes=shapes,
             verbose=False,
         )
@@ -100,77 +88,109 @@ def to_proto(model: nn.Module, options: ExportOptions) -> onnx.ModelProto:
     return proto
 
 
-def check(path: Path, model: nn.Module, options: ExportOptions) -> Parity:
-    """Run the file in onnxruntime beside `model` and compare the logits.
+def _widened(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """`proto` with every bfloat16 a float32 of the same value."""
+    half, single = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    wide = onnx.ModelProto()
+    wide.CopyFrom(proto)
+    del wide.graph.value_info[:]
+    for value in (*wide.graph.input, *wide.graph.output):
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type = single
+    tensors = list(wide.graph.initializer)
+    for node in wide.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
+                attribute.i = single
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                tensors.append(attribute.t)
+    for tensor in tensors:
+        if tensor.data_type == half:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return wide
 
-    Raises:
-        CheckFailed: some logit is off by more than the tolerance.
-    """
-    run = OnnxModel(path)
-    worst: Parity | None = None
-    for batch in options.batch_sizes():
-        images = probe_images(model, batch)
-        with torch.no_grad():
-            expected = model(images)
-        parity = compare(run(images), expected, options.atol, options.rtol)
-        worst = parity if worst is None or parity.max_error > worst.max_error else worst
-    assert worst is not None
-    if not worst.holds:
-        raise CheckFailed(
-            f"the exported graph differs from the model: max error {worst.max_error:.1e} on the logits, allowed "
-            f"{options.atol:.0e} + {options.rtol:.0e}*|logit|; no file was written "
-            "(raise --atol only if you can accept that)"
-        )
-    return worst
+
+def dynamic_axes(signature: Signature, options: ExportOptions) -> dict[int, Any]:
+    """What `torch.export` is told of the axes of the input."""
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")} if options.dynamic else {}
+    for name, axis, stride, low, high in zip(
+        ("height", "width"), signature.spatial, signature.stride, signature.smallest, signature.largest, strict=False
+    ):
+        axes[axis] = stride * torch.export.Dim(f"{name}_patches", min=low // stride, max=high // stride)
+    return axes
 
 
-class OnnxModel:
-    """An ONNX file in onnxruntime's CPU provider: images [B, C, H, W] in, logits [B, classes] out.
+class OnnxModel(Runner):
+    """An ONNX file in onnxruntime, or `content` in its place.
 
     Raises:
         ExportError: the file is no ONNX file, or onnxruntime can't run it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",), content: bytes | None = None
+    ) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(content or path, options, providers=list(providers))
         except Exception as error:
             first = str(error).strip().splitlines()[0]
-            raise ExportError(f"{path} can't be run by onnxruntime (damaged or no ONNX file?): {first}") from error
-        self.input = self.session.get_inputs()[0]
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+            why = "it has no kernel for that" if "NOT_IMPLEMENTED" in first else "damaged or no ONNX file?"
+            raise ExportError(f"{path} can't be run by onnxruntime ({why}): {first}") from error
+        taken = self.session.get_inputs()[0]
+        metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        if SIGNATURE in metadata:
+            signature = Signature.from_json(metadata[SIGNATURE])
+        else:
+            signature = Signature(tuple(taken.shape[1:]))
+        super().__init__(signature, metadata, taken.shape[0] if isinstance(taken.shape[0], int) else None)
+        self.providers: list[str] = self.session.get_providers()
+        self.name = taken.name
 
-    @property
-    def input_size(self) -> tuple[int, ...]:
-        """(C, H, W) of the images."""
-        return tuple(self.input.shape[1:])
-
-    def __call__(self, images: Tensor) -> Tensor:
-        values = images.detach().cpu().numpy().astype(np.float32)
-        fixed = self.input.shape[0]
-        if not isinstance(fixed, int):
-            return torch.from_numpy(self.session.run(None, {self.input.name: values})[0])
-        # A fixed batch is filled up with the last image, and the extra rows are dropped.
-        rows = []
-        for start in range(0, len(values), fixed):
-            part = values[start : start + fixed]
-            padded = np.concatenate([part, np.repeat(part[-1:], fixed - len(part), axis=0)])
-            rows.append(self.session.run(None, {self.input.name: padded})[0][: len(part)])
-        return torch.from_numpy(np.concatenate(rows))
+    def run(self, values: np.ndarray) -> np.ndarray:
+        return self.session.run(None, {self.name: values})[0]
 
 
-def _describe(proto: onnx.ModelProto, options: ExportOptions) -> None:
+def open(path: Path) -> OnnxModel:
+    """The artifact in onnxruntime's CPU provider, for checks. That has no bfloat16: such a graph is run with
+    its weights rounded to bfloat16 as they are, and its arithmetic in float32."""
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError):
+        return OnnxModel(path)  # it says what is wrong
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    half = metadata.get(PRECISION) == "bf16"
+    run = OnnxModel(path, content=_widened(proto).SerializeToString() if half else None)
+    run.intact = metadata.get(DIGEST) in (None, digest(proto))
+    return run
+
+
+def missing() -> None:
+    """onnxruntime comes with the package."""
+    return None
+
+
+def describe(proto: onnx.ModelProto, signature: Signature, options: ExportOptions) -> None:
+    """Say in the file where it comes from and what it takes."""
     proto.producer_name, proto.producer_version = "castling-convert", __version__
-    values = {"castling.precision": options.precision}
+    values = {PRECISION: options.precision, SIGNATURE: signature.to_json(), DIGEST: digest(proto)}
     if options.identity is not None:
-        values["castling.bundle"] = options.identity
+        values[IDENTITY] = options.identity
     del proto.metadata_props[:]
     for key, value in values.items():
         proto.metadata_props.add(key=key, value=value)
+
+
+def digest(proto: onnx.ModelProto) -> str:
+    """SHA-256 of what is computed: the graph, and the operator sets it is written in."""
+    said = hashlib.sha256(proto.graph.SerializeToString(deterministic=True))
+    for opset in proto.opset_import:
+        said.update(opset.SerializeToString(deterministic=True))
+    return said.hexdigest()
 
 
 def _strip(proto: onnx.ModelProto) -> None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+from rich.console import Console
+
 from ..errors import ExportError, did_you_mean
+from .parity import Tolerance
 
 MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
 """torch's exporter starts at 18; at 23 a normalisation is one node; TensorRT's parser ends at 24."""
+
+TOLERANCES = {
+    "fp32": Tolerance(atol=1e-4),
+    "fp16": Tolerance(atol=1e-2, rtol=1e-2),
+    "bf16": Tolerance(atol=1e-1, rtol=1e-1),
+    "int8": Tolerance(noise=0.1),
+}
+"""How far an artifact's logits may be from the float32 model's, by its precision."""
 
 
 @dataclass(frozen=True)
@@ -17,22 +29,36 @@ class ExportOptions:
 
     Attributes:
         batch: `dynamic`, a fixed number such as `1`, or `MIN:OPT:MAX` (dynamic, and checked at the ends).
+        io: `fp32`, or `same` for inputs and outputs in float16 of an fp16 artifact.
+        preprocess: uint8 [B, H, W, C] in and probabilities out; normalisation and softmax are in the artifact.
+        calibration: a `--data` spec of the images that int8 ranges are taken from.
         image_size: (height, width); position embeddings are resized for it. The model's own when None.
-        opset: of the ONNX graph.
+        image_range: the smallest and the largest (height, width) of an artifact that takes any size between
+            them, `image_size` being the one it is made best for. Sides are multiples of the patch.
+        opset: of the ONNX graph; the format's own when left out.
+        onnx_only: for `trt`, write the checked ONNX graph and not the engine.
+        console: where progress goes; silent when left out.
         simplify: run the simplifier.
         verify: check parity; without it the artifact is not known to be right.
-        atol, rtol: parity holds when |artifact - model| <= atol + rtol·|model| on every logit.
+        atol, rtol: parity holds when |artifact - model| <= atol + rtol·|model| on every logit; what the
+            precision allows (`TOLERANCES`) when left out.
         identity: SHA-256 of the bundle's weights, kept in the artifact so that `verify` finds its bundle.
     """
 
     precision: str = "fp32"
     batch: str = "dynamic"
+    io: str = "fp32"
+    preprocess: bool = False
+    calibration: str | None = None
     image_size: tuple[int, int] | None = None
-    opset: int = DEFAULT_OPSET
+    image_range: tuple[tuple[int, int], tuple[int, int]] | None = None
+    opset: int | None = None
+    onnx_only: bool = False
+    console: Console | None = None
     simplify: bool = True
     verify: bool = True
-    atol: float = 1e-4
-    rtol: float = 0.0
+    atol: float | None = None
+    rtol: float | None = None
     identity: str | None = None
 
     @classmethod
@@ -43,11 +69,20 @@ class ExportOptions:
             if name not in known:
                 raise ExportError(f"export has no option '{name}'{did_you_mean(name, known)}")
         options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
-        if not MIN_OPSET <= options.opset <= MAX_OPSET:
+        if options.opset is not None and not MIN_OPSET <= options.opset <= MAX_OPSET:
             raise ExportError(f"opset {options.opset} is not within {MIN_OPSET}..{MAX_OPSET}")
-        if not (options.atol >= 0 and options.rtol >= 0):
+        if options.io not in ("fp32", "same"):
+            raise ExportError(f"io is fp32 or same, not '{options.io}'")
+        if options.io == "same" and options.precision == "bf16":
+            raise ExportError("bf16 artifacts take and give float32: numpy has no bfloat16; leave out --io same")
+        if not all(value is None or value >= 0 for value in (options.atol, options.rtol)):
             raise ExportError("atol and rtol must be numbers from zero up")
         options.batch_sizes()
+        if options.image_range is not None:
+            low, high = options.image_range
+            best = options.image_size or high
+            if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)) or low == high:
+                raise ExportError(f"image sizes {low}, {best}, {high} are not MIN <= OPT <= MAX with MIN < MAX")
         return options
 
     def batch_sizes(self) -> tuple[int, ...]:
@@ -61,6 +96,25 @@ class ExportOptions:
         if list(sizes) != sorted(sizes):
             raise ExportError(f"batch '{self.batch}': MIN <= OPT <= MAX is needed")
         return tuple(dict.fromkeys(sizes))
+
+    def other_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Beside the best one, the image sizes that parity is checked at; the last is the widest there is."""
+        if self.image_range is None:
+            return ()
+        low, high = self.image_range
+        return tuple(dict.fromkeys((low, high, (low[0], high[1]))))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in; int8 is made of float32."""
+        return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision, torch.float32)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """What parity is held against."""
+        allowed = TOLERANCES[self.precision]
+        given = {key: value for key in ("atol", "rtol") if (value := getattr(self, key)) is not None}
+        return replace(allowed, **given, noise=None) if given else allowed
 
     @property
     def dynamic(self) -> bool:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .. import bundle
 from ..distill.data import Preprocessing, open_data, some_images
 from ..errors import BundleError, ExportError
-from .onnx import OnnxModel
+from . import format_of
+from .options import ExportOptions
 from .parity import Parity, compare, probe_images
+from .runner import IDENTITY, expected
 
 IMAGES = 64
 """Images taken from real data; generated ones are dearer and eight do."""
@@ -22,24 +21,29 @@ IMAGES = 64
 @dataclass(frozen=True)
 class Verification:
     """`folded` and `trained` are the artifact against each; `trained` is None when the bundle has dropped
-    its `train/` folder. `images` says what was looked at."""
+    its `train/` folder. `images` says what was looked at, `allowed` what was tolerated; `intact` is false
+    when the file is not what was exported, however small the difference."""
 
     artifact: str
     bundle: str
     images: str
+    allowed: str
     folded: Parity
     trained: Parity | None
+    intact: bool = True
 
     @property
     def holds(self) -> bool:
-        return self.folded.holds and (self.trained is None or self.trained.holds)
+        return self.intact and self.folded.holds and (self.trained is None or self.trained.holds)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "artifact": self.artifact,
             "bundle": self.bundle,
             "images": self.images,
+            "allowed": self.allowed,
             "holds": self.holds,
+            "intact": self.intact,
             "folded": self.folded.to_dict(),
             "trained": self.trained.to_dict() if self.trained else None,
         }
@@ -50,14 +54,15 @@ def verify(
     *,
     bundle_path: Path | None = None,
     data: str | None = None,
-    atol: float = 1e-4,
-    rtol: float = 0.0,
+    atol: float | None = None,
+    rtol: float | None = None,
 ) -> Verification:
-    """Compare an ONNX artifact with its bundle's folded model and with the trained student.
+    """Compare an artifact with its bundle's folded model and with the trained student.
 
     Args:
         bundle_path: the bundle; found beside the artifact or under `castled/` when left out.
         data: a `--data` spec; generated images are used when left out.
+        atol, rtol: as in `ExportOptions`; what the artifact's precision allows when left out.
 
     Raises:
         ExportError: the artifact is missing, damaged, or of a kind that can't be run here.
@@ -65,25 +70,33 @@ def verify(
     """
     if not artifact.is_file():
         raise ExportError(f"artifact {artifact} not found; make it with: castling export")
-    if artifact.suffix != ".onnx":
-        raise ExportError(f"{artifact} is no ONNX file; only .onnx artifacts can be verified in this version")
-    run = OnnxModel(artifact)
-    path = find_bundle(artifact, run.metadata.get("castling.bundle"), bundle_path)
+    run = format_of(artifact).exporter.open(artifact)
+    tolerance = ExportOptions.make(precision=run.precision, atol=atol, rtol=rtol).tolerance
+    path = find_bundle(artifact, run.metadata.get(IDENTITY), bundle_path)
     folded = bundle.load(path)
     trained = bundle.load_trained(path)
     models = [model for model in (folded, trained) if model is not None]
-    if tuple(run.input_size) != Preprocessing.of(folded).input_size:
+    size = run.signature.input_size
+    if size != Preprocessing.of(folded).input_size:
         for model in models:
-            model.set_input_size(img_size=tuple(run.input_size[1:]))  # type: ignore[operator]
+            model.set_input_size(img_size=size[1:])  # type: ignore[operator]
     if data is None:
         images, what = probe_images(folded, 8), "8 generated images"
     else:
         opened = open_data(data, Preprocessing.of(folded), "validation")
         images = some_images(opened, IMAGES)
         what = f"{len(images)} images of {data}"
-    logits = run(images)
-    parities = [compare(logits, _logits(model, images), atol, rtol) for model in models]
-    return Verification(str(artifact), str(path), what, parities[0], parities[1] if trained is not None else None)
+    outputs = run(images)
+    parities = [compare(outputs, expected(model, run.signature, images), tolerance) for model in models]
+    return Verification(
+        str(artifact),
+        str(path),
+        what,
+        str(tolerance),
+        parities[0],
+        parities[1] if trained is not None else None,
+        run.intact,
+    )
 
 
 def find_bundle(artifact: Path, identity: str | None, given: Path | None) -> Path:
@@ -113,8 +126,3 @@ def find_bundle(artifact: Path, identity: str | None, given: Path | None) -> Pat
 def _identity(path: Path) -> str | None:
     recorded = bundle.read_summary(path).get("sha256")
     return recorded.get(bundle.WEIGHTS) if isinstance(recorded, dict) else None
-
-
-@torch.no_grad()
-def _logits(model: torch.nn.Module, images: Tensor) -> Tensor:
-    return model(images)

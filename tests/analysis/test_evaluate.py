@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from castling_convert.analysis.doctor import examine
 from castling_convert.analysis.evaluate import evaluate
-from castling_convert.export import FORMATS, PLANNED_FORMATS
+from castling_convert.export import FORMATS
 from castling_convert.pipeline import convert
 from castling_convert.recipe import Recipe
 
@@ -56,7 +56,7 @@ def test_limit(tmp_path):
 
 def test_doctor_names_every_format():
     report = examine()
-    assert set(report["formats"]) == {*FORMATS, *PLANNED_FORMATS}
+    assert set(report["formats"]) == set(FORMATS)
     assert report["versions"]["timm"] == timm.__version__
     assert "cpu" in report["devices"]
     assert all(isinstance(value, str) for rows in report.values() for value in rows.values())

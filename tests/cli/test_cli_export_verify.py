@@ -20,11 +20,11 @@ def bundle(here, made):
     return here / "out"
 
 
-def change_one_weight(path) -> None:
+def change_one_weight(path, by: float = 10) -> None:
     proto = onnx.load(path)
     largest = max(proto.graph.initializer, key=lambda initializer: len(initializer.raw_data))
     values = numpy_helper.to_array(largest).copy()
-    values.flat[0] += 10
+    values.flat[0] += by if values.flat[0] < 0 else -by
     largest.CopyFrom(numpy_helper.from_array(values, largest.name))
     onnx.save(proto, path)
 
@@ -61,17 +61,63 @@ def test_export_json(castling, bundle):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "trt"], ["trt", "not available", "onnx in fp32"]),
-        (["--format", "openvino"], ["openvino", "not available"]),
-        (["--format", "torch"], ["torch", "not available"]),
-        (["--format", "onxn"], ["no format 'onxn'; did you mean onnx?"]),
+        (["--format", "onxn"], ["no format 'onxn'; did you mean onnx"]),
         (["--format", "zzzz"], ["no format 'zzzz'; available"]),
-        (["--precision", "fp16"], ["fp16", "not available", "fp32"]),
-        (["--precision", "int8"], ["int8", "not available"]),
+        (["--precision", "fp17"], ["can't be made in 'fp17'", "fp16"]),
+        (["--format", "openvino", "--precision", "bf16"], ["openvino can't be made in 'bf16'"]),
     ],
 )
 def test_what_is_not_available_is_no_silent_fallback(castling, bundle, arguments, words):
     castling("export", "out", *arguments).refused(*words)
+
+
+def test_trt_here_says_why_not_and_how_to_go_on(castling, bundle, here):
+    result = castling("export", "out", "--format", "trt", "--precision", "fp16")
+    result.failed(2, "tensorrt package", "pip install", "--onnx-only")
+    assert result.after == result.before
+    out = (
+        castling("export", "out", "--format", "trt", "--precision", "fp16", "--batch", "1:4:8", "--onnx-only")
+        .done()
+        .out
+    )
+    assert "wrote out/model.fp16.trt.onnx" in out
+    assert "trtexec --onnx=out/model.fp16.trt.onnx --stronglyTyped --saveEngine=out/model.fp16.plan" in out
+
+
+def test_the_ladder_of_a_bundle(castling, bundle):
+    castling("export", "out", "--precision", "fp16").done()
+    castling("export", "out", "--precision", "int8", "--calibration", "digits").done()
+    castling("export", "out", "--format", "openvino").done()
+    castling("export", "out", "--format", "torch").done()
+    values = json.loads(castling("verify", "out", "--data", "digits", "--limit", 100, "--json").done().out)
+    assert [rung["name"] for rung in values["rungs"]] == [
+        "trained", "folded", "model.onnx", "model.pt2", "model.xml", "model.fp16.onnx", "model.int8.onnx",
+    ]  # fmt: skip
+    assert all(rung["top1"] is not None for rung in values["rungs"])
+    assert json.loads((bundle / "verify.json").read_text()) == values
+    shown = castling("verify", "out").done().out
+    assert "model.int8.onnx" in shown
+    assert "8 generated images" in shown
+    change_one_weight(bundle / "model.onnx")
+    result = castling("verify", "out")
+    result.failed(1, "model.onnx of out differs")
+    assert "NO" in result.out
+
+
+def test_a_triton_repository(castling, bundle, here):
+    out = castling("export", "out", "--batch", "1:4:8", "--triton", "models").done().out
+    assert "Triton: models/out" in out
+    assert sorted(p.relative_to(here / "models").as_posix() for p in (here / "models").rglob("*") if p.is_file()) == [
+        "out/1/model.onnx", "out/config.pbtxt",
+    ]  # fmt: skip
+    castling("export", "out", "--format", "torch", "--triton", "models").failed(2, "Triton", ".pt2")
+
+
+def test_int8_without_images_warns(castling, bundle):
+    result = castling("export", "out", "--precision", "int8").done()
+    assert "generated images" in result.err
+    assert "--calibration" in result.err
+    assert "9 linear layers in int8" in result.out
 
 
 @pytest.mark.parametrize(
@@ -140,10 +186,25 @@ def test_verify_fails_on_one_changed_weight(castling, bundle):
     assert json.loads(values.out)["folded"]["holds"] is False
 
 
+def test_verify_fails_on_a_change_that_no_tolerance_would_see(castling, bundle):
+    castling("export", "out", "--precision", "int8").done()
+    for name, change in (("model.onnx", 1e-7), ("model.int8.onnx", 1)):
+        change_one_weight(bundle / name, change)
+        result = castling("verify", f"out/{name}")
+        result.failed(1, f"out/{name} was changed since it was exported")
+        values = json.loads(castling("verify", f"out/{name}", "--json").out)
+        assert values["folded"]["holds"] is True
+        assert (values["intact"], values["holds"]) == (False, False)
+    result = castling("verify", "out")
+    result.failed(1, "model.onnx, model.int8.onnx of out differ")
+    assert result.out.count("changed since it was exported") == 2
+
+
 def test_verify_tolerances_are_the_users(castling, bundle):
     castling("verify", "out/model.onnx", "--atol", "0", "--rtol", "0").failed(1, "differs")
-    change_one_weight(bundle / "model.onnx")
-    castling("verify", "out/model.onnx", "--atol", "1000").done()
+    castling("export", "out", "--precision", "fp16").done()
+    castling("verify", "out/model.fp16.onnx", "--atol", "1e-9", "--rtol", "0").failed(1, "differs")
+    castling("verify", "out/model.fp16.onnx", "--atol", "1000").done()
 
 
 @pytest.mark.parametrize("content", [b"", b"not an onnx file", None], ids=["empty", "text", "truncated"])
@@ -189,7 +250,7 @@ def test_verify_refuses_a_trained_model_that_was_changed(castling, bundle):
     castling("verify", "out/model.onnx").refused("out", "damaged", "trained.safetensors")
 
 
-@pytest.mark.parametrize("artifact", ["nowhere.onnx", "out"])
+@pytest.mark.parametrize("artifact", ["nowhere.onnx", "nowhere"])
 def test_verify_of_nothing(castling, bundle, artifact):
     castling("verify", artifact).refused(artifact, "not found")
 

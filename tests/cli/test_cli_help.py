@@ -90,7 +90,8 @@ def test_doctor(castling):
         assert word in out
     report = json.loads(castling("doctor", "--json").done().out)
     assert report["formats"]["onnx"].startswith("ready")
-    assert report["formats"]["trt"] == "not available in this version"
+    assert "tensorrt package" in report["formats"]["trt"]
+    assert "pip install" in report["formats"]["trt"]
 
 
 def test_models(castling):

@@ -140,7 +140,7 @@ def test_a_hybrid_with_a_fixed_batch_leaves_the_model_as_it_was(tmp_path: Path) 
 def test_another_image_size(tmp_path: Path) -> None:
     model = folded()
     made = export(model, tmp_path / "wide.onnx", image_size=(24, 48), batch="1:2:4")
-    assert OnnxModel(made.path).input_size == (3, 24, 48)
+    assert OnnxModel(made.path).signature.input_size == (3, 24, 48)
     model.set_input_size(img_size=(24, 48))
     with torch.no_grad():
         expected = model(images(4, 24, 48))
@@ -192,7 +192,7 @@ def test_tolerances_decide(deit: Exported, tmp_path: Path, monkeypatch: pytest.M
     assert export(deit.model, tmp_path / "unchecked.onnx", verify=False).path.is_file()
 
 
-@pytest.mark.parametrize("format", ["trt", "openvino", "torch", "onxx", "", "ONNX"])
+@pytest.mark.parametrize("format", ["onxx", "", "ONNX"])
 def test_formats_that_are_not_available(tmp_path: Path, format: str) -> None:
     with pytest.raises(ExportError, match="available: onnx") as raised:
         cc.export(folded(), tmp_path / "model", format=format)
@@ -200,9 +200,9 @@ def test_formats_that_are_not_available(tmp_path: Path, format: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8", ""])
+@pytest.mark.parametrize("precision", ["fp8", "", "FP16"])
 def test_precisions_that_are_not_available(tmp_path: Path, precision: str) -> None:
-    with pytest.raises(ExportError, match="available: onnx in fp32"):
+    with pytest.raises(ExportError, match="available: onnx in fp32, fp16"):
         cc.export(folded(), tmp_path / "model.onnx", precision=precision)
     assert not list(tmp_path.iterdir())
 

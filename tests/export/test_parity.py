@@ -5,19 +5,19 @@ import math
 import pytest
 import torch
 
-from castling_convert.export.parity import compare, probe_images
+from castling_convert.export.parity import Tolerance, compare, probe_images
 from tests.models import tiny
 
 
 def test_equal_logits_hold() -> None:
     logits = torch.tensor([[1.0, 2.0], [4.0, 3.0]])
-    parity = compare(logits, logits, 0.0, 0.0)
+    parity = compare(logits, logits, Tolerance())
     assert parity.holds
     assert (parity.images, parity.max_error, parity.mean_error, parity.top1_agreement) == (2, 0.0, 0.0, 100.0)
 
 
 def test_errors_and_agreement() -> None:
-    parity = compare(torch.tensor([[1.0, 2.5], [2.0, 3.0]]), torch.tensor([[1.0, 2.0], [4.0, 3.0]]), 1e-4, 0.0)
+    parity = compare(torch.tensor([[1.0, 2.5], [2.0, 3.0]]), torch.tensor([[1.0, 2.0], [4.0, 3.0]]), Tolerance(1e-4))
     assert not parity.holds
     assert (parity.max_error, parity.mean_error, parity.top1_agreement) == (2.0, 0.625, 50.0)
 
@@ -26,7 +26,7 @@ def test_errors_and_agreement() -> None:
     ("atol", "rtol", "holds"), [(0.4, 0.0, False), (0.6, 0.0, True), (0.0, 0.1, True), (0.0, 0.01, False)]
 )
 def test_tolerances(atol: float, rtol: float, holds: bool) -> None:
-    assert compare(torch.tensor([[10.5, 1.0]]), torch.tensor([[10.0, 1.0]]), atol, rtol).holds is holds
+    assert compare(torch.tensor([[10.5, 1.0]]), torch.tensor([[10.0, 1.0]]), Tolerance(atol, rtol)).holds is holds
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -34,14 +34,14 @@ def test_what_is_not_finite_does_not_hold(value: float) -> None:
     bad, good = torch.tensor([[value, 0.0]]), torch.tensor([[1.0, 0.0]])
     for actual, expected in ((bad, good), (good, bad), (bad, bad)):
         for rtol in (0.0, 1e-3):
-            parity = compare(actual, expected, 1e9, rtol)
+            parity = compare(actual, expected, Tolerance(1e9, rtol))
             assert not parity.holds, (actual, expected, rtol)
             assert parity.max_error == math.inf
 
 
 def test_another_shape_does_not_hold() -> None:
-    assert not compare(torch.zeros(2, 3), torch.zeros(2, 4), 1.0, 1.0).holds
-    assert not compare(torch.zeros(1, 4), torch.zeros(2, 4), 1.0, 1.0).holds
+    assert not compare(torch.zeros(2, 3), torch.zeros(2, 4), Tolerance(1.0, 1.0)).holds
+    assert not compare(torch.zeros(1, 4), torch.zeros(2, 4), Tolerance(1.0, 1.0)).holds
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -75,9 +75,9 @@ def test_each_model_is_run_itself(made, student):
 @pytest.mark.parametrize("folded", [True, False])
 def test_holds_needs_every_comparison(folded, trained):
     def parity(holds: bool) -> Parity:
-        return Parity(1, 0.0, 0.0, 100.0, holds)
+        return Parity(1, 0.0, 0.0, 0.0, 100.0, holds)
 
-    result = Verification("a", "b", "c", parity(folded), None if trained is None else parity(trained))
+    result = Verification("a", "b", "c", "1e-4", parity(folded), None if trained is None else parity(trained))
     assert result.holds == (folded and trained is not False)
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_summary_beside_others_does_not_stop_the_search(made, tmp_path
     ("artifact", "error", "words"),
     [
         ("nowhere.onnx", ExportError, "not found"),
-        ("config.json", ExportError, "only .onnx"),
+        ("config.json", ExportError, "none of .onnx"),
     ],
 )
 def test_what_can_not_be_verified(made, artifact, error, words):

@@ -1,0 +1,167 @@
+"""int8: QDQ nodes around the linear layers, by static calibration on images.
+
+Symmetric int8 with zero points of zero on activations and weights, weights per channel, biases in float:
+what onnxruntime and TensorRT both run. Only layers with weights are quantised; the small products inside
+attention stay float, and so do the convolutions, a small share of the work. Layers that int8 hurts most
+are found by quantising each alone, and left in float, as few as keep the noise within its target.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from torch import Tensor
+
+from ..distill.data import GENERATED, Preprocessing, open_data, some_images
+from ..errors import CheckFailed, ExportError
+from .options import ExportOptions
+from .parity import Tolerance, compare
+from .prepare import Deployable, Signature
+from .runner import JUDGED_IMAGES, Runner, expected
+
+CALIBRATION_IMAGES, FEWEST_IMAGES = 128, 100
+TARGET_NOISE = 0.05
+"""Noise on the logits, relative to their spread, above which layers are left in float."""
+
+NO_CALIBRATION = (
+    "int8 ranges were taken from generated images; give yours with --calibration SPEC for accuracy that holds"
+)
+
+
+def quantize(
+    proto: onnx.ModelProto, prepared: Deployable, options: ExportOptions
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The float32 graph `proto` of `prepared` with its linear layers in int8.
+
+    Returns:
+        The graph, and notes: `quantized` and `float` layers, `noise` on the calibration images, and a
+        `warning` when they were generated.
+
+    Raises:
+        ExportError: fewer than FEWEST_IMAGES calibration images.
+        CheckFailed: the noise stays above its target until nothing is left to quantise.
+        DataError: they can't be read.
+    """
+    signature, notes = prepared.signature, {}
+    images = calibration_images(prepared, options)
+    if options.calibration in (None, GENERATED):
+        notes["warning"] = NO_CALIBRATION
+    judged = images[:: max(1, len(images) // JUDGED_IMAGES)]
+    reference = expected(prepared.model, signature, judged)
+    nodes = linear_nodes(proto)
+    with tempfile.TemporaryDirectory() as folder:
+        quantizer = _Quantizer(proto, signature, images, Path(folder))
+
+        def noise(chosen: Iterable[str]) -> float:
+            return compare(quantizer.model(chosen)(judged), reference, Tolerance(noise=1.0)).noise
+
+        kept: list[str] = []
+        found = noise(nodes)
+        if found > TARGET_NOISE:
+            alone = {name: noise([name]) for name in nodes}
+            order = sorted(nodes, key=lambda name: -alone[name])
+            for count in _growing(len(order) - 1):
+                kept = order[:count]
+                found = noise(set(nodes) - set(kept))
+                if found <= TARGET_NOISE:
+                    break
+            else:
+                raise CheckFailed(
+                    f"int8 moves the logits by {found:.0%} of their spread with one layer alone quantised; no file was "
+                    "written; export in fp16, or give images of the model's own kind with --calibration"
+                )
+        quantized = quantizer.proto([name for name in nodes if name not in kept])
+    return quantized, {"quantized": len(nodes) - len(kept), "float": sorted(kept), "noise": found, **notes}
+
+
+def calibration_images(prepared: Deployable, options: ExportOptions) -> Tensor:
+    """CALIBRATION_IMAGES of what is asked for, spread evenly, [B, C, H, W]."""
+    preprocessing = Preprocessing.of(prepared.model).at(prepared.signature.input_size[1:])
+    data = open_data(options.calibration or GENERATED, preprocessing, "train")
+    images = some_images(data, CALIBRATION_IMAGES)
+    if len(images) < FEWEST_IMAGES:
+        raise ExportError(
+            f"--calibration {options.calibration} has {len(images)} images, {FEWEST_IMAGES} are needed; give more"
+        )
+    return images
+
+
+def linear_nodes(proto: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that multiply by a weight matrix."""
+    constants = {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 2}
+    return [node.name for node in proto.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in constants]
+
+
+def _growing(most: int) -> Iterator[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, ... up to `most`."""
+    count = 1
+    while count < most:
+        yield count
+        count += max(1, count // 3)
+    yield most
+
+
+class _Quantizer:
+    """Quantises any choice of layers with ranges that are measured once."""
+
+    def __init__(self, proto: onnx.ModelProto, signature: Signature, images: Tensor, folder: Path) -> None:
+        self.source, self.signature, self.images, self.folder = proto, signature, images, folder
+
+    def proto(self, chosen: Iterable[str]) -> onnx.ModelProto:
+        fresh = self.folder / "int8.onnx"
+        source = onnx.ModelProto()
+        source.CopyFrom(self.source)
+        logging.disable(logging.WARNING)  # it advises preprocessing, which simplifying was
+        try:
+            quantize_static(
+                source,
+                fresh,
+                _Reader(self.signature, self.images),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                nodes_to_quantize=list(chosen),
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                calibration_cache_path=self.folder / "ranges.json",
+                extra_options={
+                    "ActivationSymmetric": True,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": False,
+                    "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+                },
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        return onnx.load(fresh)
+
+    def model(self, chosen: Iterable[str]) -> Runner:
+        from .onnx import OnnxModel, describe
+
+        proto = self.proto(chosen)
+        describe(proto, self.signature, ExportOptions(precision="int8"))
+        path = self.folder / "judged.onnx"
+        onnx.save(proto, path)
+        return OnnxModel(path)
+
+
+class _Reader(CalibrationDataReader):
+    """The calibration images, one at a time, as the artifact takes them."""
+
+    def __init__(self, signature: Signature, images: Tensor) -> None:
+        self.name, self.values = signature.input, signature.inputs(images).numpy()
+        self.rewind()
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.rows, None)
+
+    def rewind(self) -> None:
+        self.rows = ({self.name: self.values[index : index + 1]} for index in range(len(self.values)))
