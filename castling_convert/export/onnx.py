@@ -122,19 +122,27 @@ def dynamic_axes(signature: Signature, options: ExportOptions) -> dict[int, Any]
 
 
 class OnnxModel(Runner):
-    """An ONNX file in onnxruntime, or `content` in its place.
+    """An ONNX file in onnxruntime, or `content` in its place; with `threads`, one of several in a process.
 
     Raises:
         ExportError: the file is no ONNX file, or onnxruntime can't run it.
     """
 
     def __init__(
-        self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",), content: bytes | None = None
+        self,
+        path: Path,
+        providers: Sequence[Any] = ("CPUExecutionProvider",),
+        content: bytes | None = None,
+        threads: int | None = None,
     ) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            # Threads that spin on after a call take the cores from the next session of this process.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = onnxruntime.InferenceSession(content or path, options, providers=list(providers))
         except Exception as error:

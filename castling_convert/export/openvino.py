@@ -166,7 +166,7 @@ def _quiet() -> Iterator[None]:
 class IrModel(Runner):
     """An IR file on a device of OpenVINO, computing in float32 where the file does."""
 
-    def __init__(self, path: Path, device: str = "CPU") -> None:
+    def __init__(self, path: Path, device: str = "CPU", threads: int | None = None) -> None:
         openvino: Any = import_module("openvino")
         core = openvino.Core()
         try:
@@ -177,7 +177,9 @@ class IrModel(Runner):
                 if graph.has_rt_info(where := key.split("."))
             }
             signature = Signature.from_json(metadata[SIGNATURE])
-            hint = {} if metadata[PRECISION] == "int8" else {"INFERENCE_PRECISION_HINT": "f32"}
+            hint: dict[str, Any] = {} if metadata[PRECISION] == "int8" else {"INFERENCE_PRECISION_HINT": "f32"}
+            if threads is not None:
+                hint["INFERENCE_NUM_THREADS"] = threads
             self.compiled = core.compile_model(graph, device, hint)
         except Exception as error:  # noqa: BLE001 - OpenVINO raises RuntimeError for everything
             raise ExportError(

@@ -1,0 +1,230 @@
+"""Castled against the original softmax model: same runtime, precision, threads and input, in turn."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+from .. import bundle
+from ..attention import Projections
+from ..errors import BundleError, ExportError
+from ..export import FORMATS, find_format, format_of
+from ..export.options import ExportOptions
+from ..export.parity import probe_images
+from ..export.runner import IDENTITY, Runner
+from ..export.verify import find_bundle
+from ..families import family_of
+from .latency import Latency, Ratio, interleave, ratio
+
+RUNTIMES = ("onnx", "openvino", "torch")
+CASTLED, PLAIN, FUSED = "castled", "softmax", "softmax, fused attention"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured. `image_size` is (height, width)."""
+
+    runtime: str
+    precision: str
+    image_size: tuple[int, int]
+    batch: int
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        return f"{self.runtime} {self.precision}, {height}x{width}, batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case: the latency of every variant, which softmax variant is the fastest, and castled against it."""
+
+    case: Case
+    tokens: int
+    threads: int
+    latency: dict[str, Latency]
+    baseline: str
+    ratio: Ratio
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench(
+    target: Path,
+    *,
+    runtimes: tuple[str, ...] = ("onnx",),
+    precisions: tuple[str, ...] = ("fp32",),
+    image_sizes: tuple[tuple[int, int], ...] = (),
+    batches: tuple[int, ...] = (1,),
+    threads: int | None = None,
+    seconds: float = 10.0,
+    calibration: str | None = None,
+    console: Console | None = None,
+) -> Iterator[Result]:
+    """Measure a bundle in every combination, or an artifact as it is.
+
+    The softmax model is the one that the bundle was made of, with random weights, which latency does not
+    depend on. In onnxruntime it is measured twice, as it is exported and with onnxruntime's own fused
+    attention; the faster one is the baseline. In torch it is the fused kernel that timm uses.
+
+    Args:
+        image_sizes: (height, width); the bundle's own when left out. seconds: of measurement for each case.
+        threads: the runtime's; all cores when left out. calibration: for int8, as in `ExportOptions`.
+
+    Raises:
+        BundleError, ExportError: the target can't be read, or a runtime or precision is not available.
+    """
+    folded, softmax, artifact = models_of(target)
+    if artifact is not None:
+        size, precision = artifact.signature.input_size[1:], artifact.precision
+        runtimes, precisions, image_sizes = (format_of(target).name,), (precision,), ((size[0], size[1]),)
+        batches = (artifact.batch,) if artifact.batch is not None else batches
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise ExportError(f"bench runs in {', '.join(RUNTIMES)}, not in '{runtime}'")
+        for precision in precisions:
+            find_format(runtime, precision)
+        reason = FORMATS[runtime].exporter.missing()
+        if reason is not None:
+            raise ExportError(f"runtime {runtime} {reason}")
+    own = probe_images(folded, 1).shape[-2:]
+    cases = [
+        Case(runtime, precision, (size[0], size[1]), batch)
+        for runtime in runtimes for precision in precisions for size in image_sizes or (own,) for batch in batches
+    ]  # fmt: skip
+    for case in cases:
+        if console is not None:
+            console.print(f"measuring {case} ...")
+        yield _measure(case, folded, softmax, None if artifact is None else target, threads, seconds, calibration)
+
+
+def models_of(target: Path) -> tuple[Any, Any, Runner | None]:
+    """The folded model, the softmax model it was made of with random weights, and the artifact if it is one."""
+    import timm
+
+    if target.is_dir() or not target.suffix:
+        path, artifact = target, None
+    elif not target.is_file():
+        raise BundleError(f"{target} not found; give a bundle or an exported artifact")
+    else:
+        artifact = format_of(target).exporter.open(target)
+        path = find_bundle(target, artifact.metadata.get(IDENTITY), None)
+    folded = bundle.load(path)
+    arguments = bundle.read_config(path)["model_args"]
+    torch.manual_seed(0)
+    return folded, timm.create_model(arguments["base"], **arguments["base_args"]).eval(), artifact
+
+
+def _measure(
+    case: Case,
+    folded: nn.Module,
+    softmax: Any,
+    artifact: Path | None,
+    threads: int | None,
+    seconds: float,
+    calibration: str | None,
+) -> Result:
+    options = ExportOptions.make(
+        precision=case.precision, batch=case.batch, image_size=case.image_size, verify=False,
+        calibration=calibration if case.precision == "int8" else None,
+    )  # fmt: skip
+    models = {CASTLED: folded, PLAIN: softmax}
+    if case.runtime == "onnx":
+        models[FUSED] = fuse_attention(softmax)
+    with tempfile.TemporaryDirectory() as folder, torch_threads(threads) as used:
+        runs: dict[str, Callable[[], object]] = {}
+        for name, model in models.items():
+            file = Path(folder) / f"{len(runs)}{FORMATS[case.runtime].suffix}"
+            if name == CASTLED and artifact is not None:
+                file = artifact
+            else:
+                FORMATS[case.runtime].exporter.export(model, file, options)
+            run = runner(case.runtime, file, used)
+            images = probe_images(model, 1, size=case.image_size).repeat(case.batch, 1, 1, 1)
+            runs[name] = partial(run.run, run.signature.inputs(images).numpy())
+        times = interleave(runs, seconds)
+    latency = {name: Latency.of(values) for name, values in times.items()}
+    baseline = min((name for name in latency if name != CASTLED), key=lambda name: latency[name].median)
+    height, width = softmax.patch_embed.dynamic_feat_size(case.image_size)
+    return Result(
+        case,
+        softmax.num_prefix_tokens + height * width,
+        used,
+        latency,
+        baseline,
+        ratio(times[baseline], times[CASTLED]),
+    )
+
+
+def runner(runtime: str, file: Path, threads: int) -> Runner:
+    """An artifact in its runtime with that many threads."""
+    if runtime == "onnx":
+        from ..export.onnx import OnnxModel
+
+        return OnnxModel(file, threads=threads)
+    if runtime == "openvino":
+        from ..export.openvino import IrModel
+
+        return IrModel(file, threads=threads)
+    return FORMATS[runtime].exporter.open(file)
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[int]:
+    """torch with `count` threads, or as many as it has; yields how many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+class FusedAttention(nn.Module):
+    """Softmax attention as onnxruntime's own MultiHeadAttention operator, the fastest it has for it."""
+
+    def __init__(self, source: Projections) -> None:
+        super().__init__()
+        self.source = source
+        self.qkv, self.proj, self.norm, self.gate = source.qkv, source.proj, source.norm, source.gate
+        self.q_norm, self.k_norm = source.q_norm, source.k_norm
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Tokens [B, N, C] to tokens [B, N, C]."""
+        heads, d = self.source.num_heads, self.source.head_dim
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if not isinstance(self.q_norm, nn.Identity):
+            q, k = (norm(t.unflatten(-1, (heads, d))).flatten(-2) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
+        if torch.compiler.is_exporting():
+            y = torch.onnx.ops.symbolic(
+                "com.microsoft::MultiHeadAttention", (q, k, v),
+                {"num_heads": heads, "scale": self.source.softmax_scale}, dtype=v.dtype, shape=v.shape, version=1,
+            )  # fmt: skip
+        else:
+            q, k, v = (t.unflatten(-1, (heads, d)).transpose(1, 2) for t in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v, scale=self.source.softmax_scale).transpose(1, 2).flatten(2)
+        y = self.norm(y)
+        if self.gate is not None:
+            y = y * self.gate(x).sigmoid()
+        return self.proj(y)
+
+
+def fuse_attention(softmax: Any) -> Any:
+    """A copy whose softmax layers are `FusedAttention`."""
+    fused = copy.deepcopy(softmax)
+    family = family_of(fused)
+    for layer in family.layers(fused):
+        if layer.castable:
+            fused.set_submodule(layer.name, FusedAttention(family.projections(fused, layer)))
+    return fused

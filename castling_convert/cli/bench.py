@@ -1,0 +1,84 @@
+"""castling bench"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import PATH, ImageSize, json_option, print_json, progress_console, result_console
+
+
+@click.command("bench", epilog="Example, after castling demo: castling bench castled/digits --seconds 2")
+@click.argument("target", type=PATH, metavar="BUNDLE_OR_ARTIFACT")
+@click.option("--runtime", "runtimes", multiple=True, help="onnx, openvino or torch; repeatable [default: onnx].")
+@click.option("--precision", "precisions", multiple=True, help="fp32, fp16, bf16 or int8; repeatable [default: fp32].")
+@click.option(
+    "--image-size",
+    "image_sizes",
+    type=ImageSize(),
+    multiple=True,
+    help="224 or HEIGHTxWIDTH; repeatable [default: the bundle's].",
+)
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Repeatable [default: 1].")
+@click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
+@click.option("--seconds", type=click.FloatRange(min=0), default=10.0, show_default=True, help="For each case.")
+@click.option("--calibration", help="Images for int8: as --data of convert [default: generated].")
+@click.option("--plot", type=PATH, help="Write a plot of latency against tokens there: .svg or .png.")
+@json_option
+def command(
+    target: Path,
+    runtimes: tuple[str, ...],
+    precisions: tuple[str, ...],
+    image_sizes: tuple[tuple[int, int], ...],
+    batches: tuple[int, ...],
+    threads: int | None,
+    seconds: float,
+    calibration: str | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """The castled model against the original softmax model: same runtime, precision, threads and input, in turn.
+
+    An artifact is measured as it is; of a bundle every combination of the options. The ratio is that of the
+    medians, softmax over castled: above 1 castling is faster. Its interval is a 95 % bootstrap interval.
+    """
+    from rich.table import Table
+
+    from ..analysis.bench import CASTLED, bench
+    from ..analysis.plot import check_format, plot_latency
+
+    if plot is not None:
+        check_format(plot)
+    results = list(
+        bench(
+            target,
+            runtimes=runtimes or ("onnx",),
+            precisions=precisions or ("fp32",),
+            image_sizes=image_sizes,
+            batches=batches or (1,),
+            threads=threads,
+            seconds=seconds,
+            calibration=calibration,
+            console=progress_console(),
+        )
+    )
+    if plot is not None:
+        plot_latency(results, plot)
+    if as_json:
+        print_json([result.to_dict() for result in results])
+        return
+    table = Table(title=f"{target}, {results[0].threads} threads", title_justify="left")
+    for column in ("case", "tokens", "castled, ms (p95)", "softmax, ms (p95)", "softmax is", "ratio [95 %]"):
+        table.add_column(column)
+    for result in results:
+        castled, softmax = result.latency[CASTLED], result.latency[result.baseline]
+        found = result.ratio
+        table.add_row(
+            str(result.case), str(result.tokens), f"{castled.median:.2f} ({castled.p95:.2f})",
+            f"{softmax.median:.2f} ({softmax.p95:.2f})", result.baseline.partition(", ")[2] or "plain",
+            f"{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}]",
+        )  # fmt: skip
+    result_console().print(table)
+    if plot is not None:
+        click.echo(f"plot: {plot}")
