@@ -60,7 +60,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
 
 def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
     """The checked, simplified graph."""
-    batch = 2 if options.dynamic else options.batch_sizes()[0]
+    batch = options.fixed_batch or 2
     signature = prepared.signature
     example = signature.inputs(probe_images(prepared.model, batch, size=signature.input_size[1:]))
     shapes = (dynamic_axes(signature, options),)

@@ -26,7 +26,7 @@ from . import onnx as onnx_format
 from .options import ExportOptions
 from .parity import noise
 from .prepare import Deployable, Signature, prepare
-from .quantize import NO_CALIBRATION, TARGET_NOISE, calibration_images
+from .quantize import NO_CALIBRATION, TARGET_NOISE, calibration_batches, calibration_images
 from .runner import DIGEST, IDENTITY, JUDGED_IMAGES, PRECISION, SIGNATURE, Exported, Runner, check, expected, last_line
 
 
@@ -92,9 +92,9 @@ def _quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
     with _quiet():
         import nncf
 
-        images = calibration_images(prepared, options)
-        wanted = expected(prepared.model, prepared.signature, images)
-        samples = list(zip(prepared.signature.inputs(images).split(1), wanted.split(1), strict=True))
+        batches = calibration_batches(calibration_images(prepared, options), options)
+        signature = prepared.signature
+        samples = [(signature.inputs(images), expected(prepared.model, signature, images)) for images in batches]
 
         def given(sample: tuple[Tensor, Tensor]) -> np.ndarray:
             return sample[0].numpy()

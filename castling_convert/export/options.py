@@ -117,5 +117,10 @@ class ExportOptions:
         return replace(allowed, **given, noise=None) if given else allowed
 
     @property
+    def fixed_batch(self) -> int | None:
+        """The only batch that the artifact takes; None when any will do."""
+        return None if self.dynamic else self.batch_sizes()[0]
+
+    @property
     def dynamic(self) -> bool:
         return self.batch == "dynamic" or ":" in self.batch

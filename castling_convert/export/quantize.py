@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def quantize(
     reference = expected(prepared.model, signature, judged)
     nodes = linear_nodes(proto)
     with tempfile.TemporaryDirectory() as folder:
-        quantizer = _Quantizer(proto, signature, images, Path(folder))
+        quantizer = _Quantizer(proto, signature, calibration_batches(images, options), Path(folder))
 
         def noise(chosen: Iterable[str]) -> float:
             return compare(quantizer.model(chosen)(judged), reference, Tolerance(noise=1.0)).noise
@@ -93,6 +94,13 @@ def calibration_images(prepared: Deployable, options: ExportOptions) -> Tensor:
     return images
 
 
+def calibration_batches(images: Tensor, options: ExportOptions) -> list[Tensor]:
+    """One image each, or whole batches of the only size that the graph takes; they turn round to fill one."""
+    size = options.fixed_batch or 1
+    missing = -len(images) % size
+    return list(torch.cat([images, images.repeat(1 + missing // len(images), 1, 1, 1)[:missing]]).split(size))
+
+
 def linear_nodes(proto: onnx.ModelProto) -> list[str]:
     """Names of the nodes that multiply by a weight matrix."""
     constants = {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 2}
@@ -111,8 +119,8 @@ def _growing(most: int) -> Iterator[int]:
 class _Quantizer:
     """Quantises any choice of layers with ranges that are measured once."""
 
-    def __init__(self, proto: onnx.ModelProto, signature: Signature, images: Tensor, folder: Path) -> None:
-        self.source, self.signature, self.images, self.folder = proto, signature, images, folder
+    def __init__(self, proto: onnx.ModelProto, signature: Signature, batches: list[Tensor], folder: Path) -> None:
+        self.source, self.signature, self.batches, self.folder = proto, signature, batches, folder
 
     def proto(self, chosen: Iterable[str]) -> onnx.ModelProto:
         fresh = self.folder / "int8.onnx"
@@ -123,7 +131,7 @@ class _Quantizer:
             quantize_static(
                 source,
                 fresh,
-                _Reader(self.signature, self.images),
+                _Reader(self.signature, self.batches),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 nodes_to_quantize=list(chosen),
@@ -154,14 +162,14 @@ class _Quantizer:
 
 
 class _Reader(CalibrationDataReader):
-    """The calibration images, one at a time, as the artifact takes them."""
+    """The calibration images as the artifact takes them."""
 
-    def __init__(self, signature: Signature, images: Tensor) -> None:
-        self.name, self.values = signature.input, signature.inputs(images).numpy()
+    def __init__(self, signature: Signature, batches: list[Tensor]) -> None:
+        self.name, self.values = signature.input, [signature.inputs(images).numpy() for images in batches]
         self.rewind()
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.rows, None)
 
     def rewind(self) -> None:
-        self.rows = ({self.name: self.values[index : index + 1]} for index in range(len(self.values)))
+        self.rows = iter([{self.name: values} for values in self.values])

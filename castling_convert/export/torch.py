@@ -38,14 +38,14 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file name with --output")
     prepared = prepare(model, options, fused=True)
-    batch = 2 if options.dynamic else options.batch_sizes()[0]
+    batch = options.fixed_batch or 2
     example = prepared.signature.inputs(probe_images(prepared.model, batch, size=prepared.signature.input_size[1:]))
     shapes = (dynamic_axes(prepared.signature, options),)
     with torch.no_grad():
         program = torch.export.export(prepared, (example,), dynamic_shapes=shapes)
-    metadata: dict[str, Any] = {PRECISION: options.precision, SIGNATURE: prepared.signature.to_json(), "batch": None}
-    if not options.dynamic:
-        metadata["batch"] = batch
+    metadata: dict[str, Any] = {
+        PRECISION: options.precision, SIGNATURE: prepared.signature.to_json(), "batch": options.fixed_batch,
+    }  # fmt: skip
     if options.identity is not None:
         metadata[IDENTITY] = options.identity
     with writing_file(output) as fresh:

@@ -261,3 +261,12 @@ def test_a_wrong_graph_is_never_published(tmp_path, monkeypatch, precision) -> N
     with pytest.raises(CheckFailed, match=precision):
         cc.export(model, tmp_path / "model.onnx", precision=precision)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml")])
+def test_int8_for_one_batch_size_alone(tmp_path, format, name) -> None:
+    path = cc.export(folded(), tmp_path / name, format=format, precision="int8", batch=3, calibration="digits")
+    run = FORMATS[format].exporter.open(path)
+    assert run.batch == 3
+    assert run(images(4)).shape == (4, 10)
