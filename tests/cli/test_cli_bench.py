@@ -31,4 +31,3 @@ def test_what_a_user_can_get_wrong(castling, bundle):
     castling("bench", "nowhere").refused("nowhere")
     castling("bench", "out", "--runtime", "tpu").refused("not in 'tpu'")
     castling("bench", "out", "--plot", "latency.pdf").refused("--plot", ".svg or .png")
-    castling("bench", "out", "--image-size", "3").refused("3x3")
