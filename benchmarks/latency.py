@@ -55,10 +55,9 @@ def measure() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder))
         for runtime, precision, size in todo:
-            command = [
-                Path(sys.executable).with_name("castling"), "bench", bundle, "--runtime", runtime, "--precision", precision, "--image-size", size,
-                "--threads", THREADS, "--seconds", SECONDS, "--json",
-            ]  # fmt: skip
+            program = Path(sys.executable).with_name("castling")
+            command = [program, "bench", bundle, "--runtime", runtime, "--precision", precision, "--image-size", size]
+            command += ["--threads", THREADS, "--seconds", SECONDS, "--json"]
             done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True)
             (result,) = json.loads(done.stdout)
             with RESULTS.open("a") as file:
@@ -67,17 +66,7 @@ def measure() -> None:
 
 def page() -> str:
     found = read()
-    lines = [
-        "# Latency of DeiT-S", "",
-        f"Batch 1, {THREADS} threads, medians of interleaved calls; the ratio is softmax over castled, above 1 castling",
-        "is faster, with its 95 % bootstrap interval. The baseline is the fastest softmax graph there is: in onnxruntime",
-        "the better of the plain export and one with onnxruntime's own fused attention operator.",
-        "Made by `python benchmarks/latency.py`.", "",
-        f"{_processor()}, {os.cpu_count()} cores; " + ", ".join(f"{n} {v}" for n, v in versions().items() if n in
-         ("torch", "onnxruntime")) + f"; {platform.system()}.", "",
-        "| runtime | image | tokens | castled, ms | softmax, plain, ms | softmax, fused, ms | ratio to the faster |"
-        " ratio to the plain |", "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    rows = []
     for (runtime, precision), size in product(RUNS, SIZES):
         result = found.get((runtime, precision, size))
         if result is None:
@@ -85,13 +74,29 @@ def page() -> str:
         latency, ratio = result["latency"], result["ratio"]
         castled, plain = latency["castled"]["median"], latency["softmax"]["median"]
         fused = latency.get("softmax, fused attention")
-        cells = (
-            f"{runtime} {precision}", size, result["tokens"], f"{castled:.1f}", f"{plain:.1f}",
-            f"{fused['median']:.1f}" if fused else "", f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
-            f"{plain / castled:.2f}",
-        )  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        interval = f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        cells = [f"{runtime} {precision}", size, result["tokens"], f"{castled:.1f}", f"{plain:.1f}"]
+        cells += [f"{fused['median']:.1f}" if fused else "", interval, f"{plain / castled:.2f}"]
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    software = ", ".join(
+        f"{name} {version}" for name, version in versions().items() if name in ("torch", "onnxruntime")
+    )
+    return (
+        f"""# Latency of DeiT-S
+
+Batch 1, {THREADS} threads, medians of interleaved calls. The ratio is softmax over castled: above 1 castling is
+faster; in brackets its 95 % bootstrap interval. It is taken to the fastest softmax graph there is: in onnxruntime
+the better of the plain export and one with onnxruntime's own fused attention operator, in torch the fused kernel.
+Made by `python benchmarks/latency.py`.
+
+{_processor()}, {os.cpu_count()} cores; {software}; {platform.system()}.
+
+| runtime | image | tokens | castled, ms | softmax, ms | softmax, fused, ms | ratio to the faster | to the plain |
+|---|---|---|---|---|---|---|---|
+"""
+        + "\n".join(rows)
+        + "\n"
+    )
 
 
 def _processor() -> str:
