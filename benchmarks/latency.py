@@ -25,6 +25,7 @@ import timm
 import torch
 
 import castling_convert as cc
+from castling_convert.analysis.bench import random_weights_
 from castling_convert.bundle import versions
 from castling_convert.castle import close_masks
 
@@ -38,7 +39,7 @@ THREADS, SECONDS = 2, 15
 
 def make_bundle(folder: Path) -> Path:
     torch.manual_seed(0)
-    student = cc.castle(timm.create_model(MODEL))
+    student = cc.castle(random_weights_(timm.create_model(MODEL)))
     close_masks(student)
     return cc.save(cc.fold(student), folder / "bundle")
 

@@ -84,6 +84,7 @@ def test_the_softmax_model_is_that_of_the_bundle(bundle):
     assert not any(isinstance(module, FoldedAttention) for module in softmax.modules())
     assert len(softmax.blocks) == len(folded.blocks)
     assert softmax.embed_dim == folded.embed_dim
+    assert all(parameter.count_nonzero() == parameter.numel() for parameter in softmax.parameters())
 
 
 @pytest.mark.parametrize(
