@@ -186,6 +186,8 @@ class FoldedAttention(_Castled):
     constants in one buffer `head_scale`, [heads, 1, 1], that multiplies the small KᵀV product."""
 
     head_scale: Tensor
+    channels_first = False
+    """Compute on [B, heads, d, N] where it can be; see `attention.channels_first`."""
 
     def __init__(self, trained: CastledAttention) -> None:
         source = Projections(
@@ -196,5 +198,42 @@ class FoldedAttention(_Castled):
         self.depthwise = trained.depthwise
         self.register_buffer("head_scale", trained.scale().detach().clone())
 
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """As in training form."""
+        if self.channels_first and attn_mask is None and not is_causal and self.can_be_channels_first:
+            return self.project(self.attend_channels_first(x))
+        return super().forward(x, attn_mask, is_causal)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.linear(linear_angular(q, k, v, self.head_scale, self.config), v)
+
+    @property
+    def can_be_channels_first(self) -> bool:
+        """Whether nothing in this layer works on the last axis of a head: norms of q and k, a norm or gate behind,
+        a normalisation of its rows, a residual along the sequence."""
+        plain = all(isinstance(module, nn.Identity) for module in (self.q_norm, self.k_norm, self.norm))
+        config = self.config
+        linear = config.normalization == "gain" and config.constant == "mean" and config.depthwise != "tokens"
+        return plain and linear and self.gate is None
+
+    def attend_channels_first(self, x: Tensor) -> Tensor:
+        """`attend` on tokens x, [B, N, C], with the heads merged, [B, N, heads·d], and not one transposition
+        of q, k or v: W xᵀ gives them as [heads·d, N], which is also what the convolution takes."""
+        B, N, _ = x.shape
+        heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
+        tokens = x.transpose(1, 2)
+        bias = self.qkv.bias if self.qkv.bias is not None else x.new_zeros(3 * size)
+        joint = self.qkv.weight[: 2 * size] @ tokens + bias[: 2 * size, None]
+        joint = joint.reshape(B, 2 * heads, d, N)
+        joint = joint / (joint.square().sum(2, keepdim=True) + d * self.config.eps).sqrt()
+        q, k = joint.split(heads, 1)
+        v = (self.qkv.weight[2 * size :] @ tokens + bias[2 * size :, None]).reshape(B, heads, d, N)
+        constant = v.mean(-1, keepdim=True)
+        context = (v - constant if self.config.center else v) @ k.transpose(-1, -2)
+        y = ((context * (self.head_scale / N)) @ q + constant).reshape(B, size, N)
+        if self.depthwise is not None:
+            prefix = self.grid.num_prefix_tokens
+            height, width = self.grid.shape_for(N)
+            patches = v.reshape(B, size, N)[:, :, prefix:].reshape(B, size, height, width)
+            y = y + F.pad(self.depthwise(patches).flatten(2), (prefix, 0))
+        return y.transpose(1, 2)
