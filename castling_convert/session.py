@@ -113,9 +113,7 @@ class Session:
 
 def _open(kind: str, path: Path, device: str | None) -> tuple[Runner, str]:
     if kind == "onnx":
-        from .export.onnx import OnnxModel
-
-        return _onnx(OnnxModel, path, device or "cpu")
+        return _onnx(path, device or "cpu")
     if kind == "torch":
         from .export.torch import ProgramModel
 
@@ -128,8 +126,10 @@ def _open(kind: str, path: Path, device: str | None) -> tuple[Runner, str]:
     return format_of(path).exporter.open(path), fixed
 
 
-def _onnx(runner: Any, path: Path, device: str) -> tuple[Runner, str]:
+def _onnx(path: Path, device: str) -> tuple[Runner, str]:
     import onnxruntime
+
+    from .export.onnx import OnnxModel
 
     if device not in PROVIDERS:
         raise ExportError(f"device '{device}' is none of {', '.join(PROVIDERS)}")
@@ -141,7 +141,7 @@ def _onnx(runner: Any, path: Path, device: str) -> tuple[Runner, str]:
     cache = str(path.parent / f"{path.stem}.trt")  # building an engine takes minutes, reading it back seconds
     cached = {"trt_engine_cache_enable": True, "trt_engine_cache_path": cache,
               "trt_timing_cache_enable": True, "trt_timing_cache_path": cache}  # fmt: skip
-    opened = runner(path, [(name, cached) if name == "TensorrtExecutionProvider" else name for name in wanted])
+    opened = OnnxModel(path, [(name, cached) if name == "TensorrtExecutionProvider" else name for name in wanted])
     if opened.providers[0] != wanted[0]:
         raise ExportError(
             f"onnxruntime could not start {wanted[0]} and took {opened.providers[0]}; see its messages above"

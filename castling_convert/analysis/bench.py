@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from .. import bundle
 from ..attention import Projections
-from ..errors import BundleError, ExportError
+from ..errors import ExportError
 from ..export import FORMATS, find_format, format_of
 from ..export.options import ExportOptions
 from ..export.parity import probe_images
-from ..export.runner import IDENTITY, Runner
-from ..export.verify import find_bundle
+from ..export.runner import Runner
+from ..export.verify import open_target
 from ..families import family_of
 from .latency import Latency, Ratio, interleave, ratio
 
@@ -113,13 +113,7 @@ def models_of(target: Path) -> tuple[Any, Any, Runner | None]:
     """The folded model, the softmax model it was made of with random weights, and the artifact if it is one."""
     import timm
 
-    if target.is_dir() or not target.suffix:
-        path, artifact = target, None
-    elif not target.is_file():
-        raise BundleError(f"{target} not found; give a bundle or an exported artifact")
-    else:
-        artifact = format_of(target).exporter.open(target)
-        path = find_bundle(target, artifact.metadata.get(IDENTITY), None)
+    path, artifact = open_target(target)
     folded = bundle.load(path)
     arguments = bundle.read_config(path)["model_args"]
     return folded, random_weights_(timm.create_model(arguments["base"], **arguments["base_args"])).eval(), artifact

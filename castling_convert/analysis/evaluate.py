@@ -33,17 +33,9 @@ def evaluate(
     Raises:
         CastlingError: the target, the data, or a teacher that was asked for is not usable.
     """
-    from ..export import format_of
-    from ..export.runner import IDENTITY
-    from ..export.verify import find_bundle
+    from ..export.verify import open_target
 
-    if target.is_dir() or not target.suffix:
-        path, runner = target, None
-    elif not target.is_file():
-        raise BundleError(f"{target} not found; give a bundle or an exported artifact")
-    else:
-        runner = format_of(target).exporter.open(target)
-        path = find_bundle(target, runner.metadata.get(IDENTITY), None)
+    path, runner = open_target(target)
     folded: Any = bundle.load(path)
     castled: Classifier = runner if runner is not None else folded
     opened, unmeasured = with_usable_labels(open_data(data, Preprocessing.of(folded), "validation"), folded.num_classes)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,9 +34,6 @@ class Latency:
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
         return cls(1e3 * float(np.median(seconds)), 1e3 * float(np.percentile(seconds, 95)), len(seconds))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def interleave(variants: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:

@@ -138,8 +138,7 @@ class CastledAttention(_Castled):
     def calibrate(self, x: Tensor) -> None:
         """Set each head's gain to the least-squares fit of the linear form to softmax on tokens x, [B, N, C].
 
-        For `gain` only; with y = c + gain·u the best gain is <softmax - c, u> / <u, u>. A pretrained head
-        is much sharper than the angular kernel at gain 1, and gradient descent is slow to find that out.
+        For `gain` only; with y = c + gain·u the best gain is <softmax - c, u> / <u, u>.
         """
         if self.config.normalization != "gain" or self.gain is None:
             return

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import PATH, ImageSize, json_option, print_json, progress_console, result_console
+
+if TYPE_CHECKING:
+    from ..analysis.bench import Result
 
 
 @click.command("bench", epilog="Example, after castling demo: castling bench castled/digits --seconds 2")
@@ -43,9 +47,7 @@ def command(
     An artifact is measured as it is; of a bundle every combination of the options. The ratio is that of the
     medians, softmax over castled: above 1 castling is faster. Its interval is a 95 % bootstrap interval.
     """
-    from rich.table import Table
-
-    from ..analysis.bench import CASTLED, bench
+    from ..analysis.bench import bench
     from ..analysis.plot import check_format, plot_latency
 
     if plot is not None:
@@ -63,11 +65,20 @@ def command(
             console=progress_console(),
         )
     )
-    if plot is not None:
-        plot_latency(results, plot)
     if as_json:
         print_json([result.to_dict() for result in results])
-        return
+    else:
+        _print_table(target, results)
+    if plot is not None:  # last: what was measured is not lost with a plot that can't be written
+        plot_latency(results, plot)
+        click.echo(f"plot: {plot}", err=True)
+
+
+def _print_table(target: Path, results: list[Result]) -> None:
+    from rich.table import Table
+
+    from ..analysis.bench import CASTLED
+
     table = Table(title=f"{target}, {results[0].threads} threads", title_justify="left")
     for column in ("case", "tokens", "castled, ms (p95)", "softmax, ms (p95)", "softmax is", "ratio [95 %]"):
         table.add_column(column)
@@ -80,5 +91,3 @@ def command(
             f"{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}]",
         )  # fmt: skip
     result_console().print(table)
-    if plot is not None:
-        click.echo(f"plot: {plot}")

@@ -20,7 +20,7 @@ from ..files import writing_file
 from . import FORMATS, format_of
 from .options import ExportOptions
 from .parity import Parity, compare, probe_images
-from .runner import expected
+from .runner import IDENTITY, expected
 
 FILE = "verify.json"
 IMAGES = 256
@@ -113,7 +113,7 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
             rungs.append(Rung(artifact.name, "", None, None, None, f"not run: {reason}"))
             continue
         run = exporter.open(artifact)
-        find_bundle(artifact, run.metadata.get("castling.bundle"), path)
+        find_bundle(artifact, run.metadata.get(IDENTITY), path)
         tolerance = ExportOptions.make(precision=run.precision).tolerance
         if run.signature.input_size != Preprocessing.of(folded).input_size:
             rungs.append(Rung(artifact.name, run.precision, None, None, None, "not run: for another image size"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Runner(ABC):
 @torch.no_grad()
 def expected(model: nn.Module, signature: Signature, images: Tensor) -> Tensor:
     """What the float32 model gives for what the artifact is given."""
-    reference = Deployable(model, Signature(**{**signature.__dict__, "dtype": "float32"})).eval()
+    reference = Deployable(model, replace(signature, dtype="float32")).eval()
     return reference(reference.signature.inputs(images))
 
 

@@ -24,7 +24,7 @@ from ..errors import CheckFailed, ExportError, Interrupted
 from ..files import writing_file
 from . import onnx as onnx_format
 from .options import ExportOptions
-from .prepare import Signature, prepare
+from .prepare import Signature
 from .runner import PRECISION, SIGNATURE, Exported, Runner, check
 from .trt_operators import refused
 
@@ -69,14 +69,15 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
         raise ExportError(f"format trt {reason}{ONNX_ONLY}")
     graph = output.with_suffix(".trt.onnx")
     made = onnx_format.export(model, graph, options)
-    complaints = list(refused(onnx.load(graph)))
+    proto = onnx.load(graph)
+    complaints = list(refused(proto))
     if complaints:
         graph.unlink()
         raise ExportError(
             f"TensorRT would refuse {len(complaints)} node{'s' if len(complaints) > 1 else ''}: {complaints[0]}; "
             "export another opset with --opset, or report this model"
         )
-    signature = prepare(model, options).signature
+    signature = Signature.from_json({entry.key: entry.value for entry in proto.metadata_props}[SIGNATURE])
     line = trtexec_line(graph, output, signature, options)
     if options.onnx_only:
         return replace(made, notes={**made.notes, "trtexec": line})
@@ -234,7 +235,7 @@ def products_in(graph: onnx.ModelProto, precision: str) -> set[str]:
 
 
 def _monitor(console: Console | None) -> Any:
-    """TensorRT's progress on the console; a second Ctrl-C, or the first between two steps, cancels the build."""
+    """TensorRT's progress on the console; Ctrl-C cancels the build at its next step."""
     import tensorrt as trt
 
     class Monitor(trt.IProgressMonitor):

@@ -12,7 +12,7 @@ from ..errors import BundleError, ExportError
 from . import format_of
 from .options import ExportOptions
 from .parity import Parity, compare, probe_images
-from .runner import IDENTITY, expected
+from .runner import IDENTITY, Runner, expected
 
 IMAGES = 64
 """Images taken from real data; generated ones are dearer and eight do."""
@@ -97,6 +97,21 @@ def verify(
         parities[1] if trained is not None else None,
         run.intact,
     )
+
+
+def open_target(target: Path) -> tuple[Path, Runner | None]:
+    """A bundle's path, and the artifact in its runtime where `target` is one and no bundle.
+
+    Raises:
+        ExportError: the artifact is damaged, or of a kind that can't be run here.
+        BundleError: nothing there, or the artifact's bundle is not found.
+    """
+    if target.is_dir() or not target.suffix:
+        return target, None
+    if not target.is_file():
+        raise BundleError(f"{target} not found; give a bundle or an exported artifact")
+    runner = format_of(target).exporter.open(target)
+    return find_bundle(target, runner.metadata.get(IDENTITY), None), runner
 
 
 def find_bundle(artifact: Path, identity: str | None, given: Path | None) -> Path:
