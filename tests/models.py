@@ -29,6 +29,9 @@ ATTENTION: dict[str, Any] = {
     "constant": "mean", "normalization": "row_sum", "depthwise": "grid", "kernel_size": 3, "eps": 1e-6,
 }  # fmt: skip
 
+DEFAULT: dict[str, Any] = {"normalization": "gain", "center": True}
+"""What the shipped default has in place of that."""
+
 
 def tiny(name: str = "vit_tiny_patch16_224", **arguments: Any) -> Any:
     """A small model of an architecture, in eval mode, its parameters shaken."""

@@ -186,7 +186,7 @@ class FoldedAttention(_Castled):
 
     head_scale: Tensor
     channels_first = False
-    """Compute on [B, heads, d, N] where it can be; see `attention.channels_first`."""
+    """Compute `attend_channels_first` where it can be; set at export for runtimes that are faster so."""
 
     def __init__(self, trained: CastledAttention) -> None:
         source = Projections(
@@ -224,7 +224,7 @@ class FoldedAttention(_Castled):
         bias = self.qkv.bias if self.qkv.bias is not None else x.new_zeros(3 * size)
         joint = self.qkv.weight[: 2 * size] @ tokens + bias[: 2 * size, None]
         joint = joint.reshape(B, 2 * heads, d, N)
-        joint = joint / (joint.square().sum(2, keepdim=True) + d * self.config.eps).sqrt()
+        joint = joint / ((joint * joint).sum(2, keepdim=True) + d * self.config.eps).sqrt()
         q, k = joint.split(heads, 1)
         v = (self.qkv.weight[2 * size :] @ tokens + bias[2 * size :, None]).reshape(B, heads, d, N)
         constant = v.mean(-1, keepdim=True)

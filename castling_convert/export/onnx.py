@@ -39,7 +39,8 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     """
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file name with --output")
-    prepared = prepare(model, options)
+    # Faster in float32 (benchmarks/latency.md); int8 needs its weights on the right of a product.
+    prepared = prepare(model, options, channels_first=options.precision == "fp32")
     proto = to_proto(prepared, options)
     notes: dict[str, Any] = {}
     if options.precision == "int8":

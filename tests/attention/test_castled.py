@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from castling_convert.attention import AttentionConfig, FoldedAttention, TokenGrid, castled
 from castling_convert.recipe import Recipe
@@ -32,6 +33,33 @@ def test_folded_form_is_the_formula(form: AttentionConfig) -> None:
     trained.set_mask(1.0)
     folded = FoldedAttention(trained).eval()
     torch.testing.assert_close(folded(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ALL, ids=label)
+@torch.no_grad()
+def test_channels_first_is_the_formula(form: AttentionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, x = layer(form), tokens()
+    trained.set_mask(1.0)
+    folded = FoldedAttention(trained).eval()
+    folded.channels_first = True
+    taken = []
+    attend = folded.attend_channels_first
+    monkeypatch.setattr(folded, "attend_channels_first", lambda x: taken.append(x) or attend(x))
+    torch.testing.assert_close(folded(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
+    assert len(taken) == (form.normalization == "gain" and form.constant == "mean" and form.depthwise != "tokens")
+
+
+@pytest.mark.parametrize("part", ["q_norm", "k_norm", "norm"])
+@torch.no_grad()
+def test_a_norm_of_heads_keeps_tokens_first(part: str) -> None:
+    trained, x = layer(Recipe.load("castling").attention), tokens()
+    trained.set_mask(1.0)
+    setattr(trained, part, nn.LayerNorm(HEADS * D if part == "norm" else D).double())
+    folded = FoldedAttention(trained).eval()
+    assert not folded.can_be_channels_first
+    expected = folded(x)
+    folded.channels_first = True
+    assert torch.equal(folded(x), expected)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=label)

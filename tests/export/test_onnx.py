@@ -19,7 +19,7 @@ from castling_convert.errors import CheckFailed, ExportError, FoldError, OutputE
 from castling_convert.export import onnx as onnx_format
 from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
-from tests.models import KINDS, closed_student, images, recipe, tiny
+from tests.models import DEFAULT, KINDS, closed_student, images, recipe, tiny
 
 pytestmark = pytest.mark.xdist_group("onnx")  # exports are shared, so one worker runs them all
 
@@ -38,9 +38,9 @@ class Exported:
         return Counter(node.op_type for node in self.proto.graph.node)
 
 
-def folded(kind: str = "deit", layers: str | None = None) -> Any:
+def folded(kind: str = "deit", layers: str | None = None, **attention: Any) -> Any:
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers))
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **attention))
 
 
 def export(model: Any, path: Path, **options: Any) -> Exported:
@@ -48,14 +48,18 @@ def export(model: Any, path: Path, **options: Any) -> Exported:
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """An export of each kind, made when it is first asked for."""
-    return cache(lambda kind: export(folded(kind), tmp_path_factory.mktemp(kind) / "model.onnx"))
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+    """An export of each kind, of the shipped default or in row_sum form, made when it is first asked for."""
+
+    def make(kind: str, default: bool = True) -> Exported:
+        return export(folded(kind, **DEFAULT if default else {}), tmp_path_factory.mktemp(kind) / "model.onnx")
+
+    return cache(make)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def exported(request: pytest.FixtureRequest, exports: Callable[[str], Exported]) -> Exported:
-    return exports(request.param)
+@pytest.fixture(scope="module", params=[(kind, default) for kind in KINDS for default in (True, False)], ids=str)
+def exported(request: pytest.FixtureRequest, exports: Callable[..., Exported]) -> Exported:
+    return exports(*request.param)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +91,12 @@ class TestEveryKind:
         assert exported.operators["Softmax"] == len(kept)
         assert exported.operators["Attention"] == 0
 
-    def test_norms_of_q_and_k_are_one_node_each(self, exported: Exported) -> None:
-        assert exported.operators["RMSNormalization"] == 2 * len(exported.model.castling.castled)
+    def test_norms_of_q_and_k_are_one_node_each_or_one_for_both_with_channels_first(self, exported: Exported) -> None:
+        castled = [exported.model.get_submodule(name) for name in exported.model.castling.castled]
+        first = sum(layer.can_be_channels_first for layer in castled)
+        assert first == (len(castled) if castled[0].config.normalization == "gain" else 0)
+        assert exported.operators["RMSNormalization"] == 2 * (len(castled) - first)
+        assert exported.operators["Sqrt"] == first
 
     def test_no_dead_nodes(self, exported: Exported) -> None:
         graph = exported.proto.graph
