@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from ..export.parity import probe_images
 from ..export.runner import Runner
 from ..export.verify import open_target
 from ..families import family_of
-from .latency import Latency, Ratio, interleave, ratio
+from .latency import FEWEST_ROUNDS, Latency, Ratio, interleave, ratio
+from .memory import peak_memory
 
-RUNTIMES = ("onnx", "openvino", "torch")
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+"""What can be measured here, and the library that runs it."""
 CASTLED, PLAIN, FUSED = "castled", "softmax", "softmax, fused attention"
 
 
@@ -47,7 +49,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """One case: the latency of every variant, which softmax variant is the fastest, and castled against it."""
+    """One case: latency of every variant, which softmax variant is the fastest, and castled against it.
+
+    `memory` is the peak in bytes that opening and running each takes, see `memory.peak_memory`; empty where
+    it was not measured.
+    """
 
     case: Case
     tokens: int
@@ -55,6 +61,7 @@ class Result:
     latency: dict[str, Latency]
     baseline: str
     ratio: Ratio
+    memory: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,14 +97,7 @@ def bench(
         size, precision = artifact.signature.input_size[1:], artifact.precision
         runtimes, precisions, image_sizes = (format_of(target).name,), (precision,), ((size[0], size[1]),)
         batches = (artifact.batch,) if artifact.batch is not None else batches
-    for runtime in runtimes:
-        if runtime not in RUNTIMES:
-            raise ExportError(f"bench runs in {', '.join(RUNTIMES)}, not in '{runtime}'")
-        for precision in precisions:
-            find_format(runtime, precision)
-        reason = FORMATS[runtime].exporter.missing()
-        if reason is not None:
-            raise ExportError(f"runtime {runtime} {reason}")
+    check_cases(runtimes, precisions)
     own = probe_images(folded, 1).shape[-2:]
     cases = [
         Case(runtime, precision, (size[0], size[1]), batch)
@@ -106,7 +106,22 @@ def bench(
     for case in cases:
         if console is not None:
             console.print(f"measuring {case} ...")
-        yield _measure(case, folded, softmax, None if artifact is None else target, threads, seconds, calibration)
+        yield measure(
+            case, folded, softmax, artifact=None if artifact is None else target,
+            threads=threads, seconds=seconds, calibration=calibration,
+        )  # fmt: skip
+
+
+def check_cases(runtimes: tuple[str, ...], precisions: tuple[str, ...]) -> None:
+    """Raise ExportError for what can't be measured here."""
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise ExportError(f"what is measured runs in {', '.join(RUNTIMES)}, not in '{runtime}'")
+        for precision in precisions:
+            find_format(runtime, precision)
+        reason = FORMATS[runtime].exporter.missing()
+        if reason is not None:
+            raise ExportError(f"runtime {runtime} {reason}")
 
 
 def models_of(target: Path) -> tuple[Any, Any, Runner | None]:
@@ -129,25 +144,27 @@ def random_weights_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _measure(
+def measure(
     case: Case,
     folded: nn.Module,
     softmax: Any,
-    artifact: Path | None,
-    threads: int | None,
-    seconds: float,
-    calibration: str | None,
+    *,
+    artifact: Path | None = None,
+    threads: int | None = None,
+    seconds: float = 10.0,
+    rounds: int = FEWEST_ROUNDS,
+    calibration: str | None = None,
+    memory: bool = True,
 ) -> Result:
+    """One case, of two models or of an artifact and a softmax model."""
     options = ExportOptions.make(
         precision=case.precision, batch=case.batch, image_size=case.image_size, verify=False,
         calibration=calibration if case.precision == "int8" else None,
     )  # fmt: skip
-    models = {CASTLED: folded, PLAIN: softmax}
-    if case.runtime == "onnx":
-        models[FUSED] = fuse_attention(softmax)
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads) as used:
         runs: dict[str, Callable[[], object]] = {}
-        for name, model in models.items():
+        peaks: dict[str, int] = {}
+        for name, model in variants(folded, softmax, case.runtime).items():
             file = Path(folder) / f"{len(runs)}{FORMATS[case.runtime].suffix}"
             if name == CASTLED and artifact is not None:
                 file = artifact
@@ -155,10 +172,13 @@ def _measure(
                 FORMATS[case.runtime].exporter.export(model, file, options)
             run = runner(case.runtime, file, used)
             images = probe_images(model, 1, size=case.image_size).repeat(case.batch, 1, 1, 1)
-            runs[name] = partial(run.run, run.signature.inputs(images).numpy())
-        times = interleave(runs, seconds)
+            values = run.signature.inputs(images).numpy()
+            runs[name] = partial(run.run, values)
+            peak = peak_memory(case.runtime, file, used, values.shape, values.dtype.name) if memory else None
+            peaks |= {} if peak is None else {name: peak}
+        times = interleave(runs, seconds, rounds)
     latency = {name: Latency.of(values) for name, values in times.items()}
-    baseline = min((name for name in latency if name != CASTLED), key=lambda name: latency[name].median)
+    baseline = baseline_of({name: found.median for name, found in latency.items()})
     height, width = softmax.patch_embed.dynamic_feat_size(case.image_size)
     return Result(
         case,
@@ -167,7 +187,19 @@ def _measure(
         latency,
         baseline,
         ratio(times[baseline], times[CASTLED]),
+        peaks,
     )
+
+
+def variants(folded: nn.Module, softmax: Any, runtime: str) -> dict[str, nn.Module]:
+    """What is measured in `runtime`: the castled model, and every softmax one that could be the fastest there."""
+    found: dict[str, nn.Module] = {CASTLED: folded, PLAIN: softmax}
+    return found | ({FUSED: fuse_attention(softmax)} if runtime == "onnx" else {})
+
+
+def baseline_of(medians: Mapping[str, float]) -> str:
+    """The fastest variant that is not castled."""
+    return min((name for name in medians if name != CASTLED), key=medians.__getitem__)
 
 
 def runner(runtime: str, file: Path, threads: int) -> Runner:

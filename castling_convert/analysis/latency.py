@@ -36,8 +36,10 @@ class Latency:
         return cls(1e3 * float(np.median(seconds)), 1e3 * float(np.percentile(seconds, 95)), len(seconds))
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of every call of every variant: A B A B ... for about `seconds`, at least FEWEST_ROUNDS rounds.
+def interleave(
+    variants: Mapping[str, Callable[[], object]], seconds: float, rounds: int = FEWEST_ROUNDS
+) -> dict[str, list[float]]:
+    """Seconds of every call of every variant: A B A B ... for about `seconds`, at least that many `rounds`.
 
     Whatever the machine does meanwhile, it does to all of them; every other round runs backwards, so that
     none is always the one after another.
@@ -48,7 +50,7 @@ def interleave(variants: Mapping[str, Callable[[], object]], seconds: float) -> 
             variants[name]()
     times: dict[str, list[float]] = {name: [] for name in order}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[order[-1]]) < FEWEST_ROUNDS:
+    while time.perf_counter() < end or len(times[order[-1]]) < rounds:
         for name in order:
             started = time.perf_counter()
             variants[name]()

@@ -11,7 +11,7 @@ import click
 
 from ..errors import CastlingError
 from ..version import __version__
-from . import bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify
+from . import analyze, bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -27,7 +27,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for _module in (convert, export, verify, evaluate, bench, inspect, models, recipes, report, doctor, demo):
+for _module in (convert, export, verify, evaluate, analyze, bench, inspect, models, recipes, report, doctor, demo):
     cli.add_command(_module.command)
 
 

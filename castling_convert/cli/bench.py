@@ -80,7 +80,15 @@ def _print_table(target: Path, results: list[Result]) -> None:
     from ..analysis.bench import CASTLED
 
     table = Table(title=f"{target}, {results[0].threads} threads", title_justify="left")
-    for column in ("case", "tokens", "castled, ms (p95)", "softmax, ms (p95)", "softmax is", "ratio [95 %]"):
+    for column in (
+        "case",
+        "tokens",
+        "castled, ms (p95)",
+        "softmax, ms (p95)",
+        "softmax is",
+        "ratio [95 %]",
+        "peak memory, MB",
+    ):
         table.add_column(column)
     for result in results:
         castled, softmax = result.latency[CASTLED], result.latency[result.baseline]
@@ -89,5 +97,7 @@ def _print_table(target: Path, results: list[Result]) -> None:
             str(result.case), str(result.tokens), f"{castled.median:.2f} ({castled.p95:.2f})",
             f"{softmax.median:.2f} ({softmax.p95:.2f})", result.baseline.partition(", ")[2] or "plain",
             f"{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}]",
+            f"{result.memory[CASTLED] / 1e6:.0f}, softmax {result.memory[result.baseline] / 1e6:.0f}"
+            if result.memory else "",
         )  # fmt: skip
     result_console().print(table)

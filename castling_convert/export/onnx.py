@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ExportError, OutputError
 from ..files import writing_file
@@ -64,15 +64,23 @@ def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
     batch = options.fixed_batch or 2
     signature = prepared.signature
     example = signature.inputs(probe_images(prepared.model, batch, size=signature.input_size[1:]))
-    shapes = (dynamic_axes(signature, options),)
+    return trace(
+        prepared, example, options, (signature.input, signature.output), (dynamic_axes(signature, options),)
+    )  # fmt: skip
+
+
+def trace(
+    module: nn.Module, example: Tensor, options: ExportOptions, names: tuple[str, str], shapes: Any = None
+) -> onnx.ModelProto:
+    """The checked, simplified graph of any module of one input and one output, with their `names`."""
     with _quiet():
         program = torch.onnx.export(
-            prepared,
+            module,
             (example,),
             dynamo=True,
             opset_version=options.opset or DEFAULT_OPSET,
-            input_names=[signature.input],
-            output_names=[signature.output],
+            input_names=[names[0]],
+            output_names=[names[1]],
             dynamic_shapes=shapes,
             verbose=False,
         )

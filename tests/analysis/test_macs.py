@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import castling_convert as cc
-from castling_convert.analysis.macs import count_macs, count_parameters
+from castling_convert.analysis.macs import castled_cost, count_macs, count_parameters, softmax_cost
 from castling_convert.castle import close_masks
 
 D, DEPTH, HEADS, PATCH, SIDE, CLASSES = 32, 2, 4, 8, 32, 10
@@ -42,6 +44,57 @@ def test_folded(depthwise, residual):
     attention = 2 * N * HEAD_DIM * D + HEAD_DIM * D
     counted = count_macs(folded(vit(), f"attention.depthwise={depthwise}"))
     assert counted == OUTSIDE_ATTENTION + DEPTH * (attention + residual)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("attention.depthwise=none",), ("attention.depthwise=tokens", "attention.kernel_size=9"),
+     ("attention.center=false", "attention.normalization=row_sum", "attention.kernel_size=3")],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("side", [SIDE, 2 * SIDE])
+def test_the_formulas_of_a_layer_are_what_torch_counts(overrides, side):
+    softmax, tokens = vit(img_size=side), (side // PATCH) ** 2 + 1
+    castled = folded(softmax, *overrides)
+    attention = castled.blocks[0].attn
+    shape = (tokens, D, HEADS, HEAD_DIM)
+    assert layer_macs(softmax.blocks[0].attn, tokens) == softmax_cost(*shape).macs
+    assert layer_macs(attention, tokens) == castled_cost(*shape, attention.config).macs
+
+
+def layer_macs(layer: torch.nn.Module, tokens: int) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(torch.zeros(1, tokens, D))
+    return counter.get_total_flops() // 2
+
+
+class Written(TorchDispatchMode):
+    """Numbers of every tensor that is computed, the largest first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.sizes.append(out.numel())
+        return out
+
+
+def test_what_is_held_is_what_is_computed():
+    """Softmax computes heads·N² numbers at once; castled none as many as q, k and v together."""
+    softmax, tokens = vit(img_size=4 * SIDE), (4 * SIDE // PATCH) ** 2 + 1
+    softmax.blocks[0].attn.fused_attn = False
+    castled = folded(softmax).blocks[0].attn
+    largest = {}
+    for name, layer in (("softmax", softmax.blocks[0].attn), ("castled", castled)):
+        with Written() as written, torch.no_grad():
+            layer(torch.zeros(1, tokens, D))
+        largest[name] = max(written.sizes)
+    assert largest == {"softmax": softmax_cost(tokens, D, HEADS, HEAD_DIM).values, "castled": 3 * tokens * D}
+    held = castled_cost(tokens, D, HEADS, HEAD_DIM, castled.config).values
+    assert held == 3 * tokens * D + HEAD_DIM * D  # q̂, k̂, the convolved patches, and K̂ᵀV
 
 
 def test_quadratic_against_linear_in_the_tokens():

@@ -1,0 +1,169 @@
+"""What castling would bring on this machine, measured before anything is trained: weights are random, which
+latency does not depend on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+
+from ..castle import castle_, close_masks
+from ..families import AttentionLayer, family_of
+from ..fold import fold_
+from ..recipe import Recipe
+from .bench import Case, Result, check_cases, measure, random_weights_
+from .latency import Ratio
+from .layers import BreakEven, LayerLatency, Layers
+from .macs import AttentionCost, castled_cost, softmax_cost
+
+ROUNDS = 5
+"""Fewest calls of each variant: enough to tell a gain, and a large model at 1024x1024 does not take minutes."""
+LARGE, MODERATE = 1.5, 1.15
+WORTH = 1.03
+"""Below this ratio castling is not worth a distillation."""
+
+
+@dataclass(frozen=True)
+class LayerAnalysis:
+    """The attention layers of one shape at one image size. `latency` is by runtime, in float32."""
+
+    names: list[str]
+    image_size: tuple[int, int]
+    tokens: int
+    num_heads: int
+    head_dim: int
+    softmax: AttentionCost
+    castled: AttentionCost
+    latency: dict[str, LayerLatency]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """In plain words what one case would gain. `gain` is large, moderate, small or none; `layers` what to castle."""
+
+    gain: str
+    layers: list[str]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All that was measured: layers and whole models at every image size, and the break-even by runtime."""
+
+    model: str
+    threads: int
+    layers: list[LayerAnalysis]
+    break_even: list[BreakEven]
+    cases: list[Result]
+    advice: list[Advice]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def analyze(
+    name: str,
+    load: Callable[[tuple[int, int] | None], Any],
+    *,
+    recipe: Recipe,
+    image_sizes: tuple[tuple[int, int], ...] = (),
+    runtimes: tuple[str, ...] = ("onnx",),
+    precisions: tuple[str, ...] = ("fp32",),
+    batch: int = 1,
+    threads: int | None = None,
+    seconds: float = 2.0,
+    console: Console | None = None,
+) -> Analysis:
+    """Measure a model and its castled twin, layer by layer and whole, in every combination.
+
+    Args:
+        load: the model at an image size, (height, width), or at its own for None.
+        seconds: of measurement for each whole model; a layer gets a tenth.
+
+    Raises:
+        ModelError: nothing of it can be castled.
+        ExportError: a runtime or precision is not available.
+    """
+    check_cases(runtimes, precisions)
+    say = console.print if console is not None else lambda line: None
+    layers: list[LayerAnalysis] = []
+    break_even: list[BreakEven] = []
+    cases: list[Result] = []
+    for size in image_sizes or (None,):
+        softmax: Any = random_weights_(load(size)).eval()
+        folded = castled_twin(softmax, recipe)
+        height, width = softmax.patch_embed.img_size
+        grid: tuple[int, int] = softmax.patch_embed.grid_size
+        found = shapes(softmax, folded, recipe, (height, width))
+        for layer, runtime in ((layer, runtime) for layer in found for runtime in runtimes):
+            say(f"measuring {layer.names[0]} in {runtime}, {height}x{width} ...")
+            alone = Layers(folded, softmax, layer.names[0], runtime, threads)
+            layer.latency[runtime] = alone.measure(*grid, seconds / 10, ROUNDS)
+            known = [(one.runtime, one.num_heads, one.head_dim) for one in break_even]
+            if (runtime, layer.num_heads, layer.head_dim) not in known:
+                say(f"looking for the break-even of {layer.names[0]} in {runtime} ...")
+                break_even.append(alone.break_even(seconds / 10, ROUNDS))
+        layers += found
+        for runtime, precision in ((runtime, precision) for runtime in runtimes for precision in precisions):
+            case = Case(runtime, precision, (height, width), batch)
+            say(f"measuring the whole model, {case} ...")
+            cases.append(
+                measure(case, folded, softmax, threads=threads, seconds=seconds, rounds=ROUNDS, memory=False)
+            )  # fmt: skip
+    advice = [advise(result, [layer for layer in layers if layer.image_size == result.case.image_size])
+              for result in cases]  # fmt: skip
+    return Analysis(name, cases[0].threads, layers, break_even, cases, advice)
+
+
+def castled_twin(softmax: Any, recipe: Recipe) -> Any:
+    """A folded model as distillation would leave it, with random weights."""
+    student = random_weights_(castle_(copy.deepcopy(softmax), recipe))
+    close_masks(student)
+    return fold_(student)
+
+
+def shapes(softmax: Any, folded: Any, recipe: Recipe, size: tuple[int, int]) -> list[LayerAnalysis]:
+    """The layers that `recipe` castles, those of one shape together, with what each costs by formula."""
+    found: dict[tuple[int, int, int], list[AttentionLayer]] = {}
+    for layer in family_of(softmax).layers(softmax):
+        if layer.name in folded.castling.castled:
+            found.setdefault((layer.tokens, layer.num_heads, layer.head_dim), []).append(layer)
+    dim, prefix = softmax.embed_dim, softmax.num_prefix_tokens
+    return [
+        LayerAnalysis(
+            [layer.name for layer in group], size, tokens, heads, head_dim,
+            softmax_cost(tokens, dim, heads, head_dim),
+            castled_cost(tokens, dim, heads, head_dim, recipe.attention, prefix), {},
+        )
+        for (tokens, heads, head_dim), group in found.items()
+    ]  # fmt: skip
+
+
+def advise(result: Result, layers: list[LayerAnalysis]) -> Advice:
+    """What to do, from the whole model's ratio and, in its runtime, those of its layers."""
+    case, ratio = result.case, result.ratio
+    names = [name for layer in layers for name in layer.names]
+    paying = [name for layer in layers if layer.latency[case.runtime].ratio > 1 for name in layer.names]
+    gain = _gain(ratio)
+    if gain == "none" or not paying:
+        what, chosen = "castling is not worth it here", []
+    elif len(paying) == len(names):
+        what, chosen = f"castle all {len(names)} layers", names
+    else:
+        what, chosen = f"castle these layers: {', '.join(paying)}", paying
+    if gain == "small":
+        what += ", if a few per cent are worth a distillation to you"
+    size = "small to none" if gain == "none" else gain
+    sentence = f"{case}: the gain is {size}, {ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]; {what}"
+    return Advice(gain, chosen, sentence)
+
+
+def _gain(ratio: Ratio) -> str:
+    if ratio.value >= LARGE:
+        return "large"
+    if ratio.value >= MODERATE:
+        return "moderate"
+    return "small" if ratio.value >= WORTH and ratio.low > 1 else "none"

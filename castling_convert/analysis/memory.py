@@ -1,0 +1,54 @@
+"""Peak memory of a model that runs, each in a process of its own: what another left behind is not counted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from ..errors import ExportError
+
+STATUS = Path("/proc/self/status")
+CALLS = 3
+
+
+def peak_memory(runtime: str, file: Path, threads: int, shape: tuple[int, ...], dtype: str) -> int | None:
+    """Bytes that opening the artifact `file` and running it on an input of `shape` take at their peak, its
+    weights included, beyond what the runtime itself takes. None where the system does not say (no Linux).
+
+    Raises:
+        ExportError: the process that measures it failed.
+    """
+    if not STATUS.exists():
+        return None
+    program = "from castling_convert.analysis.memory import child; child()"
+    words = [sys.executable, "-c", program, runtime, str(file.resolve()), str(threads), json.dumps(shape), dtype]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(f"peak memory of {file} can't be measured: {(done.stderr.strip() or '?').splitlines()[-1]}")
+    return int(done.stdout)
+
+
+def child() -> None:
+    """What the process does; its arguments are those of `peak_memory`, the answer goes to its standard output."""
+    import numpy as np
+
+    from .bench import RUNTIMES, runner, torch_threads
+
+    runtime, file, threads, shape, dtype = sys.argv[1:]
+    values = np.zeros(json.loads(shape), dtype)
+    import_module(RUNTIMES[runtime])
+    before = _status("VmRSS")
+    with torch_threads(int(threads)):
+        model = runner(runtime, Path(file), int(threads))
+        for _ in range(CALLS):
+            model.run(values)
+    print(max(0, _status("VmHWM") - before))
+
+
+def _status(key: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,120 @@
+"""castling analyze"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import ImageSize, json_option, print_json, progress_console, result_console
+
+if TYPE_CHECKING:
+    from ..analysis.analyze import Analysis
+
+
+@click.command(
+    "analyze",
+    epilog="Example: castling analyze --model deit_t --image-size 224 --runtime torch --seconds 0.5",
+)
+@click.option("--model", "-m", required=True, help="An alias (deit_s), a timm name, hf-hub: or local-dir:.")
+@click.option(
+    "--image-size",
+    "image_sizes",
+    type=ImageSize(),
+    multiple=True,
+    help="224 or HEIGHTxWIDTH; repeatable [default: the model's own].",
+)
+@click.option("--runtime", "runtimes", multiple=True,
+              help="onnx, torch or openvino; repeatable [default: all that are installed].")  # fmt: skip
+@click.option("--precision", "precisions", multiple=True, help="fp32, fp16, bf16 or int8; repeatable [default: fp32].")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
+@click.option("--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="For each whole model.")
+@click.option("--recipe", default="castling", show_default=True, help="Whose attention and layers are meant.")
+@click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head.")
+@click.option("--model-arg", "model_args", multiple=True, metavar="KEY=VALUE",
+              help="Handed to timm.create_model; repeatable.")  # fmt: skip
+@json_option
+def command(
+    model: str,
+    image_sizes: tuple[tuple[int, int], ...],
+    runtimes: tuple[str, ...],
+    precisions: tuple[str, ...],
+    batch: int,
+    threads: int | None,
+    seconds: float,
+    recipe: str,
+    num_classes: int | None,
+    model_args: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Predict what castling gains on this machine, before anything is trained.
+
+    Measured with random weights, which latency does not depend on: every kind of attention layer and the whole
+    model, softmax against castled, as castling bench does it; and from how many tokens on castling is faster.
+    """
+    from ..analysis.analyze import analyze
+    from ..analysis.bench import RUNTIMES
+    from ..export import FORMATS
+    from ..load import load_model, parse_model_args
+    from ..recipe import Recipe
+
+    arguments = parse_model_args(model_args)
+    found = analyze(
+        model,
+        lambda size: load_model(
+            model, pretrained=False, image_size=size, num_classes=num_classes, model_args=arguments
+        ),
+        recipe=Recipe.load(recipe),
+        image_sizes=image_sizes,
+        runtimes=runtimes or tuple(name for name in RUNTIMES if FORMATS[name].exporter.missing() is None),
+        precisions=precisions or ("fp32",),
+        batch=batch,
+        threads=threads,
+        seconds=seconds,
+        console=progress_console(),
+    )  # fmt: skip
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print(found)
+
+
+def _print(found: Analysis) -> None:
+    from rich.table import Table
+
+    console = result_console()
+    table = Table(title=f"{found.model}, attention layers, {found.threads} threads, batch 1", title_justify="left")
+    for column in ("image", "tokens", "layers", "heads", "M MACs: softmax, castled", "holds, MB: softmax, castled"):
+        table.add_column(column)
+    runtimes = list(found.layers[0].latency)
+    for runtime in runtimes:
+        table.add_column(f"{runtime} fp32, ms: softmax, castled")
+    for layer in found.layers:
+        height, width = layer.image_size
+        costs = layer.softmax, layer.castled
+        latencies = (layer.latency[runtime] for runtime in runtimes)
+        table.add_row(
+            f"{height}x{width}", str(layer.tokens), str(len(layer.names)), f"{layer.num_heads} of {layer.head_dim}",
+            ", ".join(f"{cost.macs / 1e6:.0f}" for cost in costs),
+            ", ".join(f"{4 * cost.values / 1e6:.1f}" for cost in costs),
+            *(f"{one.softmax:.2f}, {one.castled:.2f} ({one.ratio:.2f}x)" for one in latencies),
+        )  # fmt: skip
+    console.print(table)
+    click.echo("holds: float32 numbers between q, k, v and the output; a fused softmax kernel holds a part at a time")
+    for one in found.break_even:
+        click.echo(f"break-even in {one.runtime}: {one}")
+    click.echo()
+    whole = Table(title="whole model, predicted from random weights", title_justify="left")
+    for column in ("case", "tokens", "softmax, ms", "castled, ms", "ratio [95 %]"):
+        whole.add_column(column)
+    for result in found.cases:
+        ratio, show = result.ratio, partial("{:.1f}".format)
+        whole.add_row(
+            str(result.case), str(result.tokens), show(result.latency[result.baseline].median),
+            show(result.latency["castled"].median), f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
+        )  # fmt: skip
+    console.print(whole)
+    for advice in found.advice:
+        click.echo(advice.sentence)
