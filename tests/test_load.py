@@ -48,6 +48,11 @@ def test_random_weights_and_size():
     assert len(model.blocks) == 1
 
 
+def test_an_image_without_a_patch():
+    with pytest.raises(ModelError, match="images of 4x12 hold no patch"):
+        load_model("vit_t", pretrained=False, image_size=(4, 12))
+
+
 def test_no_download_for_a_model_that_can_not_be_castled(monkeypatch):
     def download(*_args, **_kwargs):
         raise AssertionError("downloaded")
