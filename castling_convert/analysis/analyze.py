@@ -111,8 +111,10 @@ def analyze(
             case = Case(runtime, precision, (height, width), batch)
             say(f"measuring the whole model, {case} ...")
             cases.append(
-                measure(case, folded, softmax, threads=threads, seconds=seconds, rounds=ROUNDS, memory=False)
-            )  # fmt: skip
+                measure(
+                    case, folded, softmax, threads=threads, seconds=seconds, rounds=ROUNDS, trained=False, memory=False
+                )
+            )
     advice = [advise(result, [layer for layer in layers if layer.image_size == result.case.image_size])
               for result in cases]  # fmt: skip
     return Analysis(name, cases[0].threads, layers, break_even, cases, advice)

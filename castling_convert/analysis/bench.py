@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def bench(
     threads: int | None = None,
     seconds: float = 10.0,
     calibration: str | None = None,
+    memory: bool = True,
     console: Console | None = None,
 ) -> Iterator[Result]:
     """Measure a bundle in every combination, or an artifact as it is.
@@ -88,6 +89,7 @@ def bench(
     Args:
         image_sizes: (height, width); the bundle's own when left out. seconds: of measurement for each case.
         threads: the runtime's; all cores when left out. calibration: for int8, as in `ExportOptions`.
+        memory: measure its peak, too.
 
     Raises:
         BundleError, ExportError: the target can't be read, or a runtime or precision is not available.
@@ -108,7 +110,7 @@ def bench(
             console.print(f"measuring {case} ...")
         yield measure(
             case, folded, softmax, artifact=None if artifact is None else target,
-            threads=threads, seconds=seconds, calibration=calibration,
+            threads=threads, seconds=seconds, calibration=calibration, memory=memory,
         )  # fmt: skip
 
 
@@ -154,22 +156,32 @@ def measure(
     seconds: float = 10.0,
     rounds: int = FEWEST_ROUNDS,
     calibration: str | None = None,
+    trained: bool = True,
     memory: bool = True,
+    others: Mapping[str, nn.Module] | None = None,
 ) -> Result:
-    """One case, of two models or of an artifact and a softmax model."""
+    """One case, of two models or of an artifact and a softmax model.
+
+    Args:
+        trained: whether the castled weights are; int8 leaves layers of such a model in float where accuracy
+            needs that. Of random ones every layer is quantised, which those of `softmax` are.
+        memory: measure it, too. others: further models to measure in the same run.
+    """
     options = ExportOptions.make(
         precision=case.precision, batch=case.batch, image_size=case.image_size, verify=False,
         calibration=calibration if case.precision == "int8" else None,
     )  # fmt: skip
+    quick = replace(options, latency_only=True, calibration=None)
+    models = variants(folded, softmax, case.runtime) | dict(others or {})
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads) as used:
         runs: dict[str, Callable[[], object]] = {}
         peaks: dict[str, int] = {}
-        for name, model in variants(folded, softmax, case.runtime).items():
+        for name, model in models.items():
             file = Path(folder) / f"{len(runs)}{FORMATS[case.runtime].suffix}"
             if name == CASTLED and artifact is not None:
                 file = artifact
             else:
-                FORMATS[case.runtime].exporter.export(model, file, options)
+                FORMATS[case.runtime].exporter.export(model, file, options if name == CASTLED and trained else quick)
             run = runner(case.runtime, file, used)
             images = probe_images(model, 1, size=case.image_size).repeat(case.batch, 1, 1, 1)
             values = run.signature.inputs(images).numpy()
@@ -198,8 +210,8 @@ def variants(folded: nn.Module, softmax: Any, runtime: str) -> dict[str, nn.Modu
 
 
 def baseline_of(medians: Mapping[str, float]) -> str:
-    """The fastest variant that is not castled."""
-    return min((name for name in medians if name != CASTLED), key=medians.__getitem__)
+    """The faster of the softmax variants."""
+    return min((name for name in medians if name in (PLAIN, FUSED)), key=medians.__getitem__)
 
 
 def runner(runtime: str, file: Path, threads: int) -> Runner:

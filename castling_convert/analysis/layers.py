@@ -23,7 +23,7 @@ from .plot import crossover
 SIDES = (5, 7, 10, 14, 20, 28, 40, 56)
 """Of the square grids at which the break-even is looked for."""
 CLEAR = 1.1
-"""A ratio at which castling is certainly ahead."""
+"""A ratio that, found at two lengths in a row, says that castling is ahead from there on."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Layers:
         tried: list[LayerLatency] = []
         for side in SIDES:
             tried.append(self.measure(side, side, seconds, rounds))
-            if tried[-1].ratio > CLEAR:
+            if len(tried) > 1 and all(one.ratio > CLEAR for one in tried[-2:]):
                 break
         at = crossover([one.tokens for one in tried], [one.ratio for one in tried])
         layer = self.layers[CASTLED]

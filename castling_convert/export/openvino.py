@@ -94,6 +94,16 @@ def _quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
 
         batches = calibration_batches(calibration_images(prepared, options), options)
         signature = prepared.signature
+        scheme: dict[str, Any] = {
+            "ignored_scope": nncf.IgnoredScope(names=_left_float(graph, signature)),
+            "subset_size": len(batches),
+            "preset": nncf.QuantizationPreset.PERFORMANCE,
+            "model_type": nncf.ModelType.TRANSFORMER,
+        }
+        if options.latency_only:
+            return nncf.quantize(
+                graph, nncf.Dataset(batches, lambda images: signature.inputs(images).numpy()), **scheme
+            )
         samples = [(signature.inputs(images), expected(prepared.model, signature, images)) for images in batches]
 
         def given(sample: tuple[Tensor, Tensor]) -> np.ndarray:
@@ -112,10 +122,7 @@ def _quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             nncf.Dataset(judged, given),
             score,
             max_drop=TARGET_NOISE,
-            ignored_scope=nncf.IgnoredScope(names=_left_float(graph, prepared.signature)),
-            subset_size=len(samples),
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            model_type=nncf.ModelType.TRANSFORMER,
+            **scheme,
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
                 ranking_subset_size=len(judged)
             ),

@@ -42,6 +42,7 @@ class ExportOptions:
         verify: check parity; without it the artifact is not known to be right.
         atol, rtol: parity holds when |artifact - model| <= atol + rtol·|model| on every logit; what the
             precision allows (`TOLERANCES`) when left out.
+        latency_only: int8 by a few generated images, every layer quantised: as fast as int8 gets, accuracy unknown.
         identity: SHA-256 of the bundle's weights, kept in the artifact so that `verify` finds its bundle.
     """
 
@@ -59,6 +60,7 @@ class ExportOptions:
     verify: bool = True
     atol: float | None = None
     rtol: float | None = None
+    latency_only: bool = False
     identity: str | None = None
 
     @classmethod

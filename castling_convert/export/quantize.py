@@ -27,7 +27,7 @@ from .parity import Tolerance, compare
 from .prepare import Deployable, Signature
 from .runner import JUDGED_IMAGES, Runner, expected
 
-CALIBRATION_IMAGES, FEWEST_IMAGES = 128, 100
+CALIBRATION_IMAGES, FEWEST_IMAGES, LATENCY_IMAGES = 128, 100, 4
 TARGET_NOISE = 0.05
 """Noise on the logits, relative to their spread, above which layers are left in float."""
 
@@ -54,11 +54,13 @@ def quantize(
     images = calibration_images(prepared, options)
     if options.calibration in (None, GENERATED):
         notes["warning"] = NO_CALIBRATION
-    judged = images[:: max(1, len(images) // JUDGED_IMAGES)]
-    reference = expected(prepared.model, signature, judged)
     nodes = linear_nodes(proto)
     with tempfile.TemporaryDirectory() as folder:
         quantizer = _Quantizer(proto, signature, calibration_batches(images, options), Path(folder))
+        if options.latency_only:
+            return quantizer.proto(nodes), {"quantized": len(nodes), **notes}
+        judged = images[:: max(1, len(images) // JUDGED_IMAGES)]
+        reference = expected(prepared.model, signature, judged)
 
         def noise(chosen: Iterable[str]) -> float:
             return compare(quantizer.model(chosen)(judged), reference, Tolerance(noise=1.0)).noise
@@ -85,6 +87,8 @@ def quantize(
 def calibration_images(prepared: Deployable, options: ExportOptions) -> Tensor:
     """CALIBRATION_IMAGES of what is asked for, spread evenly, [B, C, H, W]."""
     preprocessing = Preprocessing.of(prepared.model).at(prepared.signature.input_size[1:])
+    if options.latency_only:
+        return some_images(open_data(GENERATED, preprocessing, "train"), LATENCY_IMAGES)
     data = open_data(options.calibration or GENERATED, preprocessing, "train")
     images = some_images(data, CALIBRATION_IMAGES)
     if len(images) < FEWEST_IMAGES:

@@ -80,7 +80,7 @@ def test_a_layer_alone_computes_what_it_does_in_the_model(runtime, tmp_path):
 
 @pytest.mark.parametrize(
     ("ratios", "tokens", "words"),
-    [([0.5, 0.8, 2.0, 3.0], "between", "from about"), ([1.2], None, "at every length tried, from 26 tokens"),
+    [([0.5, 0.8, 2.0, 3.0], "between", "from about"), ([1.2, 1.3], None, "at every length tried, from 26 tokens"),
      ([0.5] * 8, None, "not faster castled up to 3137 tokens")],
 )  # fmt: skip
 def test_the_break_even_is_looked_for_until_castling_is_clearly_ahead(monkeypatch, ratios, tokens, words):
@@ -96,7 +96,7 @@ def test_the_break_even_is_looked_for_until_castling_is_clearly_ahead(monkeypatc
         assert found.tokens is None
     else:
         assert 50 < found.tokens < 101  # between sides 7 and 10
-        assert len(found.tried) == 3  # the fourth was not needed
+        assert len(found.tried) == 4  # two in a row are clear, no more are needed
 
 
 # --- the words

@@ -27,7 +27,7 @@ def bundle(tmp_path_factory):
 
 
 def test_every_combination_is_measured(bundle):
-    options = {"image_sizes": ((32, 32), (16, 48)), "batches": (1, 3), "seconds": 0, "threads": 1}
+    options = {"image_sizes": ((32, 32), (16, 48)), "batches": (1, 3), "seconds": 0, "threads": 1, "memory": False}
     found = list(bench(bundle, runtimes=("onnx", "torch"), **options))
     assert [(r.case.runtime, r.case.image_size, r.case.batch) for r in found] == [
         (runtime, size, batch) for runtime in ("onnx", "torch") for size in ((32, 32), (16, 48)) for batch in (1, 3)
@@ -41,6 +41,13 @@ def test_every_combination_is_measured(bundle):
     assert [result.tokens for result in found[:4]] == [17, 17, 13, 13]
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "openvino", "torch"])
+def test_peak_memory_of_every_variant(bundle, runtime):
+    (found,) = bench(bundle, runtimes=(runtime,), seconds=0, threads=1)
+    assert set(found.memory) == set(found.latency)
+    assert all(100_000 < peak < 2e9 for peak in found.memory.values())
+
+
 def test_castled_is_castled_and_softmax_is_softmax(bundle, monkeypatch):
     seen: dict[str, torch.nn.Module] = {}
     exporter = bench_module.FORMATS["onnx"].exporter
@@ -49,7 +56,7 @@ def test_castled_is_castled_and_softmax_is_softmax(bundle, monkeypatch):
     monkeypatch.setattr(
         exporter, "export", lambda model, *rest: seen.update({next(order): model}) or whole(model, *rest)
     )
-    list(bench(bundle, seconds=0))
+    list(bench(bundle, seconds=0, memory=False))
     kinds = {name: {type(module).__name__ for module in model.modules()} for name, model in seen.items()}
     assert "FoldedAttention" in kinds[CASTLED]
     assert "Attention" in kinds[PLAIN]
@@ -73,7 +80,7 @@ def test_an_artifact_is_measured_as_it_is(bundle, tmp_path):
     own = tmp_path / "bundle"
     shutil.copytree(bundle, own)
     path = cc.export(own, precision="int8", batch=2, image_size=(16, 32))
-    (found,) = bench(path, seconds=0, runtimes=("torch",), batches=(7,))
+    (found,) = bench(path, seconds=0, runtimes=("torch",), batches=(7,), memory=False)
     assert found.case == Case("onnx", "int8", (16, 32), 2)
     assert found.tokens == 9
 

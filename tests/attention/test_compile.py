@@ -1,0 +1,58 @@
+"""torch.compile takes the training and the folded form whole: one graph, the same numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import castling_convert as cc
+from castling_convert.castle import castled_layers
+from tests.models import DEFAULT, KINDS, closed_student, images, recipe, shake_, tiny
+
+FORMS = {
+    "row_sum": {},
+    "default": DEFAULT,
+    "l2": {"constant": "token", "normalization": "l2", "depthwise": "tokens"},
+}
+MASKS = [(0.0, 1.0), (0.02, 1.0), (0.05, 1.0), (0.0, 0.5), (0.0, 0.2), (1.0, 1.0)]
+"""Open, two thresholds, two gates, closed."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_yet():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["deit", "dinov2"])
+def test_training_form_forwards_and_backwards(kind, form):
+    student = shake_(cc.castle(tiny(KINDS[kind]), recipe(**FORMS[form])), seed=1).train()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(student, fullgraph=True, backend=counter)  # a graph break would raise
+
+    def gradients(model):
+        student.zero_grad()
+        out = model(images())
+        out.square().sum().backward()
+        return [out.detach(), *(p.grad.clone() for p in student.parameters() if p.grad is not None)]
+
+    for mask in MASKS:
+        for _, layer in castled_layers(student):
+            layer.set_mask(*mask)
+        for expected, actual in zip(gradients(student), gradients(compiled), strict=True):
+            torch.testing.assert_close(actual, expected)
+    # Whole, thinned and closed masks are three programs; other thresholds and gates need none of their own.
+    assert counter.frame_count == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), [*((kind, "default") for kind in KINDS), *(("deit", form) for form in FORMS if form != "default")]
+)
+@torch.no_grad()
+def test_folded_form(kind, form):
+    folded = cc.fold(closed_student(tiny(KINDS[kind]), **FORMS[form]))
+    compiled = torch.compile(folded, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images()), folded(images()))
