@@ -1,103 +1,199 @@
-"""Latency of castled against softmax DeiT-S, by resolution and runtime.
+"""Latency of castled against softmax DeiT-S, by resolution, runtime and precision.
 
-    python benchmarks/latency.py             every case, then latency.md
-    python benchmarks/latency.py --table     latency.md from the cases that are there
+    python benchmarks/latency.py             every case, then latency.md and latency.png
+    python benchmarks/latency.py --table     the page and the plot from the cases that are there
 
 Weights are random: latency does not depend on them. Every case is one interleaved run in a process of its
 own, as `castling bench` makes it, and one line of `latency.jsonl`; an interrupted table goes on where it
-stopped. The machine should have nothing else to do.
+stopped. The machine should have nothing else to do. In about 40 minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
 import subprocess
 import sys
-import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from torch import Tensor, nn
 
 import castling_convert as cc
-from castling_convert.analysis.bench import random_weights_
+from castling_convert.analysis.analyze import castled_twin
+from castling_convert.analysis.bench import (
+    CASTLED,
+    FUSED,
+    PLAIN,
+    Case,
+    Result,
+    fuse_attention,
+    measure,
+    random_weights_,
+)
+from castling_convert.analysis.latency import Latency, Ratio
+from castling_convert.analysis.plot import plot_latency
 from castling_convert.bundle import versions
-from castling_convert.castle import close_masks
+from castling_convert.families import family_of
 
 HERE = Path(__file__).parent
-RESULTS, TABLE = HERE / "latency.jsonl", HERE / "latency.md"
+RESULTS, TABLE, PLOT = HERE / "latency.jsonl", HERE / "latency.md", HERE / "latency.png"
 MODEL = "deit_small_patch16_224"
 SIZES = (224, 384, 512, 768, 1024)
-RUNS = (("onnx", "fp32"), ("openvino", "fp32"), ("torch", "fp32"))
-THREADS, SECONDS = 2, 15
+RUNS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"), ("torch", "fp32"))
+TARGETS = {
+    ("onnx", "fp32"): (1.05, 1.20, 1.45, 2.0, 2.7),
+    ("openvino", "fp32"): (1.15, 1.3, 1.5, 2.1, 2.8),
+    ("openvino", "int8"): (1.15, 1.35, 1.55, 2.2, 3.0),
+}
+BEST_TARGETS = (2.4, 3, 3.5, 5, 6.5)
+FREE, SINGLE = "attention left out", "softmax fp32"
+THREADS, SECONDS = 2, 12
 
 
-def make_bundle(folder: Path) -> Path:
+class Unmixed(nn.Module):
+    """Attention without attention: all its linear layers, and v straight through. What no attention can beat."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.size = source.qkv, source.proj, source.num_heads * source.head_dim
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        return self.proj(self.qkv(x)[..., 2 * self.size :])
+
+
+def without_attention(softmax: Any) -> Any:
+    model, family = copy.deepcopy(softmax), family_of(softmax)
+    for layer in family.layers(model):
+        model.set_submodule(layer.name, Unmixed(family.projections(model, layer)))
+    return model
+
+
+def one_case(runtime: str, precision: str, size: int) -> Result:
+    """Measured in this process."""
     torch.manual_seed(0)
-    student = cc.castle(random_weights_(timm.create_model(MODEL)))
-    close_masks(student)
-    return cc.save(cc.fold(student), folder / "bundle")
+    softmax: Any = random_weights_(timm.create_model(MODEL)).eval()
+    others = {FREE: (without_attention(softmax), precision)}
+    if precision != "fp32":
+        others[SINGLE] = (fuse_attention(softmax) if runtime == "onnx" else softmax, "fp32")
+    case = Case(runtime, precision, (size, size), 1)
+    twin = castled_twin(softmax, cc.Recipe.load("castling"))
+    return measure(case, twin, softmax, threads=THREADS, seconds=SECONDS, trained=False, others=others)
 
 
-def read() -> dict[tuple[str, str, int], dict[str, Any]]:
+def read() -> dict[tuple[str, str, int], Result]:
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    found = map(json.loads, lines)
-    return {(r["case"]["runtime"], r["case"]["precision"], r["case"]["image_size"][0]): r for r in found}
+    found = [_result(json.loads(line)) for line in lines]
+    return {(r.case.runtime, r.case.precision, r.case.image_size[0]): r for r in found}
 
 
-def measure() -> None:
-    todo = [(runtime, precision, size) for (runtime, precision), size in product(RUNS, SIZES)]
-    todo = [case for case in todo if case not in read()]
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = make_bundle(Path(folder))
-        for runtime, precision, size in todo:
-            program = Path(sys.executable).with_name("castling")
-            command = [program, "bench", bundle, "--runtime", runtime, "--precision", precision, "--image-size", size]
-            command += ["--threads", THREADS, "--seconds", SECONDS, "--json"]
-            done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True)
-            (result,) = json.loads(done.stdout)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+def _result(values: dict[str, Any]) -> Result:
+    """The inverse of `Result.to_dict`."""
+    case = Case(**values["case"] | {"image_size": tuple(values["case"]["image_size"])})
+    latency = {name: Latency(**one) for name, one in values["latency"].items()}
+    others = {name: Ratio(**one) for name, one in values["others"].items()}
+    return Result(**values | {"case": case, "latency": latency, "ratio": Ratio(**values["ratio"]), "others": others})
+
+
+def run() -> None:
+    for (runtime, precision), size in product(RUNS, SIZES):
+        if (runtime, precision, size) in read():
+            continue
+        print(f"measuring {runtime} {precision} at {size}x{size} ...", flush=True)
+        words = [sys.executable, __file__, "--case", runtime, precision, str(size)]
+        done = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True)
+        with RESULTS.open("a") as file:
+            file.write(done.stdout.splitlines()[-1] + "\n")
 
 
 def page() -> str:
+    """latency.md"""
     found = read()
-    rows = []
-    for (runtime, precision), size in product(RUNS, SIZES):
-        result = found.get((runtime, precision, size))
-        if result is None:
-            continue
-        latency, ratio = result["latency"], result["ratio"]
-        castled, plain = latency["castled"]["median"], latency["softmax"]["median"]
-        fused = latency.get("softmax, fused attention")
-        interval = f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-        cells = [f"{runtime} {precision}", size, result["tokens"], f"{castled:.1f}", f"{plain:.1f}"]
-        cells += [f"{fused['median']:.1f}" if fused else "", interval, f"{plain / castled:.2f}"]
-        rows.append("| " + " | ".join(map(str, cells)) + " |")
-    software = ", ".join(
-        f"{name} {version}" for name, version in versions().items() if name in ("torch", "onnxruntime")
-    )
-    return (
-        f"""# Latency of DeiT-S
+    about = versions()
+    software = ", ".join(f"{name} {about[name]}" for name in ("torch", "onnxruntime", "openvino") if name in about)
+    return f"""# Latency of DeiT-S
 
-Batch 1, {THREADS} threads, medians of interleaved calls. The ratio is softmax over castled: above 1 castling is
-faster; in brackets its 95 % bootstrap interval. It is taken to the fastest softmax graph there is: in onnxruntime
-the better of the plain export and one with onnxruntime's own fused attention operator, in torch the fused kernel.
-Made by `python benchmarks/latency.py`.
+Batch 1, {THREADS} threads, medians of interleaved calls, random weights. Ratios are softmax over castled: above 1
+castling is faster; in brackets the 95 % bootstrap interval. The softmax model is the fastest there is in the same
+runtime and precision: in onnxruntime the better of the plain export and one with onnxruntime's own fused attention
+operator, in OpenVINO the plain export, whose attention OpenVINO fuses itself, in torch the fused kernel. int8 is
+against int8. Made by `python benchmarks/latency.py`.
 
 {_processor()}, {os.cpu_count()} cores; {software}; {platform.system()}.
 
-| runtime | image | tokens | castled, ms | softmax, ms | softmax, fused, ms | ratio to the faster | to the plain |
-|---|---|---|---|---|---|---|---|
+![latency against tokens](latency.png)
+
+{_table(found)}
+
+*most* is the ratio to the same softmax model that a model with all linear layers and **no attention at all** has, in
+the same run: the most that any attention could reach. *target* is what was aimed at.
+
+## The best castled artifact against the softmax model in float32
+
+Castled in int8 against the fastest softmax model in fp32, in the same runtime and the same run.
+
+{_best(found)}
+
+## Where the rest of the time goes
+
+Milliseconds of a call: what linear layers, norms and activations take alone, and what attention adds to it.
+
+{_floor(found)}
 """
-        + "\n".join(rows)
-        + "\n"
-    )
+
+
+def _table(found: dict[tuple[str, str, int], Result]) -> str:
+    head = ["runtime", "image", "tokens", "castled, ms", "softmax, ms", "softmax, fused, ms"]
+    rows = [[*head, "ratio", "target", "most", "peak memory, MB: castled, softmax"]]
+    for (runtime, precision), (index, size) in product(RUNS, enumerate(SIZES)):
+        result = found.get((runtime, precision, size))
+        if result is None:
+            continue
+        latency, target = result.latency, TARGETS.get((runtime, precision))
+        most = latency[result.baseline].median / latency[FREE].median
+        rows.append(
+            [
+                f"{runtime} {precision}", f"{size}", f"{result.tokens}", f"{latency[CASTLED].median:.1f}",
+                f"{latency[PLAIN].median:.1f}", f"{latency[FUSED].median:.1f}" if FUSED in latency else "",
+                _ratio(result.ratio), f"{target[index]:.2f}" if target else "", f"{most:.2f}",
+                ", ".join(f"{result.memory[name] / 1e6:.0f}" for name in (CASTLED, result.baseline)),
+            ]
+        )  # fmt: skip
+    return _markdown(rows)
+
+
+def _best(found: dict[tuple[str, str, int], Result]) -> str:
+    rows = [["runtime", *(f"{size}" for size in SIZES)], ["target", *(f"{target:.1f}" for target in BEST_TARGETS)]]
+    for runtime in ("onnx", "openvino"):
+        results = [found.get((runtime, "int8", size)) for size in SIZES]
+        rows.append([runtime, *(_ratio(result.others[SINGLE]) if result else "" for result in results)])
+    return _markdown(rows)
+
+
+def _floor(found: dict[tuple[str, str, int], Result]) -> str:
+    rows = [["runtime", "image", "without attention", "castled attention adds", "softmax attention adds"]]
+    for (runtime, precision), size in product(RUNS, SIZES):
+        result = found.get((runtime, precision, size))
+        if result is not None:
+            free, castled, softmax = (result.latency[name].median for name in (FREE, CASTLED, result.baseline))
+            cells = (f"{free:.1f}", f"{castled - free:.1f}", f"{softmax - free:.1f}")
+            rows.append([f"{runtime} {precision}", f"{size}", *cells])
+    return _markdown(rows)
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def _processor() -> str:
@@ -108,11 +204,18 @@ def _processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="only write the table")
-    if not parser.parse_args().table:
-        measure()
+    parser.add_argument("--table", action="store_true", help="only write the page and the plot")
+    parser.add_argument("--case", nargs=3, metavar=("RUNTIME", "PRECISION", "SIZE"), help="measure one and print it")
+    given = parser.parse_args()
+    if given.case is not None:
+        runtime, precision, size = given.case
+        print(json.dumps(one_case(runtime, precision, int(size)).to_dict()))
+        return
+    if not given.table:
+        run()
     TABLE.write_text(page())
-    print(f"wrote {TABLE}")
+    plot_latency(list(read().values()), PLOT)
+    print(f"wrote {TABLE} and {PLOT}")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class Case:
 class Result:
     """One case: latency of every variant, which softmax variant is the fastest, and castled against it.
 
+    `others` are the ratios of what else was measured in the same run, over castled.
     `memory` is the peak in bytes that opening and running each takes, see `memory.peak_memory`; empty where
     it was not measured.
     """
@@ -62,6 +63,7 @@ class Result:
     baseline: str
     ratio: Ratio
     memory: dict[str, int] = field(default_factory=dict)
+    others: dict[str, Ratio] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -158,30 +160,33 @@ def measure(
     calibration: str | None = None,
     trained: bool = True,
     memory: bool = True,
-    others: Mapping[str, nn.Module] | None = None,
+    others: Mapping[str, tuple[nn.Module, str]] | None = None,
 ) -> Result:
     """One case, of two models or of an artifact and a softmax model.
 
     Args:
         trained: whether the castled weights are; int8 leaves layers of such a model in float where accuracy
             needs that. Of random ones every layer is quantised, which those of `softmax` are.
-        memory: measure it, too. others: further models to measure in the same run.
+        memory: measure it, too. others: further models, each with its precision.
     """
     options = ExportOptions.make(
         precision=case.precision, batch=case.batch, image_size=case.image_size, verify=False,
         calibration=calibration if case.precision == "int8" else None,
     )  # fmt: skip
     quick = replace(options, latency_only=True, calibration=None)
-    models = variants(folded, softmax, case.runtime) | dict(others or {})
+    given = {name: (model, quick) for name, model in variants(folded, softmax, case.runtime).items()}
+    given |= {name: (model, replace(quick, precision=precision)) for name, (model, precision) in (others or {}).items()}
+    if trained:
+        given[CASTLED] = folded, options
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads) as used:
         runs: dict[str, Callable[[], object]] = {}
         peaks: dict[str, int] = {}
-        for name, model in models.items():
+        for name, (model, how) in given.items():
             file = Path(folder) / f"{len(runs)}{FORMATS[case.runtime].suffix}"
             if name == CASTLED and artifact is not None:
                 file = artifact
             else:
-                FORMATS[case.runtime].exporter.export(model, file, options if name == CASTLED and trained else quick)
+                FORMATS[case.runtime].exporter.export(model, file, how)
             run = runner(case.runtime, file, used)
             images = probe_images(model, 1, size=case.image_size).repeat(case.batch, 1, 1, 1)
             values = run.signature.inputs(images).numpy()
@@ -200,6 +205,7 @@ def measure(
         baseline,
         ratio(times[baseline], times[CASTLED]),
         peaks,
+        {name: ratio(times[name], times[CASTLED]) for name in others or ()},
     )
 
 

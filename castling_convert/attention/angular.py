@@ -51,8 +51,14 @@ def bounded_gain(gain: Tensor, config: AttentionConfig) -> Tensor:
     return gain.clamp(0.0, MAX_ROW_SUM_GAIN) if config.normalization == "row_sum" else gain
 
 
-def linear_angular(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, config: AttentionConfig) -> Tensor:
-    """Linear-angular attention before any L2 norm: the y of `row_sum` and `gain`, the z of `l2`."""
+def linear_angular(
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor, config: AttentionConfig, *, center_values: bool = False
+) -> Tensor:
+    """Linear-angular attention before any L2 norm: the y of `row_sum` and `gain`, the z of `l2`.
+
+    Where keys are centred, `center_values` takes E[v] off the values instead, which is the same sum in fewer
+    nodes of a graph, E[k̂ (v - E[v])ᵀ].
+    """
     # In half precision what is summed over tokens is float32: at 4,096 tokens float16 sums overflow.
     wide = torch.promote_types(v.dtype, torch.float32)
     # k̂/√N on both sides of the sum keeps KᵀV in range and in precision at any N.
@@ -61,9 +67,10 @@ def linear_angular(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, config: Atten
     q_hat = unit(q.to(wide), config.eps).to(v.dtype)
     k_hat = unit(k.to(wide), config.eps, root)
     values = v.to(wide)
-    context = k_hat.transpose(-2, -1) @ values  # B, heads, d, d: √N·E[k̂ vᵀ]
     constant = values.mean(-2, keepdim=True) if config.constant == "mean" else values
-    if config.center:
+    center_values = center_values and config.center
+    context = k_hat.transpose(-2, -1) @ (values - constant if center_values else values)  # B, heads, d, d: √N·E[k̂ vᵀ]
+    if config.center and not center_values:
         context = context - k_hat.sum(-2).unsqueeze(-1) @ constant
     if config.sums_over_tokens:
         constant, scale = constant * root, scale / root

@@ -204,7 +204,7 @@ class FoldedAttention(_Castled):
         return super().forward(x, attn_mask, is_causal)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.linear(linear_angular(q, k, v, self.head_scale, self.config), v)
+        return self.linear(linear_angular(q, k, v, self.head_scale, self.config, center_values=True), v)
 
     @property
     def can_be_channels_first(self) -> bool:

@@ -51,6 +51,7 @@ def quantize(
         DataError: they can't be read.
     """
     signature, notes = prepared.signature, {}
+    proto = split_gemm(proto)
     images = calibration_images(prepared, options)
     if options.calibration in (None, GENERATED):
         notes["warning"] = NO_CALIBRATION
@@ -82,6 +83,42 @@ def quantize(
                 )
         quantized = quantizer.proto([name for name in nodes if name not in kept])
     return quantized, {"quantized": len(nodes) - len(kept), "float": sorted(kept), "noise": found, **notes}
+
+
+def split_gemm(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """`proto` with every Gemm by a weight matrix as MatMul and a subtraction of minus its bias.
+
+    onnxruntime multiplies a quantised MatMul in int8. A Gemm whose bias is float, as TensorRT wants it, it would
+    run in float, and MatMul and Add it would first make a Gemm of.
+    """
+    split = onnx.ModelProto()
+    split.CopyFrom(proto)
+    tensors = {tensor.name: tensor for tensor in split.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in split.graph.node:
+        values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        plain = all(
+            values.get(name, default) == default for name, default in (("alpha", 1), ("beta", 1), ("transA", 0))
+        )
+        if node.op_type != "Gemm" or not plain or any(name not in tensors for name in node.input[1:]):
+            nodes.append(node)
+            continue
+        weight, *biases = (onnx.numpy_helper.to_array(tensors[name]) for name in node.input[1:])
+        made = {f"{node.name}_weight": weight.T.copy() if values.get("transB") else weight}
+        product = f"{node.output[0]}_product" if biases else node.output[0]
+        nodes.append(onnx.helper.make_node("MatMul", [node.input[0], f"{node.name}_weight"], [product], node.name))
+        for bias in biases:
+            minus = f"{node.name}_minus_bias"
+            made[minus] = -bias
+            nodes.append(onnx.helper.make_node("Sub", [product, minus], node.output, minus))
+        split.graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in made.items())
+    del split.graph.node[:]
+    split.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in split.graph.initializer if tensor.name in used]
+    del split.graph.initializer[:]
+    split.graph.initializer.extend(kept)
+    return split
 
 
 def calibration_images(prepared: Deployable, options: ExportOptions) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -24,14 +27,15 @@ from castling_convert.export import prepare as prepare_module
 from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.prepare import Signature, prepare
-from tests.models import KINDS, closed_student, images, tiny
+from castling_convert.export.quantize import split_gemm
+from tests.models import DEFAULT, KINDS, closed_student, images, tiny
 
 HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
 def folded(kind: str = "deit", layers: str | None = None) -> Any:
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers))
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **DEFAULT))
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +229,46 @@ class TestInt8:
         scales = [t for t in proto.graph.initializer if t.name.endswith("_scale")]
         assert sorted(tuple(t.dims) for t in scales if t.dims) == sorted([(144,), (48,), (192,), (48,)] * 2 + [(10,)])
 
+    def test_onnxruntime_multiplies_in_int8(self, exports, tmp_path) -> None:
+        """And not in float, with weights that it dequantises anew at every call."""
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(exports("deit", "int8")[1], options, providers=["CPUExecutionProvider"])
+        operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+        assert operators["MatMulIntegerToFloat"] == 9
+        assert operators["Gemm"] == operators["DequantizeLinear"] == 0
+
+    @pytest.mark.parametrize("turned", [0, 1])
+    @pytest.mark.parametrize("biased", [True, False])
+    def test_a_gemm_is_split_into_the_same_numbers(self, turned, biased) -> None:
+        generator = np.random.default_rng(0)
+        weight, bias = generator.normal(size=(4, 6)), generator.normal(size=6)
+        tensors = [("w", weight.T if turned else weight), *([("b", bias)] if biased else [])]
+        node = onnx.helper.make_node("Gemm", ["x", *(name for name, _ in tensors)], ["y"], "gemm", transB=turned)
+        shapes = [onnx.helper.make_tensor_value_info(name, 1, [2, size]) for name, size in (("x", 4), ("y", 6))]
+        weights = [onnx.numpy_helper.from_array(value.astype("f"), name) for name, value in tensors]
+        graph = onnx.helper.make_graph([node], "g", shapes[:1], shapes[1:], weights)
+        whole = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+        split = split_gemm(whole)
+        onnx.checker.check_model(split, full_check=True)
+        assert [node.op_type for node in split.graph.node] == ["MatMul", "Sub"][: 1 + biased]
+        assert len(split.graph.initializer) == 1 + biased
+        x = generator.normal(size=(2, 4)).astype("f")
+        expected, actual = (onnx.reference.ReferenceEvaluator(one).run(None, {"x": x})[0] for one in (whole, split))
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+    def test_for_latency_alone_every_layer_is_quantised_unasked(self, tmp_path) -> None:
+        model = folded()
+        with torch.no_grad():
+            model.blocks[0].mlp.fc1.weight[0] *= 1000  # what the search would leave in float
+        for format, name in (("onnx", "model.onnx"), ("openvino", "model.xml")):
+            options = ExportOptions.make(precision="int8", latency_only=True, verify=False)
+            made = FORMATS[format].exporter.export(model, tmp_path / name, options)
+            assert made.parity is None
+            assert made.notes.get("quantized", 9) == 9
+            assert made.notes["nodes"].get("FakeQuantize", 9) >= 9
+
     def test_layers_that_int8_hurts_are_left_in_float(self, tmp_path) -> None:
         model = folded()
         with torch.no_grad():
@@ -257,7 +301,7 @@ class TestInt8:
 def test_a_wrong_graph_is_never_published(tmp_path, monkeypatch, precision) -> None:
     model, other = folded(), folded("deit3")
     whole = prepare_module.prepare
-    monkeypatch.setattr(onnx_format, "prepare", lambda _model, options: whole(other, options))
+    monkeypatch.setattr(onnx_format, "prepare", lambda _model, options, **how: whole(other, options, **how))
     with pytest.raises(CheckFailed, match=precision):
         cc.export(model, tmp_path / "model.onnx", precision=precision)
     assert not list(tmp_path.iterdir())
