@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,17 +33,15 @@ def crossover(tokens: list[int], ratios: list[float]) -> float | None:
     return None
 
 
-def plot_latency(results: list[Result], path: Path) -> None:
+def latency_figure(results: list[Result]) -> Any:
     """Latency of both models against tokens, a colour for each runtime, precision and batch, crossovers marked."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     def key(result: Result) -> str:
         return f"{result.case.runtime} {result.case.precision}, batch {result.case.batch}"
 
-    figure, axis = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axis = figure.subplots()
     for index, (title, group) in enumerate(groupby(sorted(results, key=lambda r: (key(r), r.tokens)), key=key)):
         found = list(group)
         tokens, colour = [result.tokens for result in found], f"C{index}"
@@ -56,6 +55,11 @@ def plot_latency(results: list[Result], path: Path) -> None:
     axis.set(xlabel="tokens", ylabel="ms a call, median", xscale="log", yscale="log")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize="small")
+    return figure
+
+
+def plot_latency(results: list[Result], path: Path) -> None:
+    """Write `latency_figure` to `path`, in the format that its name ends in."""
+    figure = latency_figure(results)
     with writing_file(path) as fresh:
         figure.savefig(fresh, format=path.suffix[1:], dpi=150)
-    pyplot.close(figure)

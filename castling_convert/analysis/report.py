@@ -8,9 +8,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from .. import bundle
 from ..errors import BundleError
+from ..export.parity import probe_images
 from ..files import writing_file
+from .bench import CASTLED, bench
+from .plot import latency_figure
+
+LATENCY_SIZES = (1, 1.5, 2)
+"""Image sizes of the latency plot, in the model's own."""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -21,8 +29,13 @@ td.number {{ text-align: right }} th {{ text-align: left }} svg {{ width: 100%; 
 """
 
 
-def write_report(path: Path, output: Path | None = None) -> Path:
+def write_report(
+    path: Path, output: Path | None = None, *, latency: bool = True, console: Console | None = None
+) -> Path:
     """Write the report of the bundle `path` to `output`, by default `report.html` inside the bundle.
+
+    With `latency` the model is measured against its softmax original in onnxruntime, at its own image size and
+    at larger ones.
 
     Raises:
         BundleError: no finished bundle there, or one that was saved without its history.
@@ -36,10 +49,41 @@ def write_report(path: Path, output: Path | None = None) -> Path:
     steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     body = _table(_facts(summary)) + _plan(summary) + _plots(steps) + "<h2>Layers</h2>"
     body += _table(_layers(summary, steps))
+    if latency:
+        body += _latency(path, console)
     output = output or path / "report.html"
     with writing_file(output) as fresh:
         fresh.write_text(_PAGE.format(title=html.escape(f"{summary['model']}, castled"), body=body), encoding="utf-8")
     return output
+
+
+def _latency(path: Path, console: Console | None) -> str:
+    """Both models against tokens, measured now and here."""
+    model: Any = bundle.load(path)
+    own, patch = probe_images(model, 1).shape[-2:], model.patch_embed.patch_size
+    sizes = tuple(
+        tuple(side * round(factor * length / side) for length, side in zip(own, patch, strict=True))
+        for factor in LATENCY_SIZES
+    )
+    results = list(bench(path, image_sizes=sizes, seconds=1, memory=False, console=console))  # type: ignore[arg-type]
+    rows: list[tuple[str, ...]] = [("image", "tokens", "castled, ms", "softmax, ms", "ratio")]
+    for result in results:
+        castled, softmax = result.latency[CASTLED].median, result.latency[result.baseline].median
+        times = (f"{value:.2f}" for value in (castled, softmax))
+        size = "x".join(map(str, result.case.image_size))
+        rows.append((size, str(result.tokens), *times, f"{result.ratio.value:.2f}x"))
+    text = (
+        f"<p>onnxruntime, float32, batch 1, {results[0].threads} threads, on the machine that wrote this report; the "
+        "softmax model is the fastest there is in onnxruntime. More runtimes and precisions: castling bench.</p>"
+    )
+    return f"<h2>Latency</h2>{text}{_table(rows)}{_svg(latency_figure(results))}"
+
+
+def _svg(figure: Any) -> str:
+    """A figure as it stands in a page."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return "".join(out.getvalue().partition("<svg")[1:])
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -109,14 +153,13 @@ def _cell(text: str) -> str:
 def _plots(steps: list[dict[str, Any]]) -> str:
     """Accuracy, losses, per-layer attention error and mask density over the steps, as inline SVG."""
     import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     if not steps:
         return ""
     at = [step["step"] for step in steps]
-    figure, axes = pyplot.subplots(4, 1, figsize=(9, 13), sharex=True, layout="constrained")
+    figure = Figure(figsize=(9, 13), layout="constrained")
+    axes = figure.subplots(4, 1, sharex=True)
     accuracy, losses, errors, density = axes
     probed = [(step["step"], step["probe"]) for step in steps if "probe" in step]
     for name, label in (("top1", "castled, top-1"), ("agreement", "agreement with the teacher")):
@@ -146,7 +189,4 @@ def _plots(steps: list[dict[str, Any]]) -> str:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="x-small", ncols=4)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return "<h2>The run</h2>" + out.getvalue().partition("<svg")[1] + out.getvalue().partition("<svg")[2]
+    return f"<h2>The run</h2>{_svg(figure)}"

@@ -31,7 +31,7 @@ def command(output: Path | None, data: str, seed: int, as_json: bool) -> None:
 
     output = output or Path("castled") / data
     summary, verification = run(output, data, seed, progress_console())
-    report = write_report(output)
+    report = write_report(output, console=progress_console())
     if as_json:
         print_json({"summary": summary, "verification": verification.to_dict()})
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH
+from .options import PATH, progress_console
 
 
 @click.command(
@@ -15,8 +15,10 @@ from .options import PATH
 )
 @click.argument("bundle", type=PATH)
 @click.option("--output", "-o", type=PATH, help="The file [default: report.html inside the bundle].")
-def command(bundle: Path, output: Path | None) -> None:
-    """Write one self-contained HTML file about BUNDLE: accuracy, mask density and losses over the steps."""
+@click.option("--latency/--no-latency", default=True, help="Measure latency against tokens, too [default].")
+def command(bundle: Path, output: Path | None, latency: bool) -> None:
+    """Write one self-contained HTML file about BUNDLE: accuracy, mask density and losses over the steps, errors of
+    the layers, latency against tokens."""
     from ..analysis.report import write_report
 
-    click.echo(f"wrote {write_report(bundle, output)}")
+    click.echo(f"wrote {write_report(bundle, output, latency=latency, console=progress_console())}")

@@ -121,7 +121,7 @@ def distill(
                 if aligning:
                     loss, parts, layers = _align_loss(student, teacher, images, softmax)
                 else:
-                    loss, parts, layers = _distill_loss(student, teacher, images, castled, softmax, recipe)
+                    loss, parts, layers = distill_loss(student, teacher, images, castled, softmax, recipe)
             if not torch.isfinite(loss):
                 raise ModelError(
                     f"the loss is {loss.item()} at step {step + 1}; lower the learning rate: "
@@ -214,9 +214,10 @@ def _align_loss(
     return loss, {"attention": loss.detach()}, layers
 
 
-def _distill_loss(
+def distill_loss(
     student: nn.Module, teacher: nn.Module, images: Tensor, castled: Taps, softmax: Taps, recipe: Recipe
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """One step's loss on images [B, C, H, W], its parts, and the attention loss of each tapped layer."""
     weights = recipe.distill.loss
     with torch.no_grad():
         expected_features = teacher.forward_features(images)  # type: ignore[operator]

@@ -78,9 +78,11 @@ def test_report(convert, castling, here):
     out = castling("report", "out").done().out
     assert "out/report.html" in out
     page = (here / "out" / "report.html").read_text()
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2
     assert not re.search(r"""(src|href)=["'](?!#)""", page), "self-contained: nothing is loaded from elsewhere"
     for words in ("top-1 (299 held out)", "Which layers to castle", "points lost on 298 planning images",
-                  "blocks.1.attn", "folding error"):  # fmt: skip
+                  "blocks.1.attn", "folding error", "<h2>Latency</h2>", "onnxruntime, float32", "64x64"):  # fmt: skip
         assert words in page
+    castling("report", "out", "--no-latency").done()
+    assert "<h2>Latency</h2>" not in (here / "out" / "report.html").read_text()
     castling("report", "nowhere").refused("nowhere")

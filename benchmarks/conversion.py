@@ -1,0 +1,175 @@
+"""What a conversion takes: castling, folding and exporting a ViT-L, and a training step of a DeiT-S.
+
+    python benchmarks/conversion.py      writes conversion.md; about 15 minutes on two cores
+
+Random weights and images. Memory is the growth of a process' peak over what it held before, each in a process
+of its own. The machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import castling_convert as cc
+from castling_convert.analysis.bench import random_weights_
+from castling_convert.analysis.latency import Latency, interleave, ratio
+from castling_convert.castle import castled_layers, close_masks
+from castling_convert.distill.loop import distill_loss
+from castling_convert.distill.losses import tap
+
+TABLE = Path(__file__).with_suffix(".md")
+LARGE, SMALL = "vit_large_patch16_224", "deit_small_patch16_224"
+SIZES = {224: 16, 512: 4, 768: 2}
+"""Images a step, by image size."""
+STEPS = {
+    "softmax student": None,
+    "castled, masks open": (0.0, 1.0),
+    "castled, threshold 0.02": (0.02, 1.0),
+    "castled, masks closed": (1.0, 1.0),
+}
+SECONDS = 20
+
+
+def status(key: str) -> int:
+    """Bytes, of this process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def watched(work: Callable[[], Any]) -> tuple[Any, float, int]:
+    """What `work` returns, its seconds, and by how many bytes the peak exceeded what was held before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before, started = status("VmRSS"), time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started, status("VmHWM") - before
+
+
+def large() -> dict[str, tuple[float, int]]:
+    """Seconds and bytes of castling, folding and exporting a ViT-L; and the bytes of its parameters."""
+    model = random_weights_(timm.create_model(LARGE)).eval()
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    student, *castled = watched(lambda: cc.castle(model))
+    close_masks(student)
+    deploy, *folded = watched(lambda: cc.fold(student))
+    found = {"model": (0.0, size), "castle": tuple(castled), "fold": tuple(folded)}
+    with tempfile.TemporaryDirectory() as folder:
+        for format, name in (("onnx", "model.onnx"), ("openvino", "model.xml"), ("torch", "model.pt2")):
+            path = Path(folder) / name
+            _, *exported = watched(lambda path=path, format=format: cc.export(deploy, path, format=format, batch=1))
+            found[f"export to {format}, checked"] = tuple(exported)
+    return found
+
+
+def step_of(name: str, size: int) -> Callable[[], None]:
+    """Forward and backward of one distillation step; the optimiser's share is the same for all."""
+    teacher: Any = random_weights_(timm.create_model(SMALL, img_size=size)).eval()
+    recipe = cc.Recipe.load("castling")
+    mask = STEPS[name]
+    student: Any = copy.deepcopy(teacher) if mask is None else random_weights_(cc.castle(teacher, recipe))
+    for _, layer in castled_layers(student):
+        layer.set_mask(*mask)
+    student.train()
+    names = [f"blocks.{index}.attn" for index in range(len(teacher.blocks))]
+    images = torch.randn(SIZES[size], 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    def step() -> None:
+        student.zero_grad()
+        with tap(teacher, names) as softmax, tap(student, names) as castled:
+            distill_loss(student, teacher, images, castled, softmax, recipe)[0].backward()
+
+    return step
+
+
+def step_times(size: int) -> dict[str, list[float]]:
+    """Seconds of every step, in turn."""
+    return interleave({name: step_of(name, size) for name in STEPS}, SECONDS, 5)
+
+
+def step_peak(name: str, size: int) -> int:
+    step = step_of(name, size)
+    return watched(lambda: [step() for _ in range(2)])[2]
+
+
+def alone(*words: object) -> Any:
+    """What this script says when it is called with those words, in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def page() -> str:
+    """conversion.md"""
+    print("ViT-L ...", flush=True)
+    found = alone("--large")
+    size = found.pop("model")[1]
+    lines = [
+        f"| {name} | {seconds:.1f} | {peak / 1e6:,.0f} | {peak / size:.2f} |" for name, (seconds, peak) in found.items()
+    ]
+    rows = []
+    for image, batch in SIZES.items():
+        print(f"training steps at {image}x{image} ...", flush=True)
+        times = alone("--times", image)
+        peaks = {name: alone("--peak", name, image) for name in STEPS}
+        for name, values in times.items():
+            against = ratio(times["softmax student"], values)
+            rows.append(
+                f"| {image} | {batch} | {name} | {Latency.of(values).median:.0f} | {against.value:.2f} "
+                f"[{against.low:.2f}, {against.high:.2f}] | {peaks[name] / 1e6:,.0f} |"
+            )
+    return f"""# What a conversion takes
+
+Two cores, float32, random weights. Memory is the growth of the peak of a process of its own. Made by
+`python benchmarks/conversion.py`.
+
+## ViT-L at 224x224
+
+The model's parameters are {size / 1e6:,.0f} MB. Castling and folding make a copy and leave what they were given; the
+times of the exports include parity against the model.
+
+| | seconds | memory on top, MB | in models |
+|---|---|---|---|
+{chr(10).join(lines)}
+
+## A distillation step of DeiT-S
+
+Teacher forward, student forward and backward, losses of the default recipe; without the optimiser, whose share is the
+same for all. The softmax student is a plain copy of the teacher, with fused attention as timm has it. The ratio is
+softmax student over variant, in one interleaved run, with its 95 % bootstrap interval: above 1 the variant is faster.
+
+| image | batch | student | ms | ratio | peak memory, MB |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--large", action="store_true", help="measure the ViT-L in this process")
+    parser.add_argument("--times", type=int, metavar="SIZE", help="measure the training steps in this process")
+    parser.add_argument("--peak", nargs=2, metavar=("STUDENT", "SIZE"), help="measure one's memory in this process")
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    if given.large:
+        print(json.dumps(large()))
+    elif given.times is not None:
+        print(json.dumps(step_times(given.times)))
+    elif given.peak is not None:
+        print(json.dumps(step_peak(given.peak[0], int(given.peak[1]))))
+    else:
+        TABLE.write_text(page())
+        print(f"wrote {TABLE}")
+
+
+if __name__ == "__main__":
+    main()
