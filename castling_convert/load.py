@@ -108,7 +108,7 @@ def load_model(
         raise _explained(error, name, weights) from error
     model.eval()
     if 0 in (getattr(getattr(model, "patch_embed", None), "grid_size", None) or ()):
-        size = "x".join(map(str, image_size or ()))
+        size = "x".join(map(str, model.patch_embed.img_size))
         raise ModelError(f"images of {size} hold no patch of {name}; give a larger --image-size")
     if weights is not None:
         # The path of a file on this machine is nobody else's business.

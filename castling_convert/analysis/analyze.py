@@ -92,8 +92,12 @@ def analyze(
     layers: list[LayerAnalysis] = []
     break_even: list[BreakEven] = []
     cases: list[Result] = []
-    for size in image_sizes or (None,):
+    sizes = tuple(dict.fromkeys(image_sizes)) or (None,)
+    for size in sizes:
+        load(size)  # what can't be loaded is said before anything is measured
+    for size in sizes:
         softmax: Any = random_weights_(load(size)).eval()
+        family_of(softmax).absorb_layer_scale_(softmax)
         folded = castled_twin(softmax, recipe)
         height, width = softmax.patch_embed.img_size
         grid: tuple[int, int] = softmax.patch_embed.grid_size
@@ -150,9 +154,9 @@ def advise(result: Result, layers: list[LayerAnalysis]) -> Advice:
     names = [name for layer in layers for name in layer.names]
     paying = [name for layer in layers if layer.latency[case.runtime].ratio > 1 for name in layer.names]
     gain = _gain(ratio)
-    if gain == "none" or not paying:
+    if gain == "none":
         what, chosen = "castling is not worth it here", []
-    elif len(paying) == len(names):
+    elif len(paying) in (0, len(names)):  # a gain in int8, say, that single layers in float32 do not show
         what, chosen = f"castle all {len(names)} layers", names
     else:
         what, chosen = f"castle these layers: {', '.join(paying)}", paying
@@ -164,8 +168,6 @@ def advise(result: Result, layers: list[LayerAnalysis]) -> Advice:
 
 
 def _gain(ratio: Ratio) -> str:
-    if ratio.value >= LARGE:
-        return "large"
-    if ratio.value >= MODERATE:
-        return "moderate"
-    return "small" if ratio.value >= WORTH and ratio.low > 1 else "none"
+    if ratio.low <= 1 or ratio.value < WORTH:
+        return "none"
+    return "large" if ratio.value >= LARGE else "moderate" if ratio.value >= MODERATE else "small"

@@ -85,8 +85,10 @@ def bench(
     """Measure a bundle in every combination, or an artifact as it is.
 
     The softmax model is the one that the bundle was made of, with random weights: latency does not depend
-    on them. In onnxruntime it is measured twice, as it is exported and with onnxruntime's own fused
-    attention; the faster one is the baseline. In torch it is the fused kernel that timm uses.
+    on them, except that int8 leaves layers of the castled model in float where its accuracy needs that, and
+    none of the softmax model's. LayerScale is absorbed in both. In onnxruntime the softmax model is measured
+    twice, as it is exported and with onnxruntime's own fused attention; the faster one is the baseline. In
+    torch it is the fused kernel that timm uses.
 
     Args:
         image_sizes: (height, width); the bundle's own when left out. seconds: of measurement for each case.
@@ -135,7 +137,9 @@ def models_of(target: Path) -> tuple[Any, Any, Runner | None]:
     path, artifact = open_target(target)
     folded = bundle.load(path)
     arguments = bundle.read_config(path)["model_args"]
-    return folded, random_weights_(timm.create_model(arguments["base"], **arguments["base_args"])).eval(), artifact
+    softmax = random_weights_(timm.create_model(arguments["base"], **arguments["base_args"])).eval()
+    family_of(softmax).absorb_layer_scale_(softmax)
+    return folded, softmax, artifact
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ class BreakEven:
         if self.tokens is not None:
             return f"{what} is faster castled from about {self.tokens:.0f} tokens on"
         if last.ratio < 1:
-            return f"{what} is not faster castled up to {last.tokens} tokens"
+            return f"{what} is not faster castled at the longest length tried, {last.tokens} tokens"
         return f"{what} is faster castled at every length tried, from {first.tokens} tokens on"
 
     def to_dict(self) -> dict[str, Any]:

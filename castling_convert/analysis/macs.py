@@ -31,14 +31,13 @@ def softmax_cost(tokens: int, dim: int, heads: int, head_dim: int) -> AttentionC
 def castled_cost(
     tokens: int, dim: int, heads: int, head_dim: int, config: AttentionConfig, prefix: int = 1
 ) -> AttentionCost:
-    """Castled, folded: K̂ᵀV and its product with Q̂, N·d² a head each; centred keys cost d² a head, a sum of
-    weights N·d; the depthwise convolution k² for each channel of a patch, or k for each of a token. Held are
-    q̂ and k̂, what was convolved, and K̂ᵀV."""
+    """Castled, folded: K̂ᵀV and its product with Q̂, N·d² a head each, a sum of weights N·d; the depthwise
+    convolution k² for each channel of a patch, or k for each of a token. Held are q̂ and k̂, centred values,
+    what was convolved, and K̂ᵀV."""
     size = heads * head_dim
     macs = _projections(tokens, dim, size) + 2 * tokens * head_dim * size
-    macs += head_dim * size if config.center else 0
     macs += tokens * size if config.normalization == "row_sum" else 0
-    values = 2 * tokens * size + head_dim * size
+    values = (3 if config.center else 2) * tokens * size + head_dim * size
     if config.depthwise == "grid":
         macs += (tokens - prefix) * config.kernel_size**2 * size
     elif config.depthwise == "tokens":

@@ -24,22 +24,25 @@ def peak_memory(runtime: str, file: Path, threads: int, shape: tuple[int, ...], 
     if not STATUS.exists():
         return None
     program = "from castling_convert.analysis.memory import child; child()"
-    words = [sys.executable, "-c", program, runtime, str(file.resolve()), str(threads), json.dumps(shape), dtype]
+    words = [sys.executable, "-P", "-c", program, runtime, str(file.resolve()), str(threads), json.dumps(shape), dtype]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(f"peak memory of {file} can't be measured: {(done.stderr.strip() or '?').splitlines()[-1]}")
-    return int(done.stdout)
+    return int(done.stdout.split()[-1])
 
 
 def child() -> None:
     """What the process does; its arguments are those of `peak_memory`, the answer goes to its standard output."""
     import numpy as np
 
+    from ..export import FORMATS
     from .bench import RUNTIMES, runner, torch_threads
 
     runtime, file, threads, shape, dtype = sys.argv[1:]
     values = np.zeros(json.loads(shape), dtype)
     import_module(RUNTIMES[runtime])
+    FORMATS[runtime].exporter.missing()  # imports what it needs, too
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
     with torch_threads(int(threads)):
         model = runner(runtime, Path(file), int(threads))

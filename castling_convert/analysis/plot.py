@@ -23,9 +23,11 @@ def check_format(path: Path) -> None:
 
 def crossover(tokens: list[int], ratios: list[float]) -> float | None:
     """The number of tokens from which on castling is faster, between two that were measured; None where
-    the ratio does not rise through 1."""
+    the ratio does not rise through 1, or falls below it again."""
     logs = np.log(ratios)
-    for left in range(len(tokens) - 1):
+    if logs[-1] < 0:
+        return None
+    for left in reversed(range(len(tokens) - 1)):
         if logs[left] < 0 <= logs[left + 1]:
             share = -logs[left] / (logs[left + 1] - logs[left])
             first, last = np.log(tokens[left]), np.log(tokens[left + 1])

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from .. import bundle
-from ..errors import BundleError
+from ..errors import BundleError, CastlingError
 from ..export.parity import probe_images
 from ..files import writing_file
 from .bench import CASTLED, bench
@@ -19,6 +19,8 @@ from .plot import latency_figure
 
 LATENCY_SIZES = (1, 1.5, 2)
 """Image sizes of the latency plot, in the model's own."""
+MOST_TOKENS = 2500
+"""More would take minutes."""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -61,11 +63,15 @@ def _latency(path: Path, console: Console | None) -> str:
     """Both models against tokens, measured now and here."""
     model: Any = bundle.load(path)
     own, patch = probe_images(model, 1).shape[-2:], model.patch_embed.patch_size
-    sizes = tuple(
-        tuple(side * round(factor * length / side) for length, side in zip(own, patch, strict=True))
+    sizes = [
+        (patch[0] * round(factor * own[0] / patch[0]), patch[1] * round(factor * own[1] / patch[1]))
         for factor in LATENCY_SIZES
-    )
-    results = list(bench(path, image_sizes=sizes, seconds=1, memory=False, console=console))  # type: ignore[arg-type]
+    ]
+    few = [size for size in sizes if size[0] * size[1] <= MOST_TOKENS * patch[0] * patch[1]]
+    try:
+        results = list(bench(path, image_sizes=tuple(few or sizes[:1]), seconds=1, memory=False, console=console))
+    except CastlingError as error:
+        return f"<h2>Latency</h2><p>It could not be measured: {html.escape(str(error))}</p>"
     rows: list[tuple[str, ...]] = [("image", "tokens", "castled, ms", "softmax, ms", "ratio")]
     for result in results:
         castled, softmax = result.latency[CASTLED].median, result.latency[result.baseline].median

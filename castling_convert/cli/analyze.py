@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     help="224 or HEIGHTxWIDTH; repeatable [default: the model's own].",
 )
 @click.option("--runtime", "runtimes", multiple=True,
-              help="onnx, torch or openvino; repeatable [default: all that are installed].")  # fmt: skip
+              help="onnx, torch or openvino; repeatable [default: all that have the precisions].")  # fmt: skip
 @click.option("--precision", "precisions", multiple=True, help="fp32, fp16, bf16 or int8; repeatable [default: fp32].")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
@@ -61,6 +61,12 @@ def command(
     from ..recipe import Recipe
 
     arguments = parse_model_args(model_args)
+    precisions = precisions or ("fp32",)
+    available = tuple(
+        name for name in RUNTIMES
+        if set(precisions) <= set(FORMATS[name].precisions) and FORMATS[name].exporter.missing() is None
+    )  # fmt: skip
+    available = available or tuple(RUNTIMES)  # none has them all: the refusal names one
     found = analyze(
         model,
         lambda size: load_model(
@@ -68,8 +74,8 @@ def command(
         ),
         recipe=Recipe.load(recipe),
         image_sizes=image_sizes,
-        runtimes=runtimes or tuple(name for name in RUNTIMES if FORMATS[name].exporter.missing() is None),
-        precisions=precisions or ("fp32",),
+        runtimes=runtimes or available,
+        precisions=precisions,
         batch=batch,
         threads=threads,
         seconds=seconds,

@@ -79,6 +79,8 @@ class ExportOptions:
             raise ExportError("bf16 artifacts take and give float32: numpy has no bfloat16; leave out --io same")
         if not all(value is None or value >= 0 for value in (options.atol, options.rtol)):
             raise ExportError("atol and rtol must be numbers from zero up")
+        if options.latency_only and (options.verify or options.calibration is not None):
+            raise ExportError("latency_only has no accuracy to verify and no use for calibration images")
         options.batch_sizes()
         if options.image_range is not None:
             low, high = options.image_range

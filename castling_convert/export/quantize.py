@@ -1,9 +1,10 @@
 """int8: QDQ nodes around the linear layers, by static calibration on images.
 
-Symmetric int8 with zero points of zero on activations and weights, weights per channel, biases in float:
-what onnxruntime and TensorRT both run. Only layers with weights are quantised; the small products inside
-attention stay float, and so do the convolutions, a small share of the work. Layers that int8 hurts most
-are found by quantising each alone, and left in float, as few as keep the noise within its target.
+Symmetric int8 with zero points of zero on activations and weights, weights per channel, biases in float and
+apart from the product: what onnxruntime and TensorRT both run in int8. Only layers with weights are
+quantised; the small products inside attention stay float, and so do the convolutions, a small share of the
+work. Layers that int8 hurts most are found by quantising each alone, and left in float, as few as keep the
+noise within its target.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, TensorsData, quantize_static
+from onnxruntime.quantization.calibrate import save_tensors_data
 from torch import Tensor
 
 from ..distill.data import GENERATED, Preprocessing, open_data, some_images
 from ..errors import CheckFailed, ExportError
+from .onnx import OnnxModel, describe
 from .options import ExportOptions
 from .parity import Tolerance, compare
 from .prepare import Deployable, Signature
@@ -96,6 +99,7 @@ def split_gemm(proto: onnx.ModelProto) -> onnx.ModelProto:
     tensors = {tensor.name: tensor for tensor in split.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in split.graph.node:
+        node.name = node.output[0]  # unique, as the names that say what is quantised have to be
         values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         plain = all(
             values.get(name, default) == default for name, default in (("alpha", 1), ("beta", 1), ("transA", 0))
@@ -118,6 +122,7 @@ def split_gemm(proto: onnx.ModelProto) -> onnx.ModelProto:
     kept = [tensor for tensor in split.graph.initializer if tensor.name in used]
     del split.graph.initializer[:]
     split.graph.initializer.extend(kept)
+    onnx.checker.check_model(split)
     return split
 
 
@@ -162,6 +167,7 @@ class _Quantizer:
 
     def __init__(self, proto: onnx.ModelProto, signature: Signature, batches: list[Tensor], folder: Path) -> None:
         self.source, self.signature, self.batches, self.folder = proto, signature, batches, folder
+        save_tensors_data(self.ranges(), folder / "ranges.json")
 
     def proto(self, chosen: Iterable[str]) -> onnx.ModelProto:
         fresh = self.folder / "int8.onnx"
@@ -172,7 +178,7 @@ class _Quantizer:
             quantize_static(
                 source,
                 fresh,
-                _Reader(self.signature, self.batches),
+                None,
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 nodes_to_quantize=list(chosen),
@@ -193,24 +199,36 @@ class _Quantizer:
         return onnx.load(fresh)
 
     def model(self, chosen: Iterable[str]) -> Runner:
-        from .onnx import OnnxModel, describe
-
         proto = self.proto(chosen)
         describe(proto, self.signature, ExportOptions(precision="int8"))
         path = self.folder / "judged.onnx"
         onnx.save(proto, path)
         return OnnxModel(path)
 
+    def ranges(self) -> TensorsData:
+        """Least and greatest value of what goes into each linear layer.
 
-class _Reader(CalibrationDataReader):
-    """The calibration images as the artifact takes them."""
-
-    def __init__(self, signature: Signature, batches: list[Tensor]) -> None:
-        self.name, self.values = signature.input, [signature.inputs(images).numpy() for images in batches]
-        self.rewind()
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.rows, None)
-
-    def rewind(self) -> None:
-        self.rows = iter([{self.name: values} for values in self.values])
+        onnxruntime's own calibrator also keeps those of softmax's N x N weights, all layers' at once.
+        """
+        watched = onnx.ModelProto()
+        watched.CopyFrom(self.source)
+        linear = set(linear_nodes(watched))
+        names = sorted({node.input[0] for node in watched.graph.node if node.name in linear})
+        for name in names:
+            for operator in ("ReduceMin", "ReduceMax"):
+                output = f"{name}_{operator}"
+                watched.graph.node.append(onnx.helper.make_node(operator, [name], [output], keepdims=0))
+                watched.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, []))
+        path = self.folder / "watched.onnx"
+        onnx.save(watched, path)
+        session = OnnxModel(path).session
+        outputs = [output.name for output in watched.graph.output][-2 * len(names) :]
+        values = np.array(
+            [
+                session.run(outputs, {self.signature.input: self.signature.inputs(images).numpy()})
+                for images in self.batches
+            ]
+        )  # images, tensors and their two ends
+        low, high = values[:, 0::2].min(0), values[:, 1::2].max(0)
+        pairs = {name: (low[index], high[index]) for index, name in enumerate(names)}
+        return TensorsData(CalibrationMethod.MinMax, pairs)

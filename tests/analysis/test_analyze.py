@@ -81,7 +81,7 @@ def test_a_layer_alone_computes_what_it_does_in_the_model(runtime, tmp_path):
 @pytest.mark.parametrize(
     ("ratios", "tokens", "words"),
     [([0.5, 0.8, 2.0, 3.0], "between", "from about"), ([1.2, 1.3], None, "at every length tried, from 26 tokens"),
-     ([0.5] * 8, None, "not faster castled up to 3137 tokens")],
+     ([0.5] * 8, None, "not faster castled at the longest length tried, 3137 tokens")],
 )  # fmt: skip
 def test_the_break_even_is_looked_for_until_castling_is_clearly_ahead(monkeypatch, ratios, tokens, words):
     given = iter(ratios)
@@ -118,6 +118,7 @@ def layer(name: str, ratio: float) -> LayerAnalysis:
         (0.95, None, "none", "the gain is small to none, 0.95x [0.95, 0.95]; castling is not worth it here"),
         (1.02, None, "none", "not worth it here"),
         (1.08, 0.97, "none", "not worth it here"),
+        (1.6, 0.9, "none", "not worth it here"),
         (1.08, None, "small", "the gain is small, 1.08x [1.08, 1.08]; castle all 2 layers, if a few per cent"),
         (1.3, None, "moderate", "the gain is moderate, 1.30x [1.30, 1.30]; castle all 2 layers"),
         (2.3, None, "large", "the gain is large, 2.30x [2.30, 2.30]; castle all 2 layers"),
@@ -125,7 +126,7 @@ def layer(name: str, ratio: float) -> LayerAnalysis:
 )
 def test_the_advice_in_plain_words(ratio, low, gain, words):
     if low is not None:
-        words = words.replace("[1.08", f"[{low:.2f}")
+        assert f"[{low:.2f}, " in advise(result(ratio, low), [layer("a", 1.2)]).sentence
     found = advise(result(ratio, low), [layer("a", 1.2), layer("b", 1.3)])
     assert found.gain == gain
     assert words in found.sentence
@@ -137,7 +138,9 @@ def test_layers_that_do_not_pay_are_not_advised():
     found = advise(result(1.4), [layer("a", 0.8), layer("b", 1.9)])
     assert found.layers == ["b"]
     assert found.sentence.endswith("castle these layers: b")
-    assert advise(result(1.4), [layer("a", 0.8)]).layers == []
+    whole = advise(result(1.4), [layer("a", 0.8)])  # the whole model gains, in int8 say: its own figure counts
+    assert whole.layers == ["a"]
+    assert whole.sentence.endswith("castle all 1 layers")
 
 
 @pytest.mark.parametrize(

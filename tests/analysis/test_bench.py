@@ -45,7 +45,7 @@ def test_every_combination_is_measured(bundle):
 def test_peak_memory_of_every_variant(bundle, runtime):
     (found,) = bench(bundle, runtimes=(runtime,), seconds=0, threads=1)
     assert set(found.memory) == set(found.latency)
-    assert all(100_000 < peak < 2e9 for peak in found.memory.values())
+    assert all(100_000 < peak < 100e6 for peak in found.memory.values())  # of the model, not of its runtime
 
 
 def test_castled_is_castled_and_softmax_is_softmax(bundle, monkeypatch):
@@ -118,7 +118,8 @@ def test_a_target_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("tokens", "ratios", "expected"),
     [([100, 400], [0.5, 2.0], 200), ([100, 400], [1.5, 2.0], None), ([100, 400, 900], [0.5, 0.9, 0.95], None),
-     ([100, 200, 400], [0.8, 1.0, 3.0], 200)],
+     ([100, 200, 400], [0.8, 1.0, 3.0], 200), ([100, 200, 400, 1600], [1.1, 1.2, 0.5, 2.0], 800),
+     ([100, 200, 400], [0.9, 1.5, 0.9], None)],
 )  # fmt: skip
 def test_the_crossover_lies_between_what_was_measured(tokens, ratios, expected):
     assert crossover(tokens, ratios) == (None if expected is None else pytest.approx(expected))

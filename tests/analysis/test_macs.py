@@ -40,8 +40,8 @@ def test_teacher(fused):
 
 @pytest.mark.parametrize(("depthwise", "residual"), [("none", 0), ("grid", PATCHES * 25 * D)])
 def test_folded(depthwise, residual):
-    """KᵀV and Q(KᵀV) are N·d² a head each; centring the keys is one outer product, d²."""
-    attention = 2 * N * HEAD_DIM * D + HEAD_DIM * D
+    """KᵀV and Q(KᵀV) are N·d² a head each."""
+    attention = 2 * N * HEAD_DIM * D
     counted = count_macs(folded(vit(), f"attention.depthwise={depthwise}"))
     assert counted == OUTSIDE_ATTENTION + DEPTH * (attention + residual)
 
@@ -94,7 +94,7 @@ def test_what_is_held_is_what_is_computed():
         largest[name] = max(written.sizes)
     assert largest == {"softmax": softmax_cost(tokens, D, HEADS, HEAD_DIM).values, "castled": 3 * tokens * D}
     held = castled_cost(tokens, D, HEADS, HEAD_DIM, castled.config).values
-    assert held == 3 * tokens * D + HEAD_DIM * D  # q̂, k̂, the convolved patches, and K̂ᵀV
+    assert held == 4 * tokens * D + HEAD_DIM * D  # q̂, k̂, v - E[v], the convolved patches, and K̂ᵀV
 
 
 def test_quadratic_against_linear_in_the_tokens():

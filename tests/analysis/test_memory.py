@@ -40,7 +40,7 @@ def test_the_peak_grows_by_what_the_model_holds(tmp_path):
     peaks = [peak_memory("onnx", graph(tmp_path / "m.onnx", n), 1, (n, 250), "float32") for n in (1000, 51_000)]
     assert peaks[0] > 1e6
     wide = 50_000 * 1000 * 4
-    assert wide < peaks[1] - peaks[0] < 2.5 * wide  # onnxruntime's arena may hold it twice
+    assert 0.9 * wide < peaks[1] - peaks[0] < 2.5 * wide  # onnxruntime's arena may hold it twice
 
 
 def test_an_artifact_that_does_not_run(tmp_path):

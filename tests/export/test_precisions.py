@@ -266,8 +266,19 @@ class TestInt8:
             options = ExportOptions.make(precision="int8", latency_only=True, verify=False)
             made = FORMATS[format].exporter.export(model, tmp_path / name, options)
             assert made.parity is None
-            assert made.notes.get("quantized", 9) == 9
-            assert made.notes["nodes"].get("FakeQuantize", 9) >= 9
+            if format == "onnx":
+                graph = onnx.load(tmp_path / name).graph
+                producers = {out: node.op_type for node in graph.node for out in node.output}
+                products = [node for node in graph.node if node.op_type == "MatMul"]
+                taken = [[producers.get(value) for value in node.input] for node in products]
+                assert taken.count(["DequantizeLinear"] * 2) == made.notes["quantized"] == 9
+            else:
+                assert made.notes["nodes"]["FakeQuantize"] >= 18  # of nine layers' inputs and weights
+
+    @pytest.mark.parametrize("options", [{"verify": True}, {"verify": False, "calibration": "digits"}])
+    def test_for_latency_alone_is_refused_where_accuracy_is_meant(self, options) -> None:
+        with pytest.raises(ExportError, match="latency_only"):
+            ExportOptions.make(precision="int8", latency_only=True, **options)
 
     def test_layers_that_int8_hurts_are_left_in_float(self, tmp_path) -> None:
         model = folded()
