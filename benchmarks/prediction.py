@@ -1,6 +1,6 @@
 """What `castling analyze` predicts before training against what `castling bench` measures of the bundle.
 
-    python benchmarks/prediction.py      writes prediction.md; about 15 minutes on two cores
+    python benchmarks/prediction.py      writes prediction.md; about 8 minutes on two cores
 
 Both commands are run as a user runs them, each in a process of its own. The bundle's weights are random, other
 ones than those of the prediction: latency does not depend on them. The machine should have nothing else to do.
@@ -24,7 +24,7 @@ from castling_convert.analysis.bench import random_weights_
 from castling_convert.load import resolve_name
 
 TABLE = Path(__file__).with_suffix(".md")
-MODELS, SIZES, RUNTIMES, THREADS = ("deit_s", "vit_b"), (224, 1024), ("onnx", "openvino"), 2
+MODELS, SIZES, RUNTIMES, THREADS = ("deit_s", "vit_b"), (224, 1024), ("onnx",), 2
 
 
 def castling(*words: object) -> Any:

@@ -55,7 +55,10 @@ def latency_figure(results: list[Result]) -> Any:
         if at is not None:
             axis.axvline(at, color=colour, lw=1, ls=":", label=f"even at {at:.0f} tokens")
     axis.set(xlabel="tokens", ylabel="ms a call, median", xscale="log", yscale="log")
-    axis.grid(alpha=0.3, which="both")
+    shown = sorted({result.tokens for result in results})
+    axis.set_xticks(shown, labels=[f"{tokens:,}" for tokens in shown])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     return figure
 
