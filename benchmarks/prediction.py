@@ -24,7 +24,7 @@ from castling_convert.analysis.bench import random_weights_
 from castling_convert.load import resolve_name
 
 TABLE = Path(__file__).with_suffix(".md")
-MODELS, SIZES, RUNTIMES, THREADS = ("deit_s", "vit_b"), (224, 1024), ("onnx",), 2
+MODELS, RUNTIMES, THREADS = {"deit_s": (224, 1024), "vit_b": (224, 384)}, ("onnx",), 2
 
 
 def castling(*words: object) -> Any:
@@ -39,11 +39,11 @@ def make_bundle(model: str, path: Path) -> Path:
 
 
 def main() -> None:
-    options: list[object] = ["--threads", THREADS, "--json"]
-    options += [word for size in SIZES for word in ("--image-size", size)]
-    options += [word for runtime in RUNTIMES for word in ("--runtime", runtime)]
     rows, off = [], []
-    for model in MODELS:
+    for model, sizes in MODELS.items():
+        options: list[object] = ["--threads", THREADS, "--json"]
+        options += [word for size in sizes for word in ("--image-size", size)]
+        options += [word for runtime in RUNTIMES for word in ("--runtime", runtime)]
         print(f"{model}: analyze ...", flush=True)
         found = castling("analyze", "--model", model, *options)
         predicted = {_key(case): (case, advice) for case, advice in zip(found["cases"], found["advice"], strict=True)}
