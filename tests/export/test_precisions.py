@@ -273,7 +273,7 @@ class TestInt8:
                 taken = [[producers.get(value) for value in node.input] for node in products]
                 assert taken.count(["DequantizeLinear"] * 2) == made.notes["quantized"] == 9
             else:
-                assert made.notes["nodes"]["FakeQuantize"] >= 18  # of nine layers' inputs and weights
+                assert made.notes["nodes"]["FakeQuantize"] >= 9  # of nine layers' inputs, some of them the same
 
     @pytest.mark.parametrize("options", [{"verify": True}, {"verify": False, "calibration": "digits"}])
     def test_for_latency_alone_is_refused_where_accuracy_is_meant(self, options) -> None:
