@@ -5,7 +5,7 @@
 
 Weights are random: latency does not depend on them. Every case is one interleaved run in a process of its
 own, as `castling bench` makes it, and one line of `latency.jsonl`; an interrupted table goes on where it
-stopped. The machine should have nothing else to do. In about 40 minutes on two cores.
+stopped. The machine should have nothing else to do. About 45 minutes on two cores.
 """
 
 from __future__ import annotations
