@@ -1,6 +1,6 @@
 """What a conversion takes: castling, folding and exporting a ViT-L, and a training step of a DeiT-S.
 
-    python benchmarks/conversion.py      writes conversion.md; about 15 minutes on two cores
+    python benchmarks/conversion.py      writes conversion.md; about 20 minutes on two cores
 
 Random weights and images. Memory is the growth of a process' peak over what it held before: of the ViT-L's steps
 one after the other, of each training step in a process of its own. The machine should have nothing else to do.
@@ -25,6 +25,7 @@ import torch
 import castling_convert as cc
 from castling_convert.analysis.bench import random_weights_
 from castling_convert.analysis.latency import Latency, interleave, ratio
+from castling_convert.analysis.memory import growth
 from castling_convert.castle import castled_layers, close_masks
 from castling_convert.distill.loop import distill_loss
 from castling_convert.distill.losses import tap
@@ -42,18 +43,12 @@ STEPS = {
 SECONDS = 20
 
 
-def status(key: str) -> int:
-    """Bytes, of this process."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
 def watched(work: Callable[[], Any]) -> tuple[Any, float, int]:
     """What `work` returns, its seconds, and by how many bytes the peak exceeded what was held before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, started = status("VmRSS"), time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started, status("VmHWM") - before
+    found: list[Any] = []
+    started = time.perf_counter()
+    peak = growth(lambda: found.append(work()))
+    return found[0], time.perf_counter() - started, peak
 
 
 def large() -> dict[str, tuple[float, int]]:
@@ -103,7 +98,7 @@ def step_times(size: int) -> dict[str, list[float]]:
 
 def step_peak(name: str, size: int) -> int:
     step = step_of(name, size)
-    return watched(lambda: [step() for _ in range(2)])[2]
+    return growth(lambda: [step() for _ in range(2)])
 
 
 def alone(*words: object) -> Any:
@@ -127,10 +122,8 @@ def page() -> str:
         peaks = {name: alone("--peak", name, image) for name in STEPS}
         for name, values in times.items():
             against = ratio(times["softmax student"], values)
-            rows.append(
-                f"| {image} | {batch} | {name} | {Latency.of(values).median:.0f} | {against.value:.2f} "
-                f"[{against.low:.2f}, {against.high:.2f}] | {peaks[name] / 1e6:,.0f} |"
-            )
+            step = f"{Latency.of(values).median:.0f} | {against} | {peaks[name] / 1e6:,.0f}"
+            rows.append(f"| {image} | {batch} | {name} | {step} |")
     return f"""# What a conversion takes
 
 Two cores, float32, random weights. Memory is the growth of the process' peak. Made by

@@ -24,6 +24,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import castling_convert as cc
@@ -36,10 +37,11 @@ from castling_convert.analysis.bench import (
     Result,
     fuse_attention,
     measure,
-    random_weights_,
+    softmax_baseline_,
 )
 from castling_convert.analysis.latency import Latency, Ratio
 from castling_convert.analysis.plot import plot_latency
+from castling_convert.attention import FoldedAttention
 from castling_convert.bundle import versions
 from castling_convert.families import family_of
 
@@ -54,7 +56,7 @@ TARGETS = {
     ("openvino", "int8"): (1.15, 1.35, 1.55, 2.2, 3.0),
 }
 BEST_TARGETS = (2.4, 3, 3.5, 5, 6.5)
-FREE, SINGLE = "attention left out", "softmax fp32"
+FREE, BARE, SINGLE = "attention left out", "castled attention without norms, mean and constant", "softmax fp32"
 THREADS, SECONDS = 2, 10
 
 
@@ -69,6 +71,34 @@ class Unmixed(nn.Module):
         return self.proj(self.qkv(x)[..., 2 * self.size :])
 
 
+class Bare(FoldedAttention):
+    """The two products and the convolution, without which there is no castled attention, and nothing else of it:
+    no norms of q and k, no centring, no constant. It computes nothing of use."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.linear(q @ (k.transpose(-2, -1) @ v * (self.head_scale / k.shape[-2])), v)
+
+    def attend_channels_first(self, x: Tensor) -> Tensor:
+        B, N, _ = x.shape
+        heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
+        tokens = x.transpose(1, 2)
+        q, k = (self.qkv.weight[: 2 * size] @ tokens).reshape(B, 2 * heads, d, N).split(heads, 1)
+        v = self.qkv.weight[2 * size :] @ tokens
+        context = v.reshape(B, heads, d, N) @ k.transpose(-1, -2)
+        y = ((context * (self.head_scale / N)) @ q).reshape(B, size, N)
+        height, width = self.grid.shape_for(N)
+        patches = v[:, :, self.grid.num_prefix_tokens :].reshape(B, size, height, width)
+        return (y + F.pad(self.depthwise(patches).flatten(2), (N - height * width, 0))).transpose(1, 2)
+
+
+def bare(folded: Any) -> Any:
+    model = copy.deepcopy(folded)
+    for module in model.modules():
+        if isinstance(module, FoldedAttention):
+            module.__class__ = Bare
+    return model
+
+
 def without_attention(softmax: Any) -> Any:
     model, family = copy.deepcopy(softmax), family_of(softmax)
     for layer in family.layers(model):
@@ -79,12 +109,12 @@ def without_attention(softmax: Any) -> Any:
 def one_case(runtime: str, precision: str, size: int) -> Result:
     """Measured in this process."""
     torch.manual_seed(0)
-    softmax: Any = random_weights_(timm.create_model(MODEL)).eval()
-    others = {FREE: (without_attention(softmax), precision)}
+    softmax: Any = softmax_baseline_(timm.create_model(MODEL))
+    twin = castled_twin(softmax, cc.Recipe.load("castling"))
+    others = {FREE: (without_attention(softmax), precision), BARE: (bare(twin), precision)}
     if precision != "fp32":
         others[SINGLE] = (fuse_attention(softmax) if runtime == "onnx" else softmax, "fp32")
     case = Case(runtime, precision, (size, size), 1)
-    twin = castled_twin(softmax, cc.Recipe.load("castling"))
     return measure(case, twin, softmax, threads=THREADS, seconds=SECONDS, trained=False, others=others)
 
 
@@ -133,8 +163,10 @@ against int8. Made by `python benchmarks/latency.py`.
 
 {_table(found)}
 
-*most* is the ratio to the same softmax model that a model with all linear layers and **no attention at all** has, in
-the same run: the most that any attention could reach. *target* is what was aimed at.
+*target* is what was aimed at. *bare* and *most* are ratios to the same softmax model in the same run, and say what is
+within reach: *bare* of a castled model without norms of q and k, centring and constant, so that all that is left of its
+attention are the two products and the convolution; *most* of a model with all linear layers and **no attention at
+all**.
 
 ## The best castled artifact against the softmax model in float32
 
@@ -144,7 +176,8 @@ Castled in int8 against the softmax model in fp32 with fused attention, in the s
 
 ## Where the rest of the time goes
 
-Milliseconds of a call: what linear layers, norms and activations take alone, and what attention adds to it.
+Milliseconds of a call: what linear layers, norms and activations take alone, and what attention adds to it; of castled
+attention also the two products and the convolution alone.
 
 {_floor(found)}
 """
@@ -152,18 +185,21 @@ Milliseconds of a call: what linear layers, norms and activations take alone, an
 
 def _table(found: dict[tuple[str, str, int], Result]) -> str:
     head = ["runtime", "image", "tokens", "castled, ms", "softmax, ms", "softmax, fused, ms"]
-    rows = [[*head, "ratio", "target", "most", "peak memory, MB: castled, softmax"]]
+    rows = [[*head, "ratio", "target", "bare", "most", "peak memory, MB: castled, softmax"]]
     for (runtime, precision), (index, size) in product(RUNS, enumerate(SIZES)):
         result = found.get((runtime, precision, size))
         if result is None:
             continue
         latency, target = result.latency, TARGETS.get((runtime, precision))
-        most = latency[result.baseline].median / latency[FREE].median
+        reach = [
+            f"{latency[result.baseline].median / latency[name].median:.2f}" if name in latency else ""
+            for name in (BARE, FREE)
+        ]
         rows.append(
             [
                 f"{runtime} {precision}", f"{size}", f"{result.tokens}", f"{latency[CASTLED].median:.1f}",
                 f"{latency[PLAIN].median:.1f}", f"{latency[FUSED].median:.1f}" if FUSED in latency else "",
-                _ratio(result.ratio), f"{target[index]:.2f}" if target else "", f"{most:.2f}",
+                str(result.ratio), f"{target[index]:.2f}" if target else "", *reach,
                 ", ".join(f"{result.memory[name] / 1e6:.0f}" for name in (CASTLED, result.baseline) if result.memory),
             ]
         )  # fmt: skip
@@ -174,23 +210,20 @@ def _best(found: dict[tuple[str, str, int], Result]) -> str:
     rows = [["runtime", *(f"{size}" for size in SIZES)], ["target", *(f"{target:.1f}" for target in BEST_TARGETS)]]
     for runtime in ("onnx", "openvino"):
         results = [found.get((runtime, "int8", size)) for size in SIZES]
-        rows.append([runtime, *(_ratio(result.others[SINGLE]) if result else "" for result in results)])
+        rows.append([runtime, *(str(result.others[SINGLE]) if result else "" for result in results)])
     return _markdown(rows)
 
 
 def _floor(found: dict[tuple[str, str, int], Result]) -> str:
-    rows = [["runtime", "image", "without attention", "castled attention adds", "softmax attention adds"]]
+    rows = [["runtime", "image", "without attention", "castled adds", "products, convolution alone", "softmax adds"]]
     for (runtime, precision), size in product(RUNS, SIZES):
         result = found.get((runtime, precision, size))
         if result is not None:
             free, castled, softmax = (result.latency[name].median for name in (FREE, CASTLED, result.baseline))
-            cells = (f"{free:.1f}", f"{castled - free:.1f}", f"{softmax - free:.1f}")
+            alone = f"{result.latency[BARE].median - free:.1f}" if BARE in result.latency else ""
+            cells = (f"{free:.1f}", f"{castled - free:.1f}", alone, f"{softmax - free:.1f}")
             rows.append([f"{runtime} {precision}", f"{size}", *cells])
     return _markdown(rows)
-
-
-def _ratio(ratio: Ratio) -> str:
-    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def _markdown(rows: list[list[str]]) -> str:

@@ -18,7 +18,7 @@ import torch
 
 import castling_convert as cc
 from castling_convert.analysis.analyze import castled_twin
-from castling_convert.analysis.bench import CASTLED, FUSED, PLAIN, random_weights_
+from castling_convert.analysis.bench import CASTLED, FUSED, PLAIN, softmax_baseline_
 from castling_convert.analysis.layers import LayerLatency, Layers, write_layer
 from castling_convert.analysis.memory import peak_memory
 
@@ -35,7 +35,7 @@ def exponent(tokens: list[int], values: list[float]) -> float:
 
 
 def layers_in(runtime: str) -> Layers:
-    softmax: Any = random_weights_(timm.create_model(MODEL)).eval()
+    softmax: Any = softmax_baseline_(timm.create_model(MODEL))
     found = Layers(castled_twin(softmax, cc.Recipe.load("castling")), softmax, LAYER, runtime, THREADS)
     if FUSED in found.layers:
         del found.layers[PLAIN]  # holds 6.4 GB of weights twice at 16,385 tokens, and is the slower one from 2,000 on

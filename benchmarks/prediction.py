@@ -20,7 +20,7 @@ import torch
 
 import castling_convert as cc
 from castling_convert.analysis.analyze import castled_twin
-from castling_convert.analysis.bench import random_weights_
+from castling_convert.analysis.bench import softmax_baseline_
 from castling_convert.load import resolve_name
 
 TABLE = Path(__file__).with_suffix(".md")
@@ -34,7 +34,7 @@ def castling(*words: object) -> Any:
 
 def make_bundle(model: str, path: Path) -> Path:
     torch.manual_seed(1)
-    softmax = random_weights_(timm.create_model(resolve_name(model))).eval()
+    softmax = softmax_baseline_(timm.create_model(resolve_name(model)))
     return cc.save(castled_twin(softmax, cc.Recipe.load("castling")), path)
 
 

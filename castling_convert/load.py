@@ -107,13 +107,21 @@ def load_model(
     except Exception as error:
         raise _explained(error, name, weights) from error
     model.eval()
-    if 0 in (getattr(getattr(model, "patch_embed", None), "grid_size", None) or ()):
-        size = "x".join(map(str, model.patch_embed.img_size))
-        raise ModelError(f"images of {size} hold no patch of {name}; give a larger --image-size")
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if grid is not None:
+        refuse_no_patch(grid, model.patch_embed.img_size)
     if weights is not None:
         # The path of a file on this machine is nobody else's business.
         model.pretrained_cfg.pop("file", None)
     return model
+
+
+def refuse_no_patch(grid: tuple[int, ...], size: tuple[int, ...]) -> None:
+    """Raise ModelError for images of `size` when their `grid` of patches is empty."""
+    if 0 in grid:
+        raise ModelError(
+            f"images of {'x'.join(map(str, size))} hold no patch of this model; give a larger --image-size"
+        )
 
 
 def refuse_unsupported(name: str, arguments: Mapping[str, Any]) -> None:

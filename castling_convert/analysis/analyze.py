@@ -4,17 +4,19 @@ latency does not depend on."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from rich.console import Console
+from torch import nn
 
 from ..castle import castle_, close_masks
 from ..families import AttentionLayer, family_of
 from ..fold import fold_
+from ..load import refuse_no_patch
 from ..recipe import Recipe
-from .bench import Case, Result, check_cases, measure, random_weights_
+from .bench import Case, Result, check_cases, measure, random_weights_, softmax_baseline_
 from .latency import Ratio
 from .layers import BreakEven, LayerLatency, Layers
 from .macs import AttentionCost, castled_cost, softmax_cost
@@ -66,7 +68,7 @@ class Analysis:
 
 def analyze(
     name: str,
-    load: Callable[[tuple[int, int] | None], Any],
+    model: nn.Module,
     *,
     recipe: Recipe,
     image_sizes: tuple[tuple[int, int], ...] = (),
@@ -77,51 +79,42 @@ def analyze(
     seconds: float = 2.0,
     console: Console | None = None,
 ) -> Analysis:
-    """Measure a model and its castled twin, layer by layer and whole, in every combination.
+    """Measure a softmax model and its castled twin, layer by layer and whole, in every combination.
 
     Args:
-        load: the model at an image size, (height, width), or at its own for None.
+        model: left as it is; its weights are of no account. name: what it is called in the result.
+        image_sizes: (height, width); the model's own when left out.
         seconds: of measurement for each whole model; a layer gets a tenth.
 
     Raises:
-        ModelError: nothing of it can be castled.
+        ModelError: nothing of it can be castled, or an image size holds no patch.
         ExportError: a runtime or precision is not available.
     """
     check_cases(runtimes, precisions)
+    softmax = softmax_baseline_(copy.deepcopy(model))
+    folded = castled_twin(softmax, recipe)
+    sizes = tuple(dict.fromkeys(image_sizes)) or (tuple(softmax.patch_embed.img_size),)
+    found = [layer for size in sizes for layer in shapes(softmax, folded, recipe, size)]
     say = console.print if console is not None else lambda line: None
-    layers: list[LayerAnalysis] = []
     break_even: list[BreakEven] = []
+    for first, runtime in product(dict.fromkeys(layer.names[0] for layer in found), runtimes):
+        alone = Layers(folded, softmax, first, runtime, threads)
+        for layer in (layer for layer in found if layer.names[0] == first):
+            say(f"measuring {first} in {runtime}, {'x'.join(map(str, layer.image_size))} ...")
+            height, width = softmax.patch_embed.dynamic_feat_size(layer.image_size)
+            layer.latency[runtime] = alone.measure(height, width, seconds / 10, ROUNDS)
+        say(f"looking for the break-even of {first} in {runtime} ...")
+        break_even.append(alone.break_even(seconds / 10, ROUNDS))
     cases: list[Result] = []
-    sizes = tuple(dict.fromkeys(image_sizes)) or (None,)
-    for size in sizes:
-        load(size)  # what can't be loaded is said before anything is measured
-    for size in sizes:
-        softmax: Any = random_weights_(load(size)).eval()
-        family_of(softmax).absorb_layer_scale_(softmax)
-        folded = castled_twin(softmax, recipe)
-        height, width = softmax.patch_embed.img_size
-        grid: tuple[int, int] = softmax.patch_embed.grid_size
-        found = shapes(softmax, folded, recipe, (height, width))
-        for layer, runtime in ((layer, runtime) for layer in found for runtime in runtimes):
-            say(f"measuring {layer.names[0]} in {runtime}, {height}x{width} ...")
-            alone = Layers(folded, softmax, layer.names[0], runtime, threads)
-            layer.latency[runtime] = alone.measure(*grid, seconds / 10, ROUNDS)
-            known = [(one.runtime, one.num_heads, one.head_dim) for one in break_even]
-            if (runtime, layer.num_heads, layer.head_dim) not in known:
-                say(f"looking for the break-even of {layer.names[0]} in {runtime} ...")
-                break_even.append(alone.break_even(seconds / 10, ROUNDS))
-        layers += found
-        for runtime, precision in ((runtime, precision) for runtime in runtimes for precision in precisions):
-            case = Case(runtime, precision, (height, width), batch)
-            say(f"measuring the whole model, {case} ...")
-            cases.append(
-                measure(
-                    case, folded, softmax, threads=threads, seconds=seconds, rounds=ROUNDS, trained=False, memory=False
-                )
-            )
-    advice = [advise(result, [layer for layer in layers if layer.image_size == result.case.image_size])
-              for result in cases]  # fmt: skip
-    return Analysis(name, cases[0].threads, layers, break_even, cases, advice)
+    for size, runtime, precision in product(sizes, runtimes, precisions):
+        case = Case(runtime, precision, size, batch)
+        say(f"measuring the whole model, {case} ...")
+        options: dict[str, Any] = {"threads": threads, "seconds": seconds, "rounds": ROUNDS}
+        cases.append(measure(case, folded, softmax, trained=False, memory=False, **options))
+    advice = [
+        advise(result, [layer for layer in found if layer.image_size == result.case.image_size]) for result in cases
+    ]
+    return Analysis(name, cases[0].threads, found, break_even, cases, advice)
 
 
 def castled_twin(softmax: Any, recipe: Recipe) -> Any:
@@ -132,19 +125,23 @@ def castled_twin(softmax: Any, recipe: Recipe) -> Any:
 
 
 def shapes(softmax: Any, folded: Any, recipe: Recipe, size: tuple[int, int]) -> list[LayerAnalysis]:
-    """The layers that `recipe` castles, those of one shape together, with what each costs by formula."""
-    found: dict[tuple[int, int, int], list[AttentionLayer]] = {}
+    """The layers that `recipe` castles, those of one shape together, with what each costs by formula at images of
+    `size`, (height, width); ModelError when that holds no patch."""
+    height, width = softmax.patch_embed.dynamic_feat_size(size)
+    refuse_no_patch((height, width), size)
+    dim, prefix = softmax.embed_dim, softmax.num_prefix_tokens
+    tokens = prefix + height * width
+    found: dict[tuple[int, int], list[AttentionLayer]] = {}
     for layer in family_of(softmax).layers(softmax):
         if layer.name in folded.castling.castled:
-            found.setdefault((layer.tokens, layer.num_heads, layer.head_dim), []).append(layer)
-    dim, prefix = softmax.embed_dim, softmax.num_prefix_tokens
+            found.setdefault((layer.num_heads, layer.head_dim), []).append(layer)
     return [
         LayerAnalysis(
             [layer.name for layer in group], size, tokens, heads, head_dim,
             softmax_cost(tokens, dim, heads, head_dim),
             castled_cost(tokens, dim, heads, head_dim, recipe.attention, prefix), {},
         )
-        for (tokens, heads, head_dim), group in found.items()
+        for (heads, head_dim), group in found.items()
     ]  # fmt: skip
 
 
@@ -163,8 +160,7 @@ def advise(result: Result, layers: list[LayerAnalysis]) -> Advice:
     if gain == "small":
         what += ", if a few per cent are worth a distillation to you"
     size = "small to none" if gain == "none" else gain
-    sentence = f"{case}: the gain is {size}, {ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]; {what}"
-    return Advice(gain, chosen, sentence)
+    return Advice(gain, chosen, f"{case}: the gain is {size}, {ratio}; {what}")
 
 
 def _gain(ratio: Ratio) -> str:

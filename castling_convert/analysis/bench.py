@@ -137,9 +137,13 @@ def models_of(target: Path) -> tuple[Any, Any, Runner | None]:
     path, artifact = open_target(target)
     folded = bundle.load(path)
     arguments = bundle.read_config(path)["model_args"]
-    softmax = random_weights_(timm.create_model(arguments["base"], **arguments["base_args"])).eval()
-    family_of(softmax).absorb_layer_scale_(softmax)
-    return folded, softmax, artifact
+    return folded, softmax_baseline_(timm.create_model(arguments["base"], **arguments["base_args"])), artifact
+
+
+def softmax_baseline_(model: nn.Module) -> Any:
+    """A fresh softmax model as it is measured: weights random, LayerScale absorbed as it is in a folded one."""
+    family_of(model).absorb_layer_scale_(model)
+    return random_weights_(model).eval()
 
 
 @torch.no_grad()

@@ -22,6 +22,9 @@ class Ratio:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+
 
 @dataclass(frozen=True)
 class Latency:

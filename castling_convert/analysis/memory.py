@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -42,13 +43,22 @@ def child() -> None:
     values = np.zeros(json.loads(shape), dtype)
     import_module(RUNTIMES[runtime])
     FORMATS[runtime].exporter.missing()  # imports what it needs, too
+
+    def run() -> None:
+        with torch_threads(int(threads)):
+            model = runner(runtime, Path(file), int(threads))
+            for _ in range(CALLS):
+                model.run(values)
+
+    print(growth(run))
+
+
+def growth(work: Callable[[], object]) -> int:
+    """Bytes by which this process' peak during `work` exceeds what it held before. Linux alone."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
-    with torch_threads(int(threads)):
-        model = runner(runtime, Path(file), int(threads))
-        for _ in range(CALLS):
-            model.run(values)
-    print(max(0, _status("VmHWM") - before))
+    work()
+    return max(0, _status("VmHWM") - before)
 
 
 def _status(key: str) -> int:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from .options import ImageSize, json_option, print_json, progress_console, result_console
+from .options import (
+    json_option,
+    measuring_options,
+    model_arg_option,
+    model_option,
+    num_classes_option,
+    print_json,
+    progress_console,
+    result_console,
+)
 
 if TYPE_CHECKING:
     from ..analysis.analyze import Analysis
@@ -17,24 +25,14 @@ if TYPE_CHECKING:
     "analyze",
     epilog="Example: castling analyze --model deit_t --image-size 224 --runtime torch --seconds 0.5",
 )
-@click.option("--model", "-m", required=True, help="An alias (deit_s), a timm name, hf-hub: or local-dir:.")
-@click.option(
-    "--image-size",
-    "image_sizes",
-    type=ImageSize(),
-    multiple=True,
-    help="224 or HEIGHTxWIDTH; repeatable [default: the model's own].",
-)
+@model_option
 @click.option("--runtime", "runtimes", multiple=True,
               help="onnx, torch or openvino; repeatable [default: all that have the precisions].")  # fmt: skip
-@click.option("--precision", "precisions", multiple=True, help="fp32, fp16, bf16 or int8; repeatable [default: fp32].")
+@measuring_options("the model's own", seconds=2.0)
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
-@click.option("--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="For each whole model.")
 @click.option("--recipe", default="castling", show_default=True, help="Whose attention and layers are meant.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head.")
-@click.option("--model-arg", "model_args", multiple=True, metavar="KEY=VALUE",
-              help="Handed to timm.create_model; repeatable.")  # fmt: skip
+@num_classes_option
+@model_arg_option
 @json_option
 def command(
     model: str,
@@ -60,18 +58,18 @@ def command(
     from ..load import load_model, parse_model_args
     from ..recipe import Recipe
 
-    arguments = parse_model_args(model_args)
     precisions = precisions or ("fp32",)
     available = tuple(
         name for name in RUNTIMES
         if set(precisions) <= set(FORMATS[name].precisions) and FORMATS[name].exporter.missing() is None
     )  # fmt: skip
     available = available or tuple(RUNTIMES)  # none has them all: the refusal names one
+    loaded = load_model(
+        model, pretrained=False, num_classes=num_classes, model_args=parse_model_args(model_args)
+    )  # fmt: skip
     found = analyze(
         model,
-        lambda size: load_model(
-            model, pretrained=False, image_size=size, num_classes=num_classes, model_args=arguments
-        ),
+        loaded,
         recipe=Recipe.load(recipe),
         image_sizes=image_sizes,
         runtimes=runtimes or available,
@@ -80,7 +78,7 @@ def command(
         threads=threads,
         seconds=seconds,
         console=progress_console(),
-    )  # fmt: skip
+    )
     if as_json:
         print_json(found.to_dict())
     else:
@@ -89,6 +87,8 @@ def command(
 
 def _print(found: Analysis) -> None:
     from rich.table import Table
+
+    from ..analysis.bench import CASTLED
 
     console = result_console()
     table = Table(title=f"{found.model}, attention layers, {found.threads} threads, batch 1", title_justify="left")
@@ -116,11 +116,9 @@ def _print(found: Analysis) -> None:
     for column in ("case", "tokens", "softmax, ms", "castled, ms", "ratio [95 %]"):
         whole.add_column(column)
     for result in found.cases:
-        ratio, show = result.ratio, partial("{:.1f}".format)
-        whole.add_row(
-            str(result.case), str(result.tokens), show(result.latency[result.baseline].median),
-            show(result.latency["castled"].median), f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
-        )  # fmt: skip
+        medians = (result.latency[name].median for name in (result.baseline, CASTLED))
+        times = (f"{median:.1f}" for median in medians)
+        whole.add_row(str(result.case), str(result.tokens), *times, str(result.ratio))
     console.print(whole)
     for advice in found.advice:
         click.echo(advice.sentence)

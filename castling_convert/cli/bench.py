@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import PATH, ImageSize, json_option, print_json, progress_console, result_console
+from .options import PATH, json_option, measuring_options, print_json, progress_console, result_console
 
 if TYPE_CHECKING:
     from ..analysis.bench import Result
@@ -16,17 +16,8 @@ if TYPE_CHECKING:
 @click.command("bench", epilog="Example, after castling demo: castling bench castled/digits --seconds 2")
 @click.argument("target", type=PATH, metavar="BUNDLE_OR_ARTIFACT")
 @click.option("--runtime", "runtimes", multiple=True, help="onnx, openvino or torch; repeatable [default: onnx].")
-@click.option("--precision", "precisions", multiple=True, help="fp32, fp16, bf16 or int8; repeatable [default: fp32].")
-@click.option(
-    "--image-size",
-    "image_sizes",
-    type=ImageSize(),
-    multiple=True,
-    help="224 or HEIGHTxWIDTH; repeatable [default: the bundle's].",
-)
+@measuring_options("the bundle's", seconds=10.0)
 @click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Repeatable [default: 1].")
-@click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
-@click.option("--seconds", type=click.FloatRange(min=0), default=10.0, show_default=True, help="For each case.")
 @click.option("--calibration", help="Images for int8: as --data of convert [default: generated].")
 @click.option("--plot", type=PATH, help="Write a plot of latency against tokens there: .svg or .png.")
 @json_option
@@ -81,23 +72,15 @@ def _print_table(target: Path, results: list[Result]) -> None:
     from ..analysis.bench import CASTLED
 
     table = Table(title=f"{target}, {results[0].threads} threads", title_justify="left")
-    for column in (
-        "case",
-        "tokens",
-        "castled, ms (p95)",
-        "softmax, ms (p95)",
-        "softmax is",
-        "ratio [95 %]",
-        "peak memory, MB",
-    ):
+    for column in ("case", "tokens", "castled, ms (p95)", "softmax, ms (p95)", "softmax is", "ratio [95 %]",
+                   "peak memory, MB"):  # fmt: skip
         table.add_column(column)
     for result in results:
         castled, softmax = result.latency[CASTLED], result.latency[result.baseline]
-        found = result.ratio
         table.add_row(
             str(result.case), str(result.tokens), f"{castled.median:.2f} ({castled.p95:.2f})",
             f"{softmax.median:.2f} ({softmax.p95:.2f})", result.baseline.partition(", ")[2] or "plain",
-            f"{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}]",
+            str(result.ratio),
             f"{result.memory[CASTLED] / 1e6:.0f}, softmax {result.memory[result.baseline] / 1e6:.0f}"
             if result.memory else "",
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,20 +51,47 @@ data_help = (
     "A folder of images, digits or relations (embedded), or a timm data set NAME:ROOT such as torch/cifar10:DIR."
 )
 
+model_option = click.option(
+    "--model", "-m", required=True, help="An alias (deit_s), a timm name, hf-hub: or local-dir:."
+)
+num_classes_option = click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head.")
+model_arg_option = click.option(
+    "--model-arg", "model_args", multiple=True, metavar="KEY=VALUE", help="Handed to timm.create_model; repeatable."
+)
+
+
+def measuring_options(own: str, seconds: float) -> Any:
+    """The options that say what is measured: of `own` image size when none is given, for `seconds` a case."""
+    options = (
+        click.option("--precision", "precisions", multiple=True,
+                     help="fp32, fp16, bf16 or int8; repeatable [default: fp32]."),
+        click.option("--image-size", "image_sizes", type=ImageSize(), multiple=True,
+                     help=f"224 or HEIGHTxWIDTH; repeatable [default: {own}]."),
+        click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]"),
+        click.option("--seconds", type=click.FloatRange(min=0), default=seconds, show_default=True,
+                     help="For each case."),
+    )  # fmt: skip
+    return lambda function: _with(function, options)
+
 
 def model_options(function: Any) -> Any:
     """The options that say which model is loaded."""
-    for option in reversed(
+    return _with(
+        function,
         (
-            click.option("--model", "-m", required=True, help="An alias (deit_s), a timm name, hf-hub: or local-dir:."),
+            model_option,
             click.option("--weights", type=PATH, help="Load these weights: a .safetensors or .pth file."),
             click.option("--pretrained/--no-pretrained", default=True, help="Download pretrained weights [default]."),
             click.option("--image-size", type=ImageSize(), help="224 or HEIGHTxWIDTH [default: the model's own]."),
-            click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head."),
-            click.option("--model-arg", "model_args", multiple=True, metavar="KEY=VALUE",
-                         help="Handed to timm.create_model; repeatable."),
-        )
-    ):  # fmt: skip
+            num_classes_option,
+            model_arg_option,
+        ),
+    )
+
+
+def _with(function: Any, options: Sequence[Any]) -> Any:
+    """`function` with the options in this order."""
+    for option in reversed(options):
         function = option(function)
     return function
 

@@ -95,7 +95,7 @@ def _quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
         batches = calibration_batches(calibration_images(prepared, options), options)
         signature = prepared.signature
         scheme: dict[str, Any] = {
-            "ignored_scope": nncf.IgnoredScope(names=_left_float(graph, signature)),
+            "ignored_scope": nncf.IgnoredScope(names=_left_float(graph)),
             "subset_size": len(batches),
             "preset": nncf.QuantizationPreset.PERFORMANCE,
             "model_type": nncf.ModelType.TRANSFORMER,
@@ -129,14 +129,14 @@ def _quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
         )
 
 
-def _left_float(graph: Any, signature: Signature) -> list[str]:
-    """Names of the products of two activations, where int8 gains nothing, being small; and for dynamic sizes
-    of the depthwise convolutions, whose ranges by channel NNCF then puts on another axis."""
+def _left_float(graph: Any) -> list[str]:
+    """Names of what gains nothing in int8: the products of two activations, being small, and the depthwise
+    convolutions, which OpenVINO computes in float and would only round the input of."""
     return [
         node.get_friendly_name()
         for node in graph.get_ops()
         if (node.get_type_name() == "MatMul" and not _is_weight(node.input_value(1).get_node()))
-        or (node.get_type_name() == "GroupConvolution" and signature.stride)
+        or node.get_type_name() == "GroupConvolution"
     ]
 
 

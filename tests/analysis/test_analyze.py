@@ -22,7 +22,7 @@ RECIPE = cc.Recipe.load("castling")
 @pytest.mark.slow
 def test_layers_and_whole_models_at_every_size():
     found = analyze(
-        "tiny", lambda size: tiny(img_size=size or 32), recipe=RECIPE, image_sizes=((32, 32), (16, 48)),
+        "tiny", tiny(), recipe=RECIPE, image_sizes=((32, 32), (16, 48)),
         runtimes=("onnx", "torch"), threads=1, seconds=0,
     )  # fmt: skip
     assert [(layer.image_size, layer.tokens) for layer in found.layers] == [((32, 32), 17), ((16, 48), 13)]
@@ -149,18 +149,19 @@ def test_layers_that_do_not_pay_are_not_advised():
         ({"runtimes": ("trt",)}, ExportError, "not in 'trt'"),
         ({"precisions": ("fp8",)}, ExportError, "can't be made in 'fp8'"),
         ({"recipe": cc.Recipe.load("castling", ["layers=7"])}, Exception, "7 is not within"),
+        ({"image_sizes": ((32, 32), (4, 32))}, ModelError, "images of 4x32 hold no patch"),
     ],
 )
 def test_what_can_not_be_analysed(options, error, words):
     with pytest.raises(error, match=words):
-        analyze("tiny", lambda size: tiny(), **{"recipe": RECIPE, "seconds": 0, **options})
+        analyze("tiny", tiny(), **{"recipe": RECIPE, "seconds": 0, **options})
 
 
 def test_a_model_that_can_not_be_castled():
     import timm
 
     with pytest.raises(ModelError):
-        analyze("resnet", lambda size: timm.create_model("resnet18"), recipe=RECIPE, seconds=0)
+        analyze("resnet", timm.create_model("resnet18"), recipe=RECIPE, seconds=0)
 
 
 def test_a_break_even_is_plain_data():
