@@ -1,6 +1,7 @@
 """Latency of castled against softmax DeiT-S, by resolution, runtime and precision.
 
-    python benchmarks/latency.py             every case, then latency.md and latency.png
+    python benchmarks/latency.py             every case that is not in latency.jsonl yet, then latency.md and .png
+    python benchmarks/latency.py --anew      every case
     python benchmarks/latency.py --table     the page and the plot from the cases that are there
 
 Weights are random: latency does not depend on them. Every case is one interleaved run in a process of its
@@ -155,7 +156,7 @@ Batch 1, {THREADS} threads, medians of interleaved calls, random weights. Ratios
 castling is faster; in brackets the 95 % bootstrap interval. The softmax model is the fastest there is in the same
 runtime and precision: in onnxruntime the better of the plain export and one with onnxruntime's own fused attention
 operator, in OpenVINO the plain export, whose attention OpenVINO fuses itself, in torch the fused kernel. int8 is
-against int8. Made by `python benchmarks/latency.py`.
+against int8. Made by `python benchmarks/latency.py --anew`.
 
 {_processor()}, {os.cpu_count()} cores; {software}; {platform.system()}.
 
@@ -166,7 +167,7 @@ against int8. Made by `python benchmarks/latency.py`.
 *target* is what was aimed at. *bare* and *most* are ratios to the same softmax model in the same run, and say what is
 within reach: *bare* of a castled model without norms of q and k, centring and constant, so that all that is left of its
 attention are the two products and the convolution; *most* of a model with all linear layers and **no attention at
-all**.
+all**. A target above *bare* is out of reach of castled attention in that runtime, one above *most* of any attention.
 
 ## The best castled artifact against the softmax model in float32
 
@@ -239,6 +240,7 @@ def _processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--anew", action="store_true", help="forget the cases that are there")
     parser.add_argument("--table", action="store_true", help="only write the page and the plot")
     parser.add_argument("--case", nargs=3, metavar=("RUNTIME", "PRECISION", "SIZE"), help="measure one and print it")
     given = parser.parse_args()
@@ -246,6 +248,8 @@ def main() -> None:
         runtime, precision, size = given.case
         print(json.dumps(one_case(runtime, precision, int(size)).to_dict()))
         return
+    if given.anew:
+        RESULTS.unlink(missing_ok=True)
     if not given.table:
         run()
     TABLE.write_text(page())
