@@ -82,9 +82,8 @@ class Bare(FoldedAttention):
     def attend_channels_first(self, x: Tensor) -> Tensor:
         B, N, _ = x.shape
         heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
-        tokens = x.transpose(1, 2)
-        q, k = (self.qkv.weight[: 2 * size] @ tokens).reshape(B, 2 * heads, d, N).split(heads, 1)
-        v = self.qkv.weight[2 * size :] @ tokens
+        joint, v = self.channels(x)
+        q, k = joint.reshape(B, 2 * heads, d, N).split(heads, 1)
         context = v.reshape(B, heads, d, N) @ k.transpose(-1, -2)
         y = ((context * (self.head_scale / N)) @ q).reshape(B, size, N)
         height, width = self.grid.shape_for(N)

@@ -76,7 +76,10 @@ class Layers:
         self.dim: int = softmax.embed_dim  # type: ignore[assignment]
         self.layers: dict[str, Any] = {
             variant: prepare(
-                model, ExportOptions(), fused=runtime == "torch", channels_first=runtime == "onnx"
+                model,
+                ExportOptions(),
+                fused=runtime == "torch",
+                channels_first="product" if runtime == "onnx" else None,
             ).model.get_submodule(name)
             for variant, model in variants(folded, softmax, runtime).items()
         }

@@ -1,7 +1,7 @@
 """The mathematics of castled attention: pure torch, no timm."""
 
 from .angular import angular_matrix, l2_normalize, linear_angular, unit
-from .castled import CastledAttention, FoldedAttention, Projections
+from .castled import CastledAttention, FoldedAttention, Layout, Projections
 from .config import AttentionConfig
 from .depthwise import depthwise_matrix
 from .grid import TokenGrid
@@ -11,6 +11,7 @@ __all__ = [
     "AttentionConfig",
     "CastledAttention",
     "FoldedAttention",
+    "Layout",
     "Projections",
     "TokenGrid",
     "angular_matrix",

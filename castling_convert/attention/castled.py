@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from .config import AttentionConfig
 from .depthwise import depthwise_conv, depthwise_residual
 from .grid import TokenGrid
 from .masked_softmax import CLOSED, masked_softmax
+
+Layout = Literal["product", "transpose"]
+"""How `FoldedAttention.channels` puts channels before tokens."""
 
 
 @dataclass
@@ -185,7 +189,7 @@ class FoldedAttention(_Castled):
     constants in one buffer `head_scale`, [heads, 1, 1], that multiplies the small KᵀV product."""
 
     head_scale: Tensor
-    channels_first = False
+    channels_first: Layout | None = None
     """Compute `attend_channels_first` where it can be; set at export for runtimes that are faster so."""
 
     def __init__(self, trained: CastledAttention) -> None:
@@ -215,18 +219,28 @@ class FoldedAttention(_Castled):
         linear = config.normalization == "gain" and config.constant == "mean" and config.depthwise != "tokens"
         return plain and linear and self.gate is None
 
-    def attend_channels_first(self, x: Tensor) -> Tensor:
-        """`attend` on tokens x, [B, N, C], with the heads merged, [B, N, heads·d], and not one transposition
-        of q, k or v: W xᵀ gives them as [heads·d, N], which is also what the convolution takes."""
-        B, N, _ = x.shape
-        heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
+    def channels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k together, [B, 2·heads·d, N], and v, [B, heads·d, N], of tokens x, [B, N, C]: as W xᵀ, which moves
+        nothing, or by one transposition of x Wᵀ."""
+        size = self.num_heads * self.head_dim
+        if self.channels_first == "transpose":
+            joint, v = self.qkv(x).transpose(1, 2).split((2 * size, size), 1)
+            return joint, v
         tokens = x.transpose(1, 2)
         bias = self.qkv.bias if self.qkv.bias is not None else x.new_zeros(3 * size)
         joint = self.qkv.weight[: 2 * size] @ tokens + bias[: 2 * size, None]
+        return joint, self.qkv.weight[2 * size :] @ tokens + bias[2 * size :, None]
+
+    def attend_channels_first(self, x: Tensor) -> Tensor:
+        """`attend` on tokens x, [B, N, C], with the heads merged, [B, N, heads·d], and q, k and v never taken apart
+        into heads of tokens: as [heads·d, N] they are what the products and the convolution take."""
+        B, N, _ = x.shape
+        heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
+        joint, v = self.channels(x)
         joint = joint.reshape(B, 2 * heads, d, N)
         joint = joint / ((joint * joint).sum(2, keepdim=True) + d * self.config.eps).sqrt()
         q, k = joint.split(heads, 1)
-        v = (self.qkv.weight[2 * size :] @ tokens + bias[2 * size :, None]).reshape(B, heads, d, N)
+        v = v.reshape(B, heads, d, N)
         constant = v.mean(-1, keepdim=True)
         context = (v - constant if self.config.center else v) @ k.transpose(-1, -2)
         y = ((context * (self.head_scale / N)) @ q + constant).reshape(B, size, N)

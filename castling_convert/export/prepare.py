@@ -16,7 +16,7 @@ import torch
 from timm.layers import RmsNorm
 from torch import Tensor, nn
 
-from ..attention import CastledAttention, FoldedAttention
+from ..attention import CastledAttention, FoldedAttention, Layout
 from ..distill.data import Preprocessing
 from ..errors import DataError, ExportError, FoldError
 from .options import ExportOptions
@@ -124,7 +124,7 @@ class Float32Norm(nn.Module):
 
 
 def prepare(
-    model: nn.Module, options: ExportOptions, *, fused: bool = False, channels_first: bool = False
+    model: nn.Module, options: ExportOptions, *, fused: bool = False, channels_first: Layout | None = None
 ) -> Deployable:
     """A copy on the CPU at the asked image size and precision; softmax layers in their plain form, or `fused`;
     castled layers with `channels_first` where the runtime is faster so.

@@ -35,13 +35,14 @@ def test_folded_form_is_the_formula(form: AttentionConfig) -> None:
     torch.testing.assert_close(folded(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("how", ["product", "transpose"])
 @pytest.mark.parametrize("form", ALL, ids=label)
 @torch.no_grad()
-def test_channels_first_is_the_formula(form: AttentionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channels_first_is_the_formula(form: AttentionConfig, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, x = layer(form), tokens()
     trained.set_mask(1.0)
     folded = FoldedAttention(trained).eval()
-    folded.channels_first = True
+    folded.channels_first = how
     taken = []
     attend = folded.attend_channels_first
     monkeypatch.setattr(folded, "attend_channels_first", lambda x: taken.append(x) or attend(x))
@@ -58,7 +59,7 @@ def test_a_norm_of_heads_keeps_tokens_first(part: str) -> None:
     folded = FoldedAttention(trained).eval()
     assert not folded.can_be_channels_first
     expected = folded(x)
-    folded.channels_first = True
+    folded.channels_first = "product"
     assert torch.equal(folded(x), expected)
 
 
