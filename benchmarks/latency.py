@@ -163,10 +163,11 @@ against int8. Made by `python benchmarks/latency.py --anew`.
 
 {_table(found)}
 
-*target* is what was aimed at. *bare* and *most* are ratios to the same softmax model in the same run, and say what is
-within reach: *bare* of a castled model without norms of q and k, centring and constant, so that all that is left of its
-attention are the two products and the convolution; *most* of a model with all linear layers and **no attention at
-all**. A target above *bare* is out of reach of castled attention in that runtime, one above *most* of any attention.
+*target* is what was aimed at. *bare* and *most* are ratios of medians to the same softmax model in the same run, as
+uncertain as *ratio* is: *bare* of a castled model without norms of q and k, centring and constant, so that all that is
+left of its attention are the two products and the convolution; *most* of a model with all linear layers and **no
+attention at all**. They say about what is within reach, *bare* of these graphs and *most* of any; where *bare* is near
+*ratio* or *target*, the intervals do not tell them apart.
 
 ## The best castled artifact against the softmax model in float32
 

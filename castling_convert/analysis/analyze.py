@@ -109,8 +109,9 @@ def analyze(
     for size, runtime, precision in product(sizes, runtimes, precisions):
         case = Case(runtime, precision, size, batch)
         say(f"measuring the whole model, {case} ...")
-        options: dict[str, Any] = {"threads": threads, "seconds": seconds, "rounds": ROUNDS}
-        cases.append(measure(case, folded, softmax, trained=False, memory=False, **options))
+        cases.append(
+            measure(case, folded, softmax, threads=threads, seconds=seconds, rounds=ROUNDS, trained=False, memory=False)
+        )
     advice = [
         advise(result, [layer for layer in found if layer.image_size == result.case.image_size]) for result in cases
     ]

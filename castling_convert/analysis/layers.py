@@ -71,6 +71,8 @@ class Layers:
     """
 
     def __init__(self, folded: nn.Module, softmax: nn.Module, name: str, runtime: str, threads: int | None) -> None:
+        from ..export.onnx import CHANNELS_FIRST
+
         self.runtime, self.threads = runtime, threads
         self.prefix: int = softmax.num_prefix_tokens  # type: ignore[assignment]
         self.dim: int = softmax.embed_dim  # type: ignore[assignment]
@@ -79,7 +81,7 @@ class Layers:
                 model,
                 ExportOptions(),
                 fused=runtime == "torch",
-                channels_first="product" if runtime == "onnx" else None,
+                channels_first=CHANNELS_FIRST["fp32"] if runtime == "onnx" else None,
             ).model.get_submodule(name)
             for variant, model in variants(folded, softmax, runtime).items()
         }

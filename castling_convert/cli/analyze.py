@@ -64,9 +64,7 @@ def command(
         if set(precisions) <= set(FORMATS[name].precisions) and FORMATS[name].exporter.missing() is None
     )  # fmt: skip
     available = available or tuple(RUNTIMES)  # none has them all: the refusal names one
-    loaded = load_model(
-        model, pretrained=False, num_classes=num_classes, model_args=parse_model_args(model_args)
-    )  # fmt: skip
+    loaded = load_model(model, pretrained=False, num_classes=num_classes, model_args=parse_model_args(model_args))
     found = analyze(
         model,
         loaded,
