@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from ..attention import AttentionCost, Shape, castled_cost, softmax_cost
 from ..castle import castle_, close_masks
 from ..families import AttentionLayer, family_of
 from ..fold import fold_
@@ -19,7 +20,6 @@ from ..recipe import Recipe
 from .bench import Case, Result, check_cases, measure, random_weights_, softmax_baseline_
 from .latency import Ratio
 from .layers import BreakEven, LayerLatency, Layers
-from .macs import AttentionCost, castled_cost, softmax_cost
 
 ROUNDS = 5
 """Fewest calls of each variant: enough to tell a gain, and a large model at 1024x1024 does not take minutes."""
@@ -139,10 +139,10 @@ def shapes(softmax: Any, folded: Any, recipe: Recipe, size: tuple[int, int]) -> 
     return [
         LayerAnalysis(
             [layer.name for layer in group], size, tokens, heads, head_dim,
-            softmax_cost(tokens, dim, heads, head_dim),
-            castled_cost(tokens, dim, heads, head_dim, recipe.attention, prefix), {},
+            softmax_cost(shape), castled_cost(shape, recipe.attention), {},
         )
         for (heads, head_dim), group in found.items()
+        for shape in [Shape(tokens, dim, heads, head_dim, prefix)]
     ]  # fmt: skip
 
 

@@ -1,0 +1,50 @@
+"""Softmax where it stays linear in the tokens: the rows of prefix tokens, and windows of the patch grid."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .grid import TokenGrid
+
+
+def prefix_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, prefix: int) -> Tensor:
+    """Softmax attention of the first `prefix` tokens to all; q, k, v, [B, heads, N, d], to [B, heads, prefix, d]."""
+    return F.scaled_dot_product_attention(q[:, :, :prefix], k, v, scale=softmax_scale)
+
+
+def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: TokenGrid, side: int) -> Tensor:
+    """Softmax attention of every patch to the patches of its window.
+
+    Windows of `side` x `side` patches tile the grid without overlap, from its upper left corner on; those at the
+    other borders hold what is left. N·side² weights a head, where softmax over all patches has N².
+
+    Args:
+        q, k, v: [B, heads, N, d], prefix tokens included.
+
+    Returns:
+        [B, heads, N - prefix, d].
+    """
+    B, heads, N, d = v.shape
+    height, width = grid.shape_for(N)
+    missing = (-height % side, -width % side)
+    rows, columns = (height + missing[0]) // side, (width + missing[1]) // side
+
+    def windows(x: Tensor) -> Tensor:
+        x = x.reshape(B, heads, height, width, -1)
+        if any(missing):
+            x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0]))
+        x = x.reshape(B, heads * rows, side, columns, side, -1).transpose(2, 3)
+        return x.reshape(B, heads * rows * columns, side * side, -1)
+
+    outside = None
+    if any(missing):
+        inside = F.pad(torch.ones(height, width, dtype=torch.bool, device=v.device), (0, missing[1], 0, missing[0]))
+        inside = inside.reshape(rows, side, columns, side).transpose(1, 2).reshape(1, rows * columns, 1, side * side)
+        outside = torch.zeros_like(inside, dtype=q.dtype).masked_fill(~inside, -torch.inf).repeat(1, heads, 1, 1)
+    q, k, v = (windows(x[:, :, grid.num_prefix_tokens :]) for x in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=outside, scale=softmax_scale)
+    y = y.reshape(B, heads * rows, columns, side, side, d).transpose(2, 3)
+    y = y.reshape(B, heads, rows * side, columns * side, d)[:, :, :height, :width]
+    return y.reshape(B, heads, height * width, d)
