@@ -74,7 +74,7 @@ class _Castled(nn.Module):
         """Tokens [B, N, C] to tokens [B, N, C]. Attention masks have no linear form and are refused."""
         if attn_mask is not None or is_causal:
             raise ValueError("castled attention takes no attention mask: the linear form has no entries to mask")
-        y = self.norm(self.attend(*self.heads(x)))
+        y = self.norm(self.attend(x))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()
         return self.project(y)
@@ -89,25 +89,34 @@ class _Castled(nn.Module):
         """The linear form itself: q, k, v, [B, heads, N, d], to [B, heads, N, d]."""
         raise NotImplementedError
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v, [B, heads, N, d], to merged heads, [B, N, heads·d]."""
-        return self.finish(self.linear(q, k, v), q, k, v)
+    def attend(self, x: Tensor) -> Tensor:
+        """Tokens [B, N, C] to merged heads, [B, N, heads·d]."""
+        q, k, v = self.heads(x)
+        return self.finish(self.linear(q, k, v), x, q, k, v)
 
-    def finish(self, y: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The output y of the linear form with all that stands beside it, heads merged."""
+    def finish(self, y: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output y of the linear form on tokens x with all that stands beside it, heads merged."""
         prefix = self.grid.num_prefix_tokens
-        rows, patches = y[:, :, :prefix], y[:, :, prefix:]
-        if self.window_share is not None:
-            local = window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window)
-            patches = patches + self.window_share * (local - patches)
-        if self.config.prefix_rows and prefix:
-            rows = prefix_softmax(q, k, v, self.softmax_scale, prefix)
-        if patches is not y:
+        with_rows = self.config.prefix_rows and prefix > 0
+        if self.window_share is not None or with_rows:
+            rows, patches = y[:, :, :prefix], y[:, :, prefix:]
+            if self.window_share is not None:
+                patches = patches + self.window_share * (self.window(q, k, v) - patches)
+            if with_rows:
+                rows = self.rows(x, q, k, v)
             y = torch.cat([rows, patches], 2) if prefix else patches
         y = merge_heads(y)
         if self.depthwise is None:
             return y
         return y + depthwise_residual(self.depthwise, v, self.config, self.grid)
+
+    def window(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax of the patches within their windows, [B, heads, N - prefix, d]."""
+        return window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window)
+
+    def rows(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax of the prefix tokens over all tokens, [B, heads, prefix, d]."""
+        return prefix_softmax(q, k, v, self.softmax_scale, self.grid.num_prefix_tokens)
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj(y)
@@ -170,12 +179,13 @@ class CastledAttention(_Castled):
     def calibrate(self, x: Tensor) -> None:
         """Fit what has a closed form to the layer's own softmax on tokens x, [B, N, C]."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, x: Tensor) -> Tensor:
         if self.closed:
-            return super().attend(q, k, v)
+            return super().attend(x)
+        q, k, v = self.heads(x)
         kept, mass = self.branch(q, k, v)
         released = merge_heads((1 - mass).expand_as(kept))
-        return merge_heads(kept) + released * super().attend(q, k, v)
+        return merge_heads(kept) + released * self.finish(self.linear(q, k, v), x, q, k, v)
 
     def branch(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Masked softmax as far as it is open, and its mass, [B, heads, N, 1]; with nothing to drop by the fused

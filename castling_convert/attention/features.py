@@ -1,22 +1,23 @@
-"""Learned angular features: a sharp kernel of the angle between rotated queries and keys, linear in the tokens.
+"""Learned angular features: a sharp kernel of the angle between queries and keys, linear in the tokens.
 
 With z = W x for a learned d x d matrix W a head, one for the queries and one for the keys, u = z / |z| and powers taken
 coordinate by coordinate,
 
     k(q, k) = Σ_c relu(u_q)ᵖ relu(u_k)ᵖ + relu(-u_q)ᵖ relu(-u_k)ᵖ            y_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j)
 
-where w = softmax over the tokens of a·z_k, a learned direction a head: what the length and the place of a key say of how
-much it is looked at, which the angle leaves out. W starts as the identity, a as zero.
+where w = softmax over the tokens of a·k, a learned direction a head: what the length and the place of a key say of how
+much it is looked at, which the angle leaves out. W starts as the identity, times the root of the softmax's scale, and a
+as zero.
 
 The kernel is half the product of the features [s, |s|] with s = sign(u) |u|ᵖ, which have no comparison in them, and
 which is how it is computed: 2·N·2d·d multiply-accumulates a head, 2·N·2d for the sum of a row.
 
+The softmax that stands beside it (prefix rows, windows, the masked branch) takes q and k as they are: W learns fast, and
+what they know of the teacher would be lost with it.
+
 Sources: powers of relu features from Han et al., "FLatten Transformer", ICCV 2023, arXiv 2308.00442; a learned map a
 head that starts from the identity from Zhang et al., "The Hedgehog & the Porcupine", arXiv 2402.04347. That the angle
 carries them, and the key weights, were chosen in `benchmarks/pretrained.md`.
-
-Queries and keys are rotated once, for the features, for the softmax of prefix tokens and windows and for the masked
-branch alike, so that W folds into the projections where nothing stands between (`FoldedFeatures`).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from .norms import unit, wide
 
 LENGTH = 4.0
 """Of u. It drops out of y; at this length powers and their sums stay within half precision."""
-FLOOR = 2e-4
-"""Added to |s|, over LENGTHᵖ: no row of weights sums to zero."""
+FLOOR = 1e-6
+"""Added to |s|, over LENGTHᵖ, so that the weights of a zero vector do not sum to zero."""
 
 
 class FeaturesConfig(AttentionConfig):
@@ -48,43 +49,30 @@ class FeaturesConfig(AttentionConfig):
 
     form: Literal["features"] = "features"
     prefix_rows: bool = True
-    power: Literal[2, 3, 4] = 3
+    power: Literal[2, 3] = 3
 
 
 def feature_map(z: Tensor, config: FeaturesConfig) -> Tensor:
     """The features [s, |s| + floor] of z, [B, heads, N, d] to [B, heads, N, 2·d]."""
     u = unit(z, config.eps, LENGTH)
-    if config.power == 2:
-        s = u * u.abs()
-    elif config.power == 3:
-        s = u * u * u
-    else:
-        s = u * u * (u * u.abs())
+    s = u * u * u if config.power == 3 else u * u.abs()
     return torch.cat([s, s.abs() + FLOOR * LENGTH**config.power], -1)
 
 
-def linear_features(q: Tensor, k: Tensor, v: Tensor, key_logits: Tensor, config: FeaturesConfig) -> Tensor:
-    """The y of above for rotated q and k, [B, heads, N, d], and a·z_k, [B, heads, N, 1]."""
-    values = wide(v)
+def linear_features(z_q: Tensor, z_k: Tensor, v: Tensor, key_logits: Tensor, config: FeaturesConfig) -> Tensor:
+    """The y of above for z_q, z_k and v, [B, heads, N, d], and a·k, [B, heads, N, 1]."""
     # What is summed over tokens is float32; the weights of the keys sum to one, so the sums stay small at any N.
-    keys = feature_map(wide(k), config) * wide(key_logits).softmax(-2)
-    queries = feature_map(wide(q), config).to(v.dtype)
-    context = (keys.transpose(-2, -1) @ values).to(v.dtype)  # B, heads, 2·d, d
+    keys = feature_map(wide(z_k), config) * wide(key_logits).softmax(-2)
+    queries = feature_map(wide(z_q), config).to(v.dtype)
+    context = (keys.transpose(-2, -1) @ wide(v)).to(v.dtype)  # B, heads, 2·d, d
     total = keys.sum(-2).unsqueeze(-1).to(v.dtype)  # B, heads, 2·d, 1
     return queries @ context / (queries @ total)
 
 
-def features_matrix(q: Tensor, k: Tensor, key_logits: Tensor, config: FeaturesConfig) -> Tensor:
+def features_matrix(z_q: Tensor, z_k: Tensor, key_logits: Tensor, config: FeaturesConfig) -> Tensor:
     """The explicit weights, [B, heads, N, N]. For checks only."""
-    weights = feature_map(q, config) @ (feature_map(k, config) * key_logits.softmax(-2)).transpose(-2, -1)
+    weights = feature_map(z_q, config) @ (feature_map(z_k, config) * key_logits.softmax(-2)).transpose(-2, -1)
     return weights / weights.sum(-1, keepdim=True)
-
-
-def features_cost(shape: Shape, config: FeaturesConfig) -> tuple[int, int]:
-    """MACs of the two products and the sum of a row, and of a·z_k; held are the features of q and k and the context."""
-    size, features = shape.size, 2 * shape.head_dim
-    macs = 2 * shape.tokens * features * size + shape.tokens * features * shape.num_heads + shape.tokens * size
-    return macs, 2 * shape.tokens * 2 * size + features * size
 
 
 class FeaturesAttention(CastledAttention):
@@ -96,58 +84,102 @@ class FeaturesAttention(CastledAttention):
         super().__init__(source, config, grid)
         weight, d = source.qkv.weight, source.head_dim
         identity = torch.eye(d, dtype=weight.dtype, device=weight.device).repeat(source.num_heads, 1, 1)
-        identity = identity * source.softmax_scale**0.5
-        self.softmax_scale = 1.0  # z_q·z_k is the logit
-        self.rotate_q = nn.Parameter(identity.clone())
-        self.rotate_k = nn.Parameter(identity.clone())
+        # Adam's steps have one size, so this says how fast W turns beside the projections.
+        self.rotate_q = nn.Parameter(identity * source.softmax_scale**0.5)
+        self.rotate_k = nn.Parameter(identity * source.softmax_scale**0.5)
         self.key_direction = nn.Parameter(weight.new_zeros(source.num_heads, d, 1))
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated q and k, and v."""
-        q, k, v = super().heads(x)
-        return q @ self.rotate_q, k @ self.rotate_k, v
-
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return linear_features(q, k, v, k @ self.key_direction, self.config)
+        return linear_features(q @ self.rotate_q, k @ self.rotate_k, v, k @ self.key_direction, self.config)
 
 
 class FoldedFeatures(FoldedAttention):
-    """Inference form: W multiplied into the projections, unless a norm of q and k stands between them."""
+    """Inference form.
+
+    Where nothing needs q and k but the linear form, the projections give z_q, z_k and a·k at once, in `qkv`, and
+    softmax rows of prefix tokens take their keys from the tokens themselves: q·(W_k x) = (W_kᵀ q)·x, and a constant
+    drops out of a softmax. Where a norm of q and k or a window stands between, W and a stay apart.
+    """
 
     config: FeaturesConfig
-    rotate_q: Tensor | None
-    rotate_k: Tensor | None
+    rotate_q: Tensor
+    rotate_k: Tensor
     key_direction: Tensor
+    row_key: Tensor | None
 
     def __init__(self, trained: FeaturesAttention) -> None:
         super().__init__(trained)
-        plain = isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
-        if plain:
-            self.qkv = _rotated(trained.qkv, trained.rotate_q, trained.rotate_k)
-        for name in ("rotate_q", "rotate_k"):
-            self.register_buffer(name, None if plain else getattr(trained, name).detach().clone())
-        self.register_buffer("key_direction", trained.key_direction.detach().clone())
+        identities = isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
+        self.merged = identities and not self.config.window
+        for name in ("rotate_q", "rotate_k", "key_direction"):
+            self.register_buffer(name, None if self.merged else getattr(trained, name).detach().clone())
+        self.row_query, row_key = None, None
+        if self.merged:
+            self.qkv = _merged(trained)
+        if self.merged and self.config.prefix_rows and self.grid.num_prefix_tokens:
+            size = self.num_heads * self.head_dim
+            self.row_query = _first_outputs(trained.qkv, size)
+            row_key = trained.qkv.weight.detach()[size : 2 * size].unflatten(0, (self.num_heads, self.head_dim))
+            row_key = row_key * self.softmax_scale
+        self.register_buffer("row_key", row_key)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated q and k, and v."""
-        q, k, v = super().heads(x)
-        if self.rotate_q is None or self.rotate_k is None:
-            return q, k, v
-        return q @ self.rotate_q, k @ self.rotate_k, v
+    def attend(self, x: Tensor) -> Tensor:
+        if not self.merged:
+            return super().attend(x)
+        B, N, _ = x.shape
+        joint, key_logits = self.qkv(x).split((3 * self.num_heads * self.head_dim, self.num_heads), -1)
+        z_q, z_k, v = joint.reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        y = linear_features(z_q, z_k, v, key_logits.transpose(1, 2).unsqueeze(-1), self.config)
+        return self.finish(y, x, z_q, z_k, v)
 
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return linear_features(q, k, v, k @ self.key_direction, self.config)
+        return linear_features(q @ self.rotate_q, k @ self.rotate_k, v, k @ self.key_direction, self.config)
+
+    def rows(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.row_query is None or self.row_key is None:
+            return super().rows(x, q, k, v)
+        query = self.row_query(x[:, : self.grid.num_prefix_tokens])
+        query = query.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # B, heads, prefix, d
+        logits = wide(query @ self.row_key) @ wide(x).unsqueeze(1).transpose(-2, -1)  # B, heads, prefix, N
+        return logits.softmax(-1).to(v.dtype) @ v
 
 
 @torch.no_grad()
-def _rotated(qkv: nn.Linear, *rotations: Tensor) -> nn.Linear:
-    """`qkv` with the rotations of q and of k, [heads, d, d], multiplied in."""
-    folded = nn.Linear(qkv.in_features, qkv.out_features, qkv.bias is not None).to(qkv.weight)
-    for source, target in ((qkv.weight, folded.weight), (qkv.bias, folded.bias)):
-        if source is None:
+def _first_outputs(source: nn.Linear, count: int) -> nn.Linear:
+    """The first `count` outputs of a linear layer."""
+    part = nn.Linear(source.in_features, count, source.bias is not None).to(source.weight)
+    part.weight.copy_(source.weight[:count])
+    if source.bias is not None:
+        part.bias.copy_(source.bias[:count])
+    return part
+
+
+@torch.no_grad()
+def _merged(trained: FeaturesAttention) -> nn.Linear:
+    """From tokens to z_q, z_k, v and, one a head, a·k."""
+    source, heads, d = trained.qkv, trained.num_heads, trained.head_dim
+    merged = nn.Linear(source.in_features, 3 * heads * d + heads, source.bias is not None).to(source.weight)
+    for old, new in ((source.weight, merged.weight), (source.bias, merged.bias)):
+        if old is None:
             continue
-        parts = [part.unflatten(0, rotations[0].shape[:2]) for part in source.detach().chunk(3)]
-        for index, rotation in enumerate(rotations):
-            parts[index] = torch.einsum("hdm,hd...->hm...", rotation, parts[index])
-        target.copy_(torch.cat([part.flatten(0, 1) for part in parts]))
-    return folded
+        q, k, v = old.unflatten(0, (3, heads, d))
+        z_q, z_k, logits = (
+            torch.einsum("hdm,hd...->hm...", turned, part).flatten(0, 1)
+            for turned, part in ((trained.rotate_q, q), (trained.rotate_k, k), (trained.key_direction, k))
+        )
+        new.copy_(torch.cat([z_q, z_k, v.flatten(0, 1), logits]))
+    return merged
+
+
+def features_cost(shape: Shape, config: FeaturesConfig) -> tuple[int, int]:
+    """MACs of a·k, of the two products and of the sum of a row; with windows those of W, without them what rows of
+    prefix tokens take in place of their keys. Held are the features of q and k and the context."""
+    size, features = shape.size, 2 * shape.head_dim
+    macs = 2 * shape.tokens * features * size + shape.tokens * features * shape.num_heads
+    if config.window:
+        macs += 2 * shape.tokens * shape.head_dim * size + shape.tokens * size
+    else:
+        macs += shape.tokens * shape.dim * shape.num_heads
+        if config.prefix_rows:
+            macs += shape.prefix * (2 * shape.dim * size + shape.tokens * (shape.dim * shape.num_heads - size))
+    return macs, 2 * shape.tokens * 2 * size + features * size

@@ -40,12 +40,16 @@ def config_of(values: Mapping[str, Any]) -> AttentionConfig:
     """The config of the form that `values` name, the default one where they name none.
 
     Raises:
-        ValueError: there is no such form. pydantic's ValidationError: a key or value is not one of its own.
+        ValueError: there is no such form, or it has no such key. pydantic's ValidationError: a value it can't have.
     """
     name = values.get("form", DEFAULT)
     if name not in FORMS:
         raise ValueError(f"form '{name}' is not known; the linear forms are {', '.join(FORMS)}")
-    return FORMS[name].config.model_validate(dict(values))
+    config = FORMS[name].config
+    unknown = next((key for key in values if key not in config.model_fields), None)
+    if unknown is not None:
+        raise ValueError(f"form {name} has no key '{unknown}'; it has {', '.join(config.model_fields)}")
+    return config.model_validate(dict(values))
 
 
 def before_forms(values: Mapping[str, Any]) -> dict[str, Any]:

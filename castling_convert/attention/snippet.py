@@ -11,7 +11,7 @@ The length of z drops out, and without the root half precision would not hold it
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -60,19 +60,24 @@ class SnippetAttention(CastledAttention):
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return l2_normalize(linear_snippet(q, k, v, self.config))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, x: Tensor) -> Tensor:
         if self.closed:
-            return super().attend(q, k, v)
+            return super().attend(x)
+        q, k, v = self.heads(x)
         kept, _ = self.branch(q, k, v)
         # The linear form is written relative to a constant term of 1/2, hence the factor of two.
         weight = 2 * (v.shape[-2] ** -0.5 if self.config.constant == "token" else 1.0)
-        return self.finish(l2_normalize(linear_snippet(q, k, v, self.config) + weight * kept), q, k, v)
+        return self.finish(l2_normalize(linear_snippet(q, k, v, self.config) + weight * kept), x, q, k, v)
 
 
 class FoldedSnippet(FoldedAttention):
     """Inference form."""
 
     config: SnippetConfig
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}head_scale", None)  # bundles of format 1 held a constant
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return l2_normalize(linear_snippet(q, k, v, self.config))

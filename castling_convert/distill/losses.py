@@ -27,7 +27,7 @@ def channel_error(student: Tensor, teacher: Tensor, prefix: int = 0) -> Tensor:
     teacher = teacher.detach().float()
     dims = tuple(range(teacher.ndim - 1))
     variance = teacher.var(dims, unbiased=False)
-    floor = 1e-6 * variance.mean().clamp_min(1e-12)  # channels that carry nothing
+    floor = (1e-6 * variance.median()).clamp_min(1e-12)  # channels that carry nothing
     error = (student.float() - teacher).square() / torch.maximum(variance, floor)
     if not prefix or prefix >= teacher.shape[1]:
         return error.mean()

@@ -19,7 +19,7 @@ from castling_convert.errors import CheckFailed, ExportError, FoldError, OutputE
 from castling_convert.export import onnx as onnx_format
 from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
-from tests.models import DEFAULT, KINDS, closed_student, images, recipe, tiny
+from tests.models import FEATURES, KINDS, closed_student, images, recipe, tiny
 
 pytestmark = pytest.mark.xdist_group("onnx")  # exports are shared, so one worker runs them all
 
@@ -52,7 +52,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]
     """An export of each kind, of the shipped default or in row_sum form, made when it is first asked for."""
 
     def make(kind: str, default: bool = True) -> Exported:
-        return export(folded(kind, **DEFAULT if default else {}), tmp_path_factory.mktemp(kind) / "model.onnx")
+        return export(folded(kind, **FEATURES if default else {}), tmp_path_factory.mktemp(kind) / "model.onnx")
 
     return cache(make)
 

@@ -28,14 +28,14 @@ from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.prepare import Signature, prepare
 from castling_convert.export.quantize import split_gemm
-from tests.models import DEFAULT, KINDS, closed_student, images, tiny
+from tests.models import FEATURES, KINDS, closed_student, images, tiny
 
 HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
 def folded(kind: str = "deit", layers: str | None = None) -> Any:
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **DEFAULT))
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **FEATURES))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from castling_convert.errors import CheckFailed, ExportError, Interrupted
 from castling_convert.export import FORMATS, trt
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.trt_operators import operators, refused
-from tests.models import DEFAULT, KINDS, closed_student, tiny
+from tests.models import FEATURES, KINDS, closed_student, tiny
 
 from .trt_api import SUPPORTED, attributes, names, there
 
@@ -37,7 +37,7 @@ HOLDS = {
 
 def folded(kind: str = "deit", layers: str | None = None) -> Any:
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **DEFAULT))
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **FEATURES))
 
 
 # --- names
