@@ -198,7 +198,9 @@ def migrate(values: dict[str, Any]) -> dict[str, Any]:
     Version 1 knew no linear forms, trained by Muon, and began with the whole student unless `distill.align` said for
     what share of the steps not to. How the error of a layer is measured has changed since, too.
     """
-    if values.get("version") != 1 or not all(isinstance(values.get(key) or {}, dict) for key in ("attention", "distill")):
+    if values.get("version") != 1 or not all(
+        isinstance(values.get(key) or {}, dict) for key in ("attention", "distill")
+    ):
         return values
     distill = dict(values.get("distill") or {})
     optimizer = distill.get("optimizer") or {}

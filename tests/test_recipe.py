@@ -223,5 +223,5 @@ def test_a_recipe_of_version_1_that_says_little() -> None:
         "form": "angular", "normalization": "row_sum", "center": False,
     }  # fmt: skip
     assert (recipe.distill.align.share, recipe.distill.optimizer.lr) == (0.1, 3e-3)
-    with pytest.raises(RecipeError, match="unknown key 'attention.kernal_size'"):
+    with pytest.raises(RecipeError, match=r"unknown key 'attention\.kernal_size'"):
         Recipe.parse({"version": 1, "attention": {"kernal_size": 3}}, "old")

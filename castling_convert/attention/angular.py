@@ -178,29 +178,18 @@ class FoldedAngular(FoldedAttention):
         linear = config.normalization == "gain" and config.constant == "mean" and config.depthwise != "tokens"
         return self.is_plain and linear and not config.window and not config.prefix_rows
 
-    def channels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q and k together, [B, 2·heads·d, N], and v, [B, heads·d, N], of tokens x, [B, N, C]: as W xᵀ, which moves
-        nothing, or by one transposition of x Wᵀ."""
-        size = self.num_heads * self.head_dim
-        if self.channels_first == "transpose":
-            joint, v = self.qkv(x).transpose(1, 2).split((2 * size, size), 1)
-            return joint, v
-        tokens = x.transpose(1, 2)
-        bias = self.qkv.bias if self.qkv.bias is not None else x.new_zeros(3 * size)
-        joint = self.qkv.weight[: 2 * size] @ tokens + bias[: 2 * size, None]
-        return joint, self.qkv.weight[2 * size :] @ tokens + bias[2 * size :, None]
-
     def attend_channels_first(self, x: Tensor) -> Tensor:
         """`attend` on tokens x, [B, N, C], with the heads merged, [B, N, heads·d], and q, k and v never taken apart
         into heads of tokens: as [heads·d, N] they are what the products and the convolution take."""
         B, N, _ = x.shape
         heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
-        joint, v = self.channels(x)
+        joint, v = self.channels(x, 2 * size, size)
         joint = joint.reshape(B, 2 * heads, d, N)
         joint = joint / ((joint * joint).sum(2, keepdim=True) + d * self.config.eps).sqrt()
         q, k = joint.split(heads, 1)
-        v = v.reshape(B, heads, d, N)
-        constant = v.mean(-1, keepdim=True)
-        context = (v - constant if self.config.center else v) @ k.transpose(-1, -2)
+        values = v.reshape(B, heads, d, N)
+        constant = values.mean(-1, keepdim=True)
+        context = (values - constant if self.config.center else values) @ k.transpose(-1, -2)
         y = ((context * (self.head_scale / N)) @ q + constant).reshape(B, size, N)
-        return self.add_residual(y, v).transpose(1, 2)
+        residual = self.residual(v)
+        return (y if residual is None else y + residual).transpose(1, 2)

@@ -240,12 +240,23 @@ class FoldedAttention(_Castled):
         """`attend` on tokens x, [B, N, C], with q, k and v never taken apart into heads of tokens."""
         raise NotImplementedError
 
-    def add_residual(self, y: Tensor, v: Tensor) -> Tensor:
-        """y, [B, heads·d, N], and the depthwise convolution on the grid of v, of as many numbers."""
+    def channels(self, x: Tensor, *sizes: int) -> list[Tensor]:
+        """The outputs of `qkv` on tokens x, [B, N, C], in parts of these sizes, each [B, size, N]: as W xᵀ, which moves
+        nothing, or by one transposition of x Wᵀ."""
+        if self.channels_first == "transpose":
+            return list(self.qkv(x).transpose(1, 2).split(sizes, 1))
+        tokens = x.transpose(1, 2)
+        bias = self.qkv.bias if self.qkv.bias is not None else x.new_zeros(sum(sizes))
+        parts = zip(self.qkv.weight.split(sizes), bias.split(sizes), strict=True)
+        return [weight @ tokens + part[:, None] for weight, part in parts]
+
+    def residual(self, v: Tensor, prefix: Tensor | None = None) -> Tensor | None:
+        """The depthwise convolution of v, [B, heads·d, N], on the grid, with zeros or `prefix`, [B, heads·d, prefix],
+        before it; None where there is neither."""
+        B, size, N = v.shape
+        count = self.grid.num_prefix_tokens
         if self.depthwise is None:
-            return y
-        B, size, N = y.shape
-        prefix = self.grid.num_prefix_tokens
+            return None if prefix is None else F.pad(prefix, (0, N - count))
         height, width = self.grid.shape_for(N)
-        patches = v.reshape(B, size, N)[:, :, prefix:].reshape(B, size, height, width)
-        return y + F.pad(self.depthwise(patches).flatten(2), (prefix, 0))
+        convolved = self.depthwise(v[:, :, count:].reshape(B, size, height, width)).flatten(2)
+        return F.pad(convolved, (count, 0)) if prefix is None else torch.cat([prefix, convolved], 2)

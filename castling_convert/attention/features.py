@@ -3,7 +3,8 @@
 With z = W x for a learned d x d matrix W a head, one for the queries and one for the keys, u = z / |z| and powers taken
 coordinate by coordinate,
 
-    k(q, k) = Σ_c relu(u_q)ᵖ relu(u_k)ᵖ + relu(-u_q)ᵖ relu(-u_k)ᵖ            y_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j)
+    k(q, k) = Σ_c relu(u_q)ᵖ relu(u_k)ᵖ + relu(-u_q)ᵖ relu(-u_k)ᵖ
+    y_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j)
 
 where w = softmax over the tokens of a·k, a learned direction a head: what the length and the place of a key say of how
 much it is looked at, which the angle leaves out. W starts as the identity, times the root of the softmax's scale, and a
@@ -12,8 +13,8 @@ as zero.
 The kernel is half the product of the features [s, |s|] with s = sign(u) |u|ᵖ, which have no comparison in them, and
 which is how it is computed: 2·N·2d·d multiply-accumulates a head, 2·N·2d for the sum of a row.
 
-The softmax that stands beside it (prefix rows, windows, the masked branch) takes q and k as they are: W learns fast, and
-what they know of the teacher would be lost with it.
+The softmax that stands beside it (prefix rows, windows, the masked branch) takes q and k as they are: W learns fast,
+and what they know of the teacher would be lost with it.
 
 Sources: powers of relu features from Han et al., "FLatten Transformer", ICCV 2023, arXiv 2308.00442; a learned map a
 head that starts from the identity from Zhang et al., "The Hedgehog & the Porcupine", arXiv 2402.04347. That the angle
@@ -35,8 +36,8 @@ from .norms import unit, wide
 
 LENGTH = 4.0
 """Of u. It drops out of y; at this length powers and their sums stay within half precision."""
-FLOOR = 1e-6
-"""Added to |s|, over LENGTHᵖ, so that the weights of a zero vector do not sum to zero."""
+SMALLEST = 1e-30
+"""Added to the sum of a row, which a zero vector makes zero: its output is zero."""
 
 
 class FeaturesConfig(AttentionConfig):
@@ -53,10 +54,10 @@ class FeaturesConfig(AttentionConfig):
 
 
 def feature_map(z: Tensor, config: FeaturesConfig) -> Tensor:
-    """The features [s, |s| + floor] of z, [B, heads, N, d] to [B, heads, N, 2·d]."""
+    """The features [s, |s|] of z, [B, heads, N, d] to [B, heads, N, 2·d]."""
     u = unit(z, config.eps, LENGTH)
     s = u * u * u if config.power == 3 else u * u.abs()
-    return torch.cat([s, s.abs() + FLOOR * LENGTH**config.power], -1)
+    return torch.cat([s, s.abs()], -1)
 
 
 def linear_features(z_q: Tensor, z_k: Tensor, v: Tensor, key_logits: Tensor, config: FeaturesConfig) -> Tensor:
@@ -66,7 +67,12 @@ def linear_features(z_q: Tensor, z_k: Tensor, v: Tensor, key_logits: Tensor, con
     queries = feature_map(wide(z_q), config).to(v.dtype)
     context = (keys.transpose(-2, -1) @ wide(v)).to(v.dtype)  # B, heads, 2·d, d
     total = keys.sum(-2).unsqueeze(-1).to(v.dtype)  # B, heads, 2·d, 1
-    return queries @ context / (queries @ total)
+    return queries @ context / (queries @ total + smallest(v.dtype))
+
+
+def smallest(dtype: torch.dtype) -> float:
+    """SMALLEST, or what `dtype` has in its place."""
+    return max(SMALLEST, torch.finfo(dtype).tiny)
 
 
 def features_matrix(z_q: Tensor, z_k: Tensor, key_logits: Tensor, config: FeaturesConfig) -> Tensor:
@@ -142,6 +148,37 @@ class FoldedFeatures(FoldedAttention):
         query = query.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # B, heads, prefix, d
         logits = wide(query @ self.row_key) @ wide(x).unsqueeze(1).transpose(-2, -1)  # B, heads, prefix, N
         return logits.softmax(-1).to(v.dtype) @ v
+
+    @property
+    def can_be_channels_first(self) -> bool:
+        """Whether the projections give all that is needed, and nothing works on the last axis of a head."""
+        return self.merged and self.is_plain and self.config.depthwise != "tokens"
+
+    def attend_channels_first(self, x: Tensor) -> Tensor:
+        """`attend` on tokens x, [B, N, C], as [heads·d, N] throughout. Float32 alone: queries are not normalised,
+        because their length drops out, and powers of them are large."""
+        B, N, _ = x.shape
+        heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
+        z_q, z_k, v, key_logits = self.channels(x, size, size, size, heads)
+        z_q, z_k, values = (z.reshape(B, heads, d, N) for z in (z_q, z_k, v))
+        s_q = z_q**3 if self.config.power == 3 else z_q * z_q.abs()
+        s_k = z_k**3 if self.config.power == 3 else z_k * z_k.abs()
+        length = ((z_k * z_k).sum(2, keepdim=True) + d * self.config.eps) ** (self.config.power / 2)
+        s_k = s_k * (key_logits.softmax(-1).unsqueeze(2) / length)
+        queries, keys = torch.cat([s_q, s_q.abs()], 2), torch.cat([s_k, s_k.abs()], 2)  # B, heads, 2·d, N
+        context = values @ keys.transpose(-1, -2)  # B, heads, d, 2·d
+        total = keys.sum(-1).unsqueeze(2)  # B, heads, 1, 2·d
+        y = (context @ queries / (total @ queries + SMALLEST)).reshape(B, size, N)
+        rows = None
+        if self.row_query is not None and self.row_key is not None:
+            prefix = self.grid.num_prefix_tokens
+            query = self.row_query(x[:, :prefix]).unflatten(-1, (heads, d)).transpose(1, 2)
+            logits = (query @ self.row_key).flatten(1, 2) @ x.transpose(1, 2)  # B, heads·prefix, N
+            weights = logits.softmax(-1).unflatten(1, (heads, prefix))
+            # Beside y, as the convolution is: y is not taken apart, and what it has there is taken off.
+            rows = (values @ weights.transpose(-1, -2)).reshape(B, size, prefix) - y[:, :, :prefix]
+        residual = self.residual(v, rows)
+        return (y if residual is None else y + residual).transpose(1, 2)
 
 
 @torch.no_grad()

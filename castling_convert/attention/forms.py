@@ -76,7 +76,7 @@ def folded_form(trained: CastledAttention) -> FoldedAttention:
 
 def castled_cost(shape: Shape, config: AttentionConfig) -> AttentionCost:
     """A folded layer: its linear form; the softmax of prefix tokens, N·d a row and head for each of two products, and
-    of windows, N·window²·d each; the depthwise convolution, k² for each channel of a patch, or k for each of a token."""
+    of windows, N·window²·d each; the depthwise convolution, k² for a channel of a patch, or k for one of a token."""
     macs, values = FORMS[config.form].cost(shape, config)
     patches = shape.tokens - shape.prefix
     if config.prefix_rows:

@@ -28,20 +28,26 @@ def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: 
     """
     B, heads, N, d = v.shape
     height, width = grid.shape_for(N)
-    missing = (-height % side, -width % side)
-    rows, columns = (height + missing[0]) // side, (width + missing[1]) // side
+    rows, columns = (height + side - 1) // side, (width + side - 1) // side
+    # While a graph of any size is traced, sizes are symbols, and nothing may depend on what they are.
+    padded = not (isinstance(height, int) and isinstance(width, int)) or (rows * side, columns * side) != (
+        height,
+        width,
+    )
 
     def windows(x: Tensor) -> Tensor:
-        x = x.reshape(B, heads, height, width, -1)
-        if any(missing):
-            x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0]))
-        x = x.reshape(B, heads * rows, side, columns, side, -1).transpose(2, 3)
-        return x.reshape(B, heads * rows * columns, side * side, -1)
+        x = x.reshape(B, heads, height, width, d)
+        if padded:
+            x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))
+        x = x.reshape(B, heads * rows, side, columns, side, d).transpose(2, 3)
+        return x.reshape(B, heads * rows * columns, side * side, d)
 
     outside = None
-    if any(missing):
-        inside = F.pad(torch.ones(height, width, dtype=torch.bool, device=v.device), (0, missing[1], 0, missing[0]))
-        inside = inside.reshape(rows, side, columns, side).transpose(1, 2).reshape(1, rows * columns, 1, side * side)
+    if padded:
+        inside_row = torch.arange(rows * side, device=v.device) < height
+        inside_column = torch.arange(columns * side, device=v.device) < width
+        inside = (inside_row[:, None] & inside_column).reshape(rows, side, columns, side).transpose(1, 2)
+        inside = inside.reshape(1, rows * columns, 1, side * side)
         outside = torch.zeros_like(inside, dtype=q.dtype).masked_fill(~inside, -torch.inf).repeat(1, heads, 1, 1)
     q, k, v = (windows(x[:, :, grid.num_prefix_tokens :]) for x in (q, k, v))
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=outside, scale=softmax_scale)

@@ -100,7 +100,7 @@ def distill(
         falling_rate(aligned, ALIGN_WARMUP, "linear"),
         falling_rate(config.steps - aligned, config.optimizer.warmup, config.optimizer.decay),
     ]
-    schedulers = [
+    schedulers: list[Any] = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer, rate in zip(optimizers, rates, strict=True)
     ]
     progress = progress or Progress(workdir)
@@ -119,6 +119,7 @@ def distill(
         tap(student, names) as castled,
         StopRequest() as stop,
     ):
+
         def whole_loss(images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
             with accelerator.autocast():
                 return distill_loss(student, teacher, images, castled, softmax, recipe)

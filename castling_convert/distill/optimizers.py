@@ -67,7 +67,7 @@ def trained_parameters(student: nn.Module, settings: OptimizerConfig) -> Iterabl
 
 
 def falling_rate(steps: int, warmup: float, decay: str) -> Callable[[int], float]:
-    """The factor on the learning rate at each of `steps`: a linear rise over the share `warmup`, then a fall to zero."""
+    """The factor on the rate at each of `steps`: a linear rise over the share `warmup`, then a fall to zero."""
     rising = max(1, round(warmup * steps))
 
     def factor(step: int) -> float:

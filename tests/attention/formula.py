@@ -49,13 +49,14 @@ def features(q: Tensor, k: Tensor, v: Tensor, layer: Any, config: Any) -> Tensor
     """Learned angular features, from relu and powers, coordinate by coordinate."""
 
     def halves(z: Tensor) -> tuple[Tensor, Tensor]:
-        u, floor = unit_rows(z, config.eps), 5e-7  # on both halves, which is 1e-6 on their sum
-        return u.relu() ** config.power + floor, (-u).relu() ** config.power + floor
+        u = unit_rows(z, config.eps)
+        return u.relu() ** config.power, (-u).relu() ** config.power
 
     queries, keys = halves(q @ layer.rotate_q), halves(k @ layer.rotate_k)
     weights = sum(a @ b.transpose(-2, -1) for a, b in zip(queries, keys, strict=True))
     weights = weights * (k @ layer.key_direction).exp().transpose(-2, -1)
-    return weights @ v / weights.sum(-1, keepdim=True)
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total > 0, weights @ v / total, torch.zeros_like(v))
 
 
 def windows(q: Tensor, k: Tensor, v: Tensor, scale: float, side: int, height: int, width: int, prefix: int) -> Tensor:

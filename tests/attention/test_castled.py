@@ -49,14 +49,15 @@ def test_channels_first_is_the_formula(form: AttentionConfig, how: str, monkeypa
     monkeypatch.setattr(folded, "attend_channels_first", lambda x: taken.append(x) or attend(x))
     torch.testing.assert_close(folded(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
     values = form.model_dump()
-    gained = values.get("normalization") == "gain" and values["constant"] == "mean" and form.depthwise != "tokens"
-    assert len(taken) == (gained and not form.window and not form.prefix_rows)
+    gained = values.get("normalization") == "gain" and values["constant"] == "mean" and not form.prefix_rows
+    assert len(taken) == ((gained or form.form == "features") and not form.window and form.depthwise != "tokens")
 
 
+@pytest.mark.parametrize("name", ["castling", "castling-fast"])
 @pytest.mark.parametrize("part", ["q_norm", "k_norm", "norm"])
 @torch.no_grad()
-def test_a_norm_of_heads_keeps_tokens_first(part: str) -> None:
-    trained, x = layer(Recipe.load("castling-fast").attention), tokens()
+def test_a_norm_of_heads_keeps_tokens_first(part: str, name: str) -> None:
+    trained, x = layer(Recipe.load(name).attention), tokens()
     trained.set_mask(1.0)
     setattr(trained, part, nn.LayerNorm(HEADS * D if part == "norm" else D).double())
     folded = FoldedAttention(trained).eval()

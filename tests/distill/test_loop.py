@@ -16,7 +16,6 @@ from castling_convert.distill.optimizers import align_optimizer, whole_optimizer
 from castling_convert.distill.progress import Progress
 from castling_convert.errors import BundleError, DataError, ModelError
 
-
 WHOLE = ("distill.align.share=0", "distill.optimizer.guard=false")
 """The second phase alone, at the rate that is given."""
 
