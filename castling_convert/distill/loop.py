@@ -109,6 +109,9 @@ def distill(
     student, *optimizers = accelerator.prepare(student.train(), *optimizers)
     schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
+    if config.mask.branch == "teacher":
+        for name, layer in castled_layers(student):
+            layer.open_to(copy.deepcopy(teacher.get_submodule(name)).requires_grad_(False))
     first = state.load() if resume else 0
     batches = _batches(data, student, recipe, first, accelerator)
 
@@ -176,6 +179,8 @@ def distill(
             if not last and stop.requested:
                 raise KeyboardInterrupt
     close_masks(student)
+    for _, layer in castled_layers(student):
+        layer.open_to(None)
     accelerator.unwrap_model(student).eval()
     seconds = time.monotonic() - started
     return DistillResult(first, config.steps, seconds, seen / max(seconds, 1e-9), losses)
