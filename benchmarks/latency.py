@@ -25,7 +25,6 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import castling_convert as cc
@@ -42,7 +41,7 @@ from castling_convert.analysis.bench import (
 )
 from castling_convert.analysis.latency import Latency, Ratio
 from castling_convert.analysis.plot import plot_latency
-from castling_convert.attention import FoldedAttention
+from castling_convert.attention.angular import FoldedAngular
 from castling_convert.bundle import versions
 from castling_convert.families import family_of
 
@@ -72,29 +71,27 @@ class Unmixed(nn.Module):
         return self.proj(self.qkv(x)[..., 2 * self.size :])
 
 
-class Bare(FoldedAttention):
+class Bare(FoldedAngular):
     """The two products and the convolution, without which there is no castled attention, and nothing else of it:
     no norms of q and k, no centring, no constant. It computes nothing of use."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.linear(q @ (k.transpose(-2, -1) @ v * (self.head_scale / k.shape[-2])), v)
+    def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return q @ (k.transpose(-2, -1) @ v * (self.head_scale / k.shape[-2]))
 
     def attend_channels_first(self, x: Tensor) -> Tensor:
         B, N, _ = x.shape
         heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
-        joint, v = self.channels(x)
+        joint, v = self.channels(x, 2 * size, size)
         q, k = joint.reshape(B, 2 * heads, d, N).split(heads, 1)
         context = v.reshape(B, heads, d, N) @ k.transpose(-1, -2)
         y = ((context * (self.head_scale / N)) @ q).reshape(B, size, N)
-        height, width = self.grid.shape_for(N)
-        patches = v[:, :, self.grid.num_prefix_tokens :].reshape(B, size, height, width)
-        return (y + F.pad(self.depthwise(patches).flatten(2), (N - height * width, 0))).transpose(1, 2)
+        return (y + self.residual(v)).transpose(1, 2)
 
 
 def bare(folded: Any) -> Any:
     model = copy.deepcopy(folded)
     for module in model.modules():
-        if isinstance(module, FoldedAttention):
+        if isinstance(module, FoldedAngular):
             module.__class__ = Bare
     return model
 
@@ -111,7 +108,13 @@ def one_case(runtime: str, precision: str, size: int) -> Result:
     torch.manual_seed(0)
     softmax: Any = softmax_baseline_(timm.create_model(MODEL))
     twin = castled_twin(softmax, cc.Recipe.load("castling"))
-    others = {FREE: (without_attention(softmax), precision), BARE: (bare(twin), precision)}
+    fast = castled_twin(softmax, cc.Recipe.load("castling-fast"))
+    others = {
+        FREE: (without_attention(softmax), precision),
+        BARE: (bare(fast), precision),
+        "castling-fast": (fast, precision),
+    }
+    others["castling-window"] = castled_twin(softmax, cc.Recipe.load("castling-window")), precision
     if precision != "fp32":
         others[SINGLE] = (fuse_attention(softmax) if runtime == "onnx" else softmax, "fp32")
     case = Case(runtime, precision, (size, size), 1)

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -19,7 +20,8 @@ def count_macs(model: nn.Module) -> int:
     skeleton = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
     images = torch.empty(1, *get_model_input_config(model)["input_size"], device="meta")
     dtype = next(model.parameters()).dtype
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # Attention as plain products: not every torch counts its fused kernels.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         skeleton(images.to(dtype))
     return counter.get_total_flops() // 2
 

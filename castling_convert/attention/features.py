@@ -111,7 +111,9 @@ class FoldedFeatures(FoldedAttention):
     rotate_q: Tensor
     rotate_k: Tensor
     key_direction: Tensor
-    row_key: Tensor | None
+    row_query: Tensor
+    row_bias: Tensor | None
+    row_key: Tensor
 
     def __init__(self, trained: FeaturesAttention) -> None:
         super().__init__(trained)
@@ -119,15 +121,13 @@ class FoldedFeatures(FoldedAttention):
         self.merged = identities and not self.config.window
         for name in ("rotate_q", "rotate_k", "key_direction"):
             self.register_buffer(name, None if self.merged else getattr(trained, name).detach().clone())
-        self.row_query, row_key = None, None
+        with_rows = self.merged and self.config.prefix_rows and self.grid.num_prefix_tokens > 0
+        query, key, bias = _row_weights(trained)
+        self.register_buffer("row_query", query if with_rows else None)
+        self.register_buffer("row_key", key if with_rows else None)
+        self.register_buffer("row_bias", bias if with_rows else None)
         if self.merged:
             self.qkv = _merged(trained)
-        if self.merged and self.config.prefix_rows and self.grid.num_prefix_tokens:
-            size = self.num_heads * self.head_dim
-            self.row_query = _first_outputs(trained.qkv, size)
-            row_key = trained.qkv.weight.detach()[size : 2 * size].unflatten(0, (self.num_heads, self.head_dim))
-            row_key = row_key * self.softmax_scale
-        self.register_buffer("row_key", row_key)
 
     def attend(self, x: Tensor) -> Tensor:
         if not self.merged:
@@ -142,12 +142,19 @@ class FoldedFeatures(FoldedAttention):
         return linear_features(q @ self.rotate_q, k @ self.rotate_k, v, k @ self.key_direction, self.config)
 
     def rows(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.row_query is None or self.row_key is None:
+        if self.row_key is None:
             return super().rows(x, q, k, v)
-        query = self.row_query(x[:, : self.grid.num_prefix_tokens])
-        query = query.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # B, heads, prefix, d
-        logits = wide(query @ self.row_key) @ wide(x).unsqueeze(1).transpose(-2, -1)  # B, heads, prefix, N
-        return logits.softmax(-1).to(v.dtype) @ v
+        return self.row_weights(x).to(v.dtype) @ v
+
+    def row_weights(self, x: Tensor) -> Tensor:
+        """Softmax weights of the prefix tokens of x, [B, N, C], on all tokens, [B, heads, prefix, N]."""
+        x = wide(x).unsqueeze(1)
+        query = x[:, :, : self.grid.num_prefix_tokens] @ wide(self.row_query)  # B, heads, prefix, d
+        if self.row_bias is not None:
+            query = query + wide(self.row_bias)
+        keys = query @ wide(self.row_key)  # B, heads, prefix, C
+        logits = keys.flatten(1, 2) @ x.squeeze(1).transpose(-2, -1)
+        return logits.unflatten(1, keys.shape[1:3]).softmax(-1)
 
     @property
     def can_be_channels_first(self) -> bool:
@@ -170,25 +177,23 @@ class FoldedFeatures(FoldedAttention):
         total = keys.sum(-1).unsqueeze(2)  # B, heads, 1, 2·d
         y = (context @ queries / (total @ queries + SMALLEST)).reshape(B, size, N)
         rows = None
-        if self.row_query is not None and self.row_key is not None:
+        if self.row_key is not None:
             prefix = self.grid.num_prefix_tokens
-            query = self.row_query(x[:, :prefix]).unflatten(-1, (heads, d)).transpose(1, 2)
-            logits = (query @ self.row_key).flatten(1, 2) @ x.transpose(1, 2)  # B, heads·prefix, N
-            weights = logits.softmax(-1).unflatten(1, (heads, prefix))
             # Beside y, as the convolution is: y is not taken apart, and what it has there is taken off.
-            rows = (values @ weights.transpose(-1, -2)).reshape(B, size, prefix) - y[:, :, :prefix]
+            rows = (values @ self.row_weights(x).transpose(-1, -2)).reshape(B, size, prefix) - y[:, :, :prefix]
         residual = self.residual(v, rows)
         return (y if residual is None else y + residual).transpose(1, 2)
 
 
 @torch.no_grad()
-def _first_outputs(source: nn.Linear, count: int) -> nn.Linear:
-    """The first `count` outputs of a linear layer."""
-    part = nn.Linear(source.in_features, count, source.bias is not None).to(source.weight)
-    part.weight.copy_(source.weight[:count])
-    if source.bias is not None:
-        part.bias.copy_(source.bias[:count])
-    return part
+def _row_weights(trained: FeaturesAttention) -> tuple[Tensor, Tensor, Tensor | None]:
+    """For the rows of prefix tokens: the projection to q, [heads, C, d], W_k with the softmax's scale, [heads, d, C],
+    and the bias of q, [heads, 1, d]. Three axes, because what has two is a linear layer and is quantised."""
+    shape = (3, trained.num_heads, trained.head_dim)
+    q, k, _ = trained.qkv.weight.unflatten(0, shape)
+    bias = trained.qkv.bias
+    bias = None if bias is None else bias.unflatten(0, shape)[0].unsqueeze(1).clone()
+    return q.transpose(1, 2).contiguous(), k * trained.softmax_scale, bias
 
 
 @torch.no_grad()

@@ -9,9 +9,18 @@ from torch import Tensor
 from .grid import TokenGrid
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention; in a graph that is exported as products and a softmax, which every runtime takes, fuses, and
+    can take apart, and not as one operator."""
+    if not torch.compiler.is_exporting():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=softmax_scale)
+    logits = (q * softmax_scale) @ k.transpose(-2, -1)
+    return (logits if bias is None else logits + bias).softmax(-1) @ v
+
+
 def prefix_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, prefix: int) -> Tensor:
     """Softmax attention of the first `prefix` tokens to all; q, k, v, [B, heads, N, d], to [B, heads, prefix, d]."""
-    return F.scaled_dot_product_attention(q[:, :, :prefix], k, v, scale=softmax_scale)
+    return attention(q[:, :, :prefix], k, v, softmax_scale)
 
 
 def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: TokenGrid, side: int) -> Tensor:
@@ -50,7 +59,7 @@ def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: 
         inside = inside.reshape(1, rows * columns, 1, side * side)
         outside = torch.zeros_like(inside, dtype=q.dtype).masked_fill(~inside, -torch.inf).repeat(1, heads, 1, 1)
     q, k, v = (windows(x[:, :, grid.num_prefix_tokens :]) for x in (q, k, v))
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=outside, scale=softmax_scale)
+    y = attention(q, k, v, softmax_scale, outside)
     y = y.reshape(B, heads * rows, columns, side, side, d).transpose(2, 3)
     y = y.reshape(B, heads, rows * side, columns * side, d)[:, :, :height, :width]
     return y.reshape(B, heads, height * width, d)

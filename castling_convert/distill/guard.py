@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 TRIED, JUDGED = 8, 2
 """Batches that a rate is tried on, and batches that tell whether the student is better or worse for it."""
-FACTOR = 3.0
+FACTOR = 4.0
+HARM = 1.1
+"""How much higher the loss may be after TRIED steps: Adam's first ones are of one size for every weight, and rarely an
+improvement; at a rate that destroys the student it is several times as high."""
 LOWEST = 1e-3
 """Of the recipe's rate; a student that even that makes worse is not helped by a lower one."""
 
@@ -28,7 +31,7 @@ def settle_rate(
     clip_grad: float,
     say: Callable[[str], None],
 ) -> Iterator[Tensor]:
-    """Lower the rates of a fresh `optimizer`, and of `scheduler` with it, until TRIED steps leave the loss no higher.
+    """Lower the rates of a fresh `optimizer`, and of `scheduler` with it, until TRIED steps do no harm.
 
     A pretrained model that its layers have already learned to copy is destroyed in a few steps at a rate that a small
     one needs. Every trial starts from the student as it is, and leaves it so; random numbers are drawn as if there
@@ -62,12 +65,12 @@ def settle_rate(
             optimizer.zero_grad()
             if count % 4 == 0 or count == len(tried):
                 reached = level()
-                if not reached <= start:
+                if not reached <= HARM * start:
                     break
         student.load_state_dict(weights)
         optimizer.state.clear()
         torch.set_rng_state(random)
-        if reached <= start or factor <= LOWEST:
+        if reached <= HARM * start or factor <= LOWEST:
             break
         factor /= FACTOR
     for group, setting in zip(optimizer.param_groups, settings, strict=True):

@@ -135,13 +135,14 @@ def distill(
             aligning = step < aligned
             optimizer, scheduler = (optimizers[0], schedulers[0]) if aligning else (optimizers[1], schedulers[1])
             masks = [SHUT if aligning else schedule.mask(step, index) for index in range(len(names))]
-            for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
-                layer.set_mask(*mask)
             if step == aligned and config.optimizer.guard:
+                close_masks(student)
                 batches = settle_rate(
                     student, whole_loss, batches, optimizer.optimizer, scheduler.scheduler,
                     config.steps - aligned, config.optimizer.clip_grad, progress.say,
                 )  # fmt: skip
+            for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
+                layer.set_mask(*mask)
             images = next(batches)
             if aligning:
                 loss, parts, layers = align_step(student, teacher, images, softmax, accelerator)

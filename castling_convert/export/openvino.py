@@ -130,14 +130,19 @@ def _quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
 
 
 def _left_float(graph: Any) -> list[str]:
-    """Names of what gains nothing in int8: the products of two activations, being small, and the depthwise
-    convolutions, which OpenVINO computes in float and would only round the input of."""
+    """Names of what gains nothing in int8: the products of two activations and those of prefix tokens, being small,
+    and the depthwise convolutions, which OpenVINO computes in float and would only round the input of."""
     return [
         node.get_friendly_name()
         for node in graph.get_ops()
-        if (node.get_type_name() == "MatMul" and not _is_weight(node.input_value(1).get_node()))
+        if (node.get_type_name() == "MatMul" and not _is_matrix(node.input_value(1)))
         or node.get_type_name() == "GroupConvolution"
     ]
+
+
+def _is_matrix(value: Any) -> bool:
+    """Whether a value is the weight of a linear layer."""
+    return len(value.get_partial_shape()) == 2 and _is_weight(value.get_node())
 
 
 def _is_weight(node: Any) -> bool:
