@@ -148,13 +148,18 @@ class FoldedFeatures(FoldedAttention):
 
     def row_weights(self, x: Tensor) -> Tensor:
         """Softmax weights of the prefix tokens of x, [B, N, C], on all tokens, [B, heads, prefix, N]."""
-        x = wide(x).unsqueeze(1)
-        query = x[:, :, : self.grid.num_prefix_tokens] @ wide(self.row_query)  # B, heads, prefix, d
+        x = wide(x).transpose(1, 2)
+        prefix = self.grid.num_prefix_tokens
+        # The weights on the left: on the right they would be a linear layer, and be quantised. Each head's query by
+        # itself in a column, zeros above and below: products of [heads, d, C] with a batch of as many images as there
+        # are heads are mistaken for a batch of products by the exporter's simplifier.
+        query = wide(self.row_query) @ x[:, :, :prefix]  # B, heads·d, prefix
         if self.row_bias is not None:
             query = query + wide(self.row_bias)
-        keys = query @ wide(self.row_key)  # B, heads, prefix, C
-        logits = keys.flatten(1, 2) @ x.squeeze(1).transpose(-2, -1)
-        return logits.unflatten(1, keys.shape[1:3]).softmax(-1)
+        own = torch.eye(self.num_heads, dtype=x.dtype, device=x.device).repeat_interleave(self.head_dim, 0)
+        apart = (query.unsqueeze(2) * own.unsqueeze(2)).flatten(2)  # B, heads·d, heads·prefix
+        keys = wide(self.row_key) @ apart  # B, C, heads·prefix
+        return (keys.transpose(1, 2) @ x).unflatten(1, (self.num_heads, prefix)).softmax(-1)
 
     @property
     def can_be_channels_first(self) -> bool:
@@ -187,13 +192,11 @@ class FoldedFeatures(FoldedAttention):
 
 @torch.no_grad()
 def _row_weights(trained: FeaturesAttention) -> tuple[Tensor, Tensor, Tensor | None]:
-    """For the rows of prefix tokens: the projection to q, [heads, C, d], W_k with the softmax's scale, [heads, d, C],
-    and the bias of q, [heads, 1, d]. Three axes, because what has two is a linear layer and is quantised."""
-    shape = (3, trained.num_heads, trained.head_dim)
-    q, k, _ = trained.qkv.weight.unflatten(0, shape)
-    bias = trained.qkv.bias
-    bias = None if bias is None else bias.unflatten(0, shape)[0].unsqueeze(1).clone()
-    return q.transpose(1, 2).contiguous(), k * trained.softmax_scale, bias
+    """For the rows of prefix tokens: the projection to q, [heads·d, C], the transpose of W_k with the softmax's scale,
+    [C, heads·d], and the bias of q, [heads·d, 1]."""
+    q, k, _ = trained.qkv.weight.chunk(3)
+    bias = None if trained.qkv.bias is None else trained.qkv.bias.chunk(3)[0][:, None].clone()
+    return q.clone(), k.T * trained.softmax_scale, bias
 
 
 @torch.no_grad()
@@ -223,5 +226,6 @@ def features_cost(shape: Shape, config: FeaturesConfig) -> tuple[int, int]:
     else:
         macs += shape.tokens * shape.dim * shape.num_heads
         if config.prefix_rows:
-            macs += shape.prefix * (2 * shape.dim * size + shape.tokens * (shape.dim * shape.num_heads - size))
+            macs += shape.prefix * shape.dim * size * (1 + shape.num_heads)
+            macs += shape.prefix * shape.tokens * (shape.dim * shape.num_heads - size)
     return macs, 2 * shape.tokens * 2 * size + features * size

@@ -135,14 +135,10 @@ def _left_float(graph: Any) -> list[str]:
     return [
         node.get_friendly_name()
         for node in graph.get_ops()
-        if (node.get_type_name() == "MatMul" and not _is_matrix(node.input_value(1)))
+        if (node.get_type_name() == "MatMul" and not _is_weight(node.input_value(1).get_node()))
+        or (node.get_type_name() == "MatMul" and len(node.input_value(1).get_partial_shape()) > 2)
         or node.get_type_name() == "GroupConvolution"
     ]
-
-
-def _is_matrix(value: Any) -> bool:
-    """Whether a value is the weight of a linear layer."""
-    return len(value.get_partial_shape()) == 2 and _is_weight(value.get_node())
 
 
 def _is_weight(node: Any) -> bool:
