@@ -291,11 +291,7 @@ def main() -> None:
     )
     todo = [Job(**{**asdict(job), "images": 64}) for job in jobs()] if arguments.quick else jobs()
     done = read(results)
-    todo = [
-        job
-        for job in dict.fromkeys(todo)
-        if job.key not in done and arguments.only in f"{job.recipe} {job.note} {job.data}"
-    ]
+    todo = [job for job in dict.fromkeys(todo) if job.key not in done and arguments.only in str(job)]
     if not arguments.table:
         for count, job in enumerate(todo, start=1):
             print(f"[{count}/{len(todo)}] {job}", flush=True)

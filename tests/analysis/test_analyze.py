@@ -36,6 +36,8 @@ def test_layers_and_whole_models_at_every_size():
     assert len(found.advice) == 4
     assert {one.runtime for one in found.break_even} == {"onnx", "torch"}
     assert found.threads == 1
+    assert found.recipe == "castling"
+    assert 0 < found.minutes < 60
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -119,22 +119,23 @@ class LargestSum(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.fixture(scope="module")
-def large() -> Any:
+@pytest.fixture(scope="module", params=["castling", "castling-fast"])
+def large(request: pytest.FixtureRequest) -> Any:
     """A DeiT-S at 1024x1024 with values of which a sum over 4,097 tokens, and queries and keys of which a sum of
     squares over 64 channels, exceed float16."""
     torch.manual_seed(0)
     teacher = timm.create_model("deit_small_patch16_224", img_size=1024, depth=12).eval()
-    student = cc.castle(teacher)
+    student = cc.castle(teacher, request.param)
     close_masks(student)
     model = cc.fold(student)
     with torch.no_grad():
         for block in model.blocks:
-            q, k, v = block.attn.qkv.weight.chunk(3)
+            size = block.attn.num_heads * block.attn.head_dim
+            q, k, v, *_ = block.attn.qkv.weight.split(size)
             q.mul_(120)
             k.mul_(120)
             v.mul_(120)
-            block.attn.qkv.bias.chunk(3)[2].add_(20)
+            block.attn.qkv.bias[2 * size : 3 * size].add_(20)
             block.attn.proj.weight.div_(120)
     return model
 
@@ -159,6 +160,8 @@ def test_large_activations_stay_finite_at_1024(large, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("island", ["norms", "sums"])
 def test_without_its_islands_float16_would_not_hold_them(large, monkeypatch, island) -> None:
+    if island == "sums" and large.castling.attention.form == "features":
+        pytest.skip("the weights of its keys sum to one; float32 keeps their precision, not their range")
     if island == "norms":
         monkeypatch.setattr(prepare_module, "NORMS", ())
     else:
