@@ -16,7 +16,7 @@ import torch
 import castling_convert as cc
 from castling_convert import bundle
 from castling_convert.errors import BundleError, CastlingError, FoldError, OutputError
-from tests.models import ATTENTION, KINDS, closed_student, images, recipe, tiny
+from tests.models import ATTENTION, FAST, FEATURES, KINDS, SNIPPET, WINDOW, closed_student, images, recipe, tiny
 
 
 @pytest.fixture(scope="module")
@@ -415,3 +415,13 @@ def test_bundles_from_before_there_were_forms_still_load(form: str) -> None:
         trained = bundle.load_trained(path)
         torch.testing.assert_close(trained(images(2, 16, 16)), expected, rtol=0, atol=1e-5)
     assert cc.Recipe.load(path / "recipe.yaml").attention == model.castling.attention
+
+
+@pytest.mark.parametrize("form", [FEATURES, WINDOW, FAST, SNIPPET], ids=lambda form: "-".join(map(str, form.values())))
+def test_every_form_makes_the_round_trip(form: dict[str, Any], tmp_path: Path) -> None:
+    student = closed_student(tiny(KINDS["dinov2"]), **form)
+    folded = cc.fold(student)
+    bundle.save(folded, tmp_path / "bundle", recipe=recipe(**form), trained=student)
+    assert torch.equal(outputs(cc.load(tmp_path / "bundle")), outputs(folded))
+    assert torch.equal(outputs(bundle.load_trained(tmp_path / "bundle")), outputs(student))
+    assert cc.load(tmp_path / "bundle").castling.attention == recipe(**form).attention

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 TRIED, JUDGED = 8, 2
 """Batches that a rate is tried on, and batches that tell whether the student is better or worse for it."""
 FACTOR = 4.0
-HARM = 1.1
+HARM = 1.5
 """How much higher the loss may be after TRIED steps: Adam's first ones are of one size for every weight, and rarely an
 improvement; at a rate that destroys the student it is several times as high."""
 LOWEST = 1e-3
