@@ -57,6 +57,8 @@ TARGETS = {
 }
 BEST_TARGETS = (2.4, 3, 3.5, 5, 6.5)
 FREE, BARE, SINGLE = "attention left out", "castled attention without norms, mean and constant", "softmax fp32"
+FORMS = ("castling", "castling-window")
+"""Shipped recipes that are measured beside `castling-fast`, in the same run."""
 THREADS, SECONDS = 2, 10
 
 
@@ -107,14 +109,9 @@ def one_case(runtime: str, precision: str, size: int) -> Result:
     """Measured in this process."""
     torch.manual_seed(0)
     softmax: Any = softmax_baseline_(timm.create_model(MODEL))
-    twin = castled_twin(softmax, cc.Recipe.load("castling"))
-    fast = castled_twin(softmax, cc.Recipe.load("castling-fast"))
-    others = {
-        FREE: (without_attention(softmax), precision),
-        BARE: (bare(fast), precision),
-        "castling-fast": (fast, precision),
-    }
-    others["castling-window"] = castled_twin(softmax, cc.Recipe.load("castling-window")), precision
+    twin = castled_twin(softmax, cc.Recipe.load("castling-fast"))
+    others = {name: (castled_twin(softmax, cc.Recipe.load(name)), precision) for name in FORMS}
+    others |= {FREE: (without_attention(softmax), precision), BARE: (bare(twin), precision)}
     if precision != "fp32":
         others[SINGLE] = (fuse_attention(softmax) if runtime == "onnx" else softmax, "fp32")
     case = Case(runtime, precision, (size, size), 1)
@@ -155,8 +152,8 @@ def page() -> str:
     return f"""# Latency of DeiT-S
 
 Batch 1, {THREADS} threads, medians of interleaved calls, random weights. Ratios are softmax over castled: above 1
-castling is faster; in brackets the 95 % bootstrap interval. The softmax model is the fastest there is in the same
-runtime and precision: in onnxruntime the better of the plain export and one with onnxruntime's own fused attention
+castling is faster; a column for each shipped recipe, all of one run, and for `castling-fast` in brackets the 95 %
+bootstrap interval. The softmax model is the fastest there is in the same runtime and precision: in onnxruntime the better of the plain export and one with onnxruntime's own fused attention
 operator, in OpenVINO the plain export, whose attention OpenVINO fuses itself, in torch the fused kernel. int8 is
 against int8. Made by `python benchmarks/latency.py --anew`.
 
@@ -167,14 +164,14 @@ against int8. Made by `python benchmarks/latency.py --anew`.
 {_table(found)}
 
 *target* is what was aimed at. *bare* and *most* are ratios of medians to the same softmax model in the same run, as
-uncertain as *ratio* is: *bare* of a castled model without norms of q and k, centring and constant, so that all that is
+uncertain as the others: *bare* of `castling-fast` without norms of q and k, centring and constant, so that all that is
 left of its attention are the two products and the convolution; *most* of a model with all linear layers and **no
 attention at all**. They say about what is within reach, *bare* of these graphs and *most* of any; where *bare* is near
-*ratio* or *target*, the intervals do not tell them apart.
+a ratio or *target*, the intervals do not tell them apart. An empty cell was not measured.
 
 ## The best castled artifact against the softmax model in float32
 
-Castled in int8 against the softmax model in fp32 with fused attention, in the same runtime and the same run.
+`castling-fast` in int8 against the softmax model in fp32 with fused attention, in the same runtime and the same run.
 
 {_best(found)}
 
@@ -188,8 +185,8 @@ attention also the two products and the convolution alone.
 
 
 def _table(found: dict[tuple[str, str, int], Result]) -> str:
-    head = ["runtime", "image", "tokens", "castled, ms", "softmax, ms", "softmax, fused, ms"]
-    rows = [[*head, "ratio", "target", "bare", "most", "peak memory, MB: castled, softmax"]]
+    head = ["runtime", "image", "tokens", "castling-fast, ms", "softmax, ms", "softmax, fused, ms"]
+    rows = [[*head, "castling-fast", *FORMS, "target", "bare", "most", "peak memory, MB: castling-fast, softmax"]]
     for (runtime, precision), (index, size) in product(RUNS, enumerate(SIZES)):
         result = found.get((runtime, precision, size))
         if result is None:
@@ -197,13 +194,13 @@ def _table(found: dict[tuple[str, str, int], Result]) -> str:
         latency, target = result.latency, TARGETS.get((runtime, precision))
         reach = [
             f"{latency[result.baseline].median / latency[name].median:.2f}" if name in latency else ""
-            for name in (BARE, FREE)
+            for name in (*FORMS, BARE, FREE)
         ]
         rows.append(
             [
                 f"{runtime} {precision}", f"{size}", f"{result.tokens}", f"{latency[CASTLED].median:.1f}",
                 f"{latency[PLAIN].median:.1f}", f"{latency[FUSED].median:.1f}" if FUSED in latency else "",
-                str(result.ratio), f"{target[index]:.2f}" if target else "", *reach,
+                str(result.ratio), *reach[:2], f"{target[index]:.2f}" if target else "", *reach[2:],
                 ", ".join(f"{result.memory[name] / 1e6:.0f}" for name in (CASTLED, result.baseline) if result.memory),
             ]
         )  # fmt: skip
