@@ -153,9 +153,10 @@ def page() -> str:
 
 Batch 1, {THREADS} threads, medians of interleaved calls, random weights. Ratios are softmax over castled: above 1
 castling is faster; a column for each shipped recipe, all of one run, and for `castling-fast` in brackets the 95 %
-bootstrap interval. The softmax model is the fastest there is in the same runtime and precision: in onnxruntime the better of the plain export and one with onnxruntime's own fused attention
-operator, in OpenVINO the plain export, whose attention OpenVINO fuses itself, in torch the fused kernel. int8 is
-against int8. Made by `python benchmarks/latency.py --anew`.
+bootstrap interval. The softmax model is the fastest there is in the same runtime and precision: in onnxruntime the
+better of the plain export and one with onnxruntime's own fused attention operator, in OpenVINO the plain export, whose
+attention OpenVINO fuses itself, in torch the fused kernel. int8 is against int8.
+Made by `python benchmarks/latency.py --anew`.
 
 {_processor()}, {os.cpu_count()} cores; {software}; {platform.system()}.
 

@@ -264,7 +264,7 @@ def distill_loss(
         expected = teacher.forward_head(expected_features)  # type: ignore[operator]
     features = student.forward_features(images)  # type: ignore[operator]
     logits = student.forward_head(features)  # type: ignore[operator]
-    prefix = next(castled_layers(student))[1].grid.num_prefix_tokens
+    prefix = next((layer.grid.num_prefix_tokens for _, layer in castled_layers(student)), 0)
     attention, layers = attention_loss(castled.outputs, softmax.outputs, prefix)
     used = {"attention": attention} if weights.attention else {}
     if weights.logits:
