@@ -60,7 +60,8 @@ def main() -> None:
     TABLE.write_text(f"""# Predicted before training, measured after
 
 Ratios, softmax over castled, of whole models of recipe `castling-fast` in float32, batch 1, {THREADS} threads: what
-`castling analyze` predicts with random weights, and what `castling bench` then measures of a bundle with other ones, each in a process of its own.
+`castling analyze` predicts with random weights, and what `castling bench` then measures of a bundle with other ones,
+each in a process of its own.
 Largest difference: {max(map(abs, off)):.1%}. Made by `python benchmarks/prediction.py`.
 
 | model | runtime | image | predicted | measured | difference | predicted gain |

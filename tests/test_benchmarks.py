@@ -52,7 +52,7 @@ def test_every_run_is_another_one(pretrained):
 def test_the_page_says_what_is_there(pretrained, tmp_path):
     sets = {"photographs": {"teacher": 78.0, "castled": 77.0, "agreement": 84.0, "prefix": 0.95, "patches": 0.94}}
     sets["stamps"] = sets["photographs"]
-    int8 = dict.fromkeys(sets, {"castled": 76.0, "agreement": 83.0})
+    int8 = {name: {"castled": 76.0, "agreement": 83.0} for name in sets}
     results = tmp_path / "results.jsonl"
     for job in pretrained.jobs()[:4]:
         record = {"key": job.key, "seconds": 60.0, "sets": sets, "int8": int8, "size": job.size, "images": job.images}

@@ -417,7 +417,8 @@ def test_a_plain_run_is_not_resumed_as_a_planned_one(tmp_path, file, monkeypatch
 def test_a_run_that_can_not_be_finished_leaves_no_plan(tmp_path, file):
     with pytest.raises(CastlingError, match="lower the learning rate"):
         convert(tmp_path / "out", "distill.optimizer.lr=1e20", "distill.optimizer.clip_grad=1e20",
-                "distill.align.share=0", "distill.optimizer.guard=false", weights=file, layers="auto", max_drop=1.0)  # fmt: skip
+                "distill.align.share=0", "distill.optimizer.guard=false",
+                weights=file, layers="auto", max_drop=1.0)  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 
