@@ -245,7 +245,8 @@ A DINOv2 ViT-S/14 (12 layers, width 384, LayerScale), a linear head for 12 kinds
 castled, all masks closed, folded. Two validation sets of 900 images: new *photographs*, and new *stamps* on new
 photographs. The teacher at 140 pixels: {levels}. Top-1 is in points against the teacher, mean over the seeds and range
 in brackets; cosines are those of the last class token and of the last patch tokens with the teacher's. int8 is
-onnxruntime's, both sets. Batches of {BATCH}. {torch.get_num_threads()} threads.
+onnxruntime's, both sets. Batches of {BATCH}. {torch.get_num_threads()} threads; minutes are those of the training, on a
+machine that had the test suite to run as well, so they are upper bounds.
 
 Made by `python benchmarks/pretrained.py`; the single runs are in `pretrained.jsonl`."""
     ]
