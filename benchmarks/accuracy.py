@@ -45,43 +45,34 @@ SEEDS = (0, 1, 2)
 BEDS = ("digits", "relations")
 SHORT, LONG = (100, 400), 1600
 
-ROW_SUM = ("attention.normalization=row_sum", "attention.center=false")
-ANNEALED = "distill.mask.schedule"
+RECIPES = ("castling", "castling-window", "castling-fast", "reference")
 # What is changed against the recipe `castling`; the group is a section of the table.
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "Attention": {
-        "row-sum normalisation": ROW_SUM,
-        "keys not centred": ("attention.center=false",),
-        "token constant": ("attention.constant=token", "attention.center=false"),
+        "squares in place of cubes": ("attention.power=2",),
+        "no softmax rows for the class token": ("attention.prefix_rows=false",),
         "no depthwise": ("attention.depthwise=none",),
-        "depthwise 3x3": ("attention.kernel_size=3",),
+    },
+    "Phases": {
+        "layers alone, nothing after": ("distill.align.share=1",),
+        "half of the steps with layers alone": ("distill.align.share=0.5",),
+        "the whole student from the first step on": ("distill.align.share=0",),
     },
     "Masks": {
-        "threshold, closed from 10 %": (f"{ANNEALED}=threshold", "distill.mask.closed_from=0.1"),
-        "gate, closed from 30 %": (f"{ANNEALED}=gate", "distill.mask.closed_from=0.3"),
-        "gate, first layer first, 30 %": (
-            f"{ANNEALED}=gate", "distill.mask.closed_from=0.3", "distill.mask.order=first",
+        "the teacher's layer on a gate, first layer first": (
+            "distill.mask.schedule=gate", "distill.mask.branch=teacher", "distill.mask.order=first",
+            "distill.mask.closed_from=0.7",
         ),
-        "gate, last layer first, 30 %": (
-            f"{ANNEALED}=gate", "distill.mask.closed_from=0.3", "distill.mask.order=last",
-        ),
-    },
-    "Losses": {
-        "10 % of the steps aligning alone": ("distill.align=0.1",),
-        "no attention matching": ("distill.loss.attention=0",),
-        "last features matched too": ("distill.loss.features=1",),
+        "own softmax by a threshold": ("distill.mask.schedule=threshold", "distill.mask.closed_from=0.7"),
     },
     "Training": {
-        "AdamW, 3e-3": ("distill.optimizer.name=adamw", "distill.optimizer.lr=3e-3"),
-        "half the learning rate": ("distill.optimizer.lr=0.015",),
-        "twice the learning rate": ("distill.optimizer.lr=0.06",),
-        "cosine decay": ("distill.optimizer.decay=cosine",),
-        "castled layers alone": ("distill.optimizer.train=attention",),
+        "no guard": ("distill.optimizer.guard=false",),
+        "Muon on the whole student": ("distill.optimizer.name=muon", "distill.optimizer.guard=false"),
         "weights averaged (decay 0.97)": ("average=0.97",),
     },
 }  # fmt: skip
-QUICK = ("castling", "reference", "row-sum normalisation", "gate, closed from 30 %", "AdamW, 3e-3")
-LONG_RUNS = ("castling", "reference", "gate, first layer first, 30 %", "weights averaged (decay 0.97)")
+QUICK = ("castling", "castling-fast", "reference", "layers alone, nothing after")
+LONG_RUNS = RECIPES
 # On generated images: recipe and steps of what is taken without --data, and of what is taken with it.
 WITHOUT_DATA = {"generated, datafree": ("datafree", 1200), "generated, castling": ("castling", SHORT[1])}
 # Which blocks stay softmax, for the same budget: what `--layers auto` finds, and a rule that looks at nothing.
@@ -92,7 +83,7 @@ RULE_STEPS = (LONG, SHORT[1])
 
 def recipe_for(variant: str, bed: str, seed: int, steps: int) -> tuple[Any, dict[str, float]]:
     """The resolved recipe of a run, and what the benchmark itself adds to it."""
-    name = "reference" if variant == "reference" else WITHOUT_DATA.get(variant, ("castling",))[0]
+    name = variant if variant in RECIPES else WITHOUT_DATA.get(variant, ("castling",))[0]
     changes = next((group[variant] for group in VARIANTS.values() if variant in group), ())
     extra = {key: float(value) for key, value in (c.split("=") for c in changes) if key == "average"}
     overrides = [c for c in changes if not c.startswith("average=")]
@@ -142,7 +133,7 @@ def run(bed: str, variant: str, seed: int, steps: int) -> dict[str, Any]:
         averaging.put_back()
     deploy = cc.fold(student)
     runtime, classifier = "torch", deploy
-    if variant in ("castling", "reference") or variant in WITHOUT_DATA:
+    if variant in RECIPES or variant in WITHOUT_DATA:
         file = CACHE / f"{os.getpid()}.onnx"
         cc.export(deploy, file)
         runtime, classifier = "onnxruntime", OnnxModel(file)
@@ -316,7 +307,7 @@ Made by `python benchmarks/accuracy.py`; the single runs are in `accuracy.jsonl`
 def ablations(records: Records) -> Iterator[str]:
     columns = [(bed, steps) for bed in BEDS for steps in (*SHORT, LONG)]
     head = ("recipe", *(f"{bed}, {steps} steps" for bed, steps in columns))
-    for title, names in {"Recipes": LONG_RUNS[:2], **VARIANTS}.items():
+    for title, names in {"Recipes": RECIPES, **VARIANTS}.items():
         if title == next(iter(VARIANTS)):
             yield "One thing changed against `castling` at a time:"
         rows = [(name, *(cell(records(bed, name, steps)) for bed, steps in columns)) for name in names]
@@ -363,11 +354,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a subset, into benchmarks/.cache")
     parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--only", metavar="NAME", action="append", help="runs of this recipe or variant; repeatable")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     results, file = (CACHE / "quick.jsonl", CACHE / "quick.md") if arguments.quick else (RESULTS, TABLE)
     if not arguments.table:
-        run_all(jobs(arguments.quick), results, arguments.workers)
+        chosen = [job for job in jobs(arguments.quick) if arguments.only is None or job[1] in arguments.only]
+        run_all(chosen, results, arguments.workers)
     text = page(results, arguments.quick)
     file.write_text(text)
     if arguments.quick:

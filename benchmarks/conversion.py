@@ -32,6 +32,7 @@ from castling_convert.distill.losses import tap
 
 TABLE = Path(__file__).with_suffix(".md")
 LARGE, SMALL = "vit_large_patch16_224", "deit_small_patch16_224"
+RECIPE = "castling-fast"
 SIZES = {224: 16, 512: 4, 768: 2}
 """Images a step, by image size."""
 STEPS = {
@@ -55,12 +56,12 @@ def large() -> dict[str, tuple[float, int]]:
     """Seconds and bytes of castling, folding and exporting a ViT-L; and the bytes of its parameters."""
     model = random_weights_(timm.create_model(LARGE)).eval()
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    student, *castled = watched(lambda: cc.castle(model))
+    student, *castled = watched(lambda: cc.castle(model, RECIPE))
     close_masks(student)
     deploy, *folded = watched(lambda: cc.fold(student))
     found = {"model": (0.0, size), "castle": tuple(castled), "fold": tuple(folded)}
     with tempfile.TemporaryDirectory() as folder:
-        tiny = cc.castle(timm.create_model("vit_tiny_patch16_224", depth=1))
+        tiny = cc.castle(timm.create_model("vit_tiny_patch16_224", depth=1), RECIPE)
         close_masks(tiny)
         for format, suffix in (("onnx", "onnx"), ("openvino", "xml"), ("torch", "pt2")):  # all that they import
             cc.export(cc.fold(tiny), Path(folder) / f"tiny.{suffix}", format=format)
@@ -74,7 +75,7 @@ def large() -> dict[str, tuple[float, int]]:
 def step_of(name: str, size: int) -> Callable[[], None]:
     """Forward and backward of one distillation step; the optimiser's share is the same for all."""
     teacher: Any = random_weights_(timm.create_model(SMALL, img_size=size)).eval()
-    recipe = cc.Recipe.load("castling")
+    recipe = cc.Recipe.load(RECIPE)
     mask = STEPS[name]
     student: Any = copy.deepcopy(teacher) if mask is None else random_weights_(cc.castle(teacher, recipe))
     for _, layer in castled_layers(student):

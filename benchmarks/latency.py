@@ -25,7 +25,6 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import castling_convert as cc
@@ -42,7 +41,7 @@ from castling_convert.analysis.bench import (
 )
 from castling_convert.analysis.latency import Latency, Ratio
 from castling_convert.analysis.plot import plot_latency
-from castling_convert.attention import FoldedAttention
+from castling_convert.attention.angular import FoldedAngular
 from castling_convert.bundle import versions
 from castling_convert.families import family_of
 
@@ -58,6 +57,8 @@ TARGETS = {
 }
 BEST_TARGETS = (2.4, 3, 3.5, 5, 6.5)
 FREE, BARE, SINGLE = "attention left out", "castled attention without norms, mean and constant", "softmax fp32"
+FORMS = ("castling", "castling-window")
+"""Shipped recipes that are measured beside `castling-fast`, in the same run."""
 THREADS, SECONDS = 2, 10
 
 
@@ -72,29 +73,27 @@ class Unmixed(nn.Module):
         return self.proj(self.qkv(x)[..., 2 * self.size :])
 
 
-class Bare(FoldedAttention):
+class Bare(FoldedAngular):
     """The two products and the convolution, without which there is no castled attention, and nothing else of it:
     no norms of q and k, no centring, no constant. It computes nothing of use."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.linear(q @ (k.transpose(-2, -1) @ v * (self.head_scale / k.shape[-2])), v)
+    def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return q @ (k.transpose(-2, -1) @ v * (self.head_scale / k.shape[-2]))
 
     def attend_channels_first(self, x: Tensor) -> Tensor:
         B, N, _ = x.shape
         heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
-        joint, v = self.channels(x)
+        joint, v = self.channels(x, 2 * size, size)
         q, k = joint.reshape(B, 2 * heads, d, N).split(heads, 1)
         context = v.reshape(B, heads, d, N) @ k.transpose(-1, -2)
         y = ((context * (self.head_scale / N)) @ q).reshape(B, size, N)
-        height, width = self.grid.shape_for(N)
-        patches = v[:, :, self.grid.num_prefix_tokens :].reshape(B, size, height, width)
-        return (y + F.pad(self.depthwise(patches).flatten(2), (N - height * width, 0))).transpose(1, 2)
+        return (y + self.residual(v)).transpose(1, 2)
 
 
 def bare(folded: Any) -> Any:
     model = copy.deepcopy(folded)
     for module in model.modules():
-        if isinstance(module, FoldedAttention):
+        if isinstance(module, FoldedAngular):
             module.__class__ = Bare
     return model
 
@@ -110,8 +109,9 @@ def one_case(runtime: str, precision: str, size: int) -> Result:
     """Measured in this process."""
     torch.manual_seed(0)
     softmax: Any = softmax_baseline_(timm.create_model(MODEL))
-    twin = castled_twin(softmax, cc.Recipe.load("castling"))
-    others = {FREE: (without_attention(softmax), precision), BARE: (bare(twin), precision)}
+    twin = castled_twin(softmax, cc.Recipe.load("castling-fast"))
+    others = {name: (castled_twin(softmax, cc.Recipe.load(name)), precision) for name in FORMS}
+    others |= {FREE: (without_attention(softmax), precision), BARE: (bare(twin), precision)}
     if precision != "fp32":
         others[SINGLE] = (fuse_attention(softmax) if runtime == "onnx" else softmax, "fp32")
     case = Case(runtime, precision, (size, size), 1)
@@ -152,10 +152,11 @@ def page() -> str:
     return f"""# Latency of DeiT-S
 
 Batch 1, {THREADS} threads, medians of interleaved calls, random weights. Ratios are softmax over castled: above 1
-castling is faster; in brackets the 95 % bootstrap interval. The softmax model is the fastest there is in the same
-runtime and precision: in onnxruntime the better of the plain export and one with onnxruntime's own fused attention
-operator, in OpenVINO the plain export, whose attention OpenVINO fuses itself, in torch the fused kernel. int8 is
-against int8. Made by `python benchmarks/latency.py --anew`.
+castling is faster; a column for each shipped recipe, all of one run, and for `castling-fast` in brackets the 95 %
+bootstrap interval. The softmax model is the fastest there is in the same runtime and precision: in onnxruntime the
+better of the plain export and one with onnxruntime's own fused attention operator, in OpenVINO the plain export, whose
+attention OpenVINO fuses itself, in torch the fused kernel. int8 is against int8.
+Made by `python benchmarks/latency.py --anew`.
 
 {_processor()}, {os.cpu_count()} cores; {software}; {platform.system()}.
 
@@ -164,14 +165,14 @@ against int8. Made by `python benchmarks/latency.py --anew`.
 {_table(found)}
 
 *target* is what was aimed at. *bare* and *most* are ratios of medians to the same softmax model in the same run, as
-uncertain as *ratio* is: *bare* of a castled model without norms of q and k, centring and constant, so that all that is
+uncertain as the others: *bare* of `castling-fast` without norms of q and k, centring and constant, so that all that is
 left of its attention are the two products and the convolution; *most* of a model with all linear layers and **no
 attention at all**. They say about what is within reach, *bare* of these graphs and *most* of any; where *bare* is near
-*ratio* or *target*, the intervals do not tell them apart.
+a ratio or *target*, the intervals do not tell them apart. An empty cell was not measured.
 
 ## The best castled artifact against the softmax model in float32
 
-Castled in int8 against the softmax model in fp32 with fused attention, in the same runtime and the same run.
+`castling-fast` in int8 against the softmax model in fp32 with fused attention, in the same runtime and the same run.
 
 {_best(found)}
 
@@ -185,8 +186,8 @@ attention also the two products and the convolution alone.
 
 
 def _table(found: dict[tuple[str, str, int], Result]) -> str:
-    head = ["runtime", "image", "tokens", "castled, ms", "softmax, ms", "softmax, fused, ms"]
-    rows = [[*head, "ratio", "target", "bare", "most", "peak memory, MB: castled, softmax"]]
+    head = ["runtime", "image", "tokens", "castling-fast, ms", "softmax, ms", "softmax, fused, ms"]
+    rows = [[*head, "castling-fast", *FORMS, "target", "bare", "most", "peak memory, MB: castling-fast, softmax"]]
     for (runtime, precision), (index, size) in product(RUNS, enumerate(SIZES)):
         result = found.get((runtime, precision, size))
         if result is None:
@@ -194,13 +195,13 @@ def _table(found: dict[tuple[str, str, int], Result]) -> str:
         latency, target = result.latency, TARGETS.get((runtime, precision))
         reach = [
             f"{latency[result.baseline].median / latency[name].median:.2f}" if name in latency else ""
-            for name in (BARE, FREE)
+            for name in (*FORMS, BARE, FREE)
         ]
         rows.append(
             [
                 f"{runtime} {precision}", f"{size}", f"{result.tokens}", f"{latency[CASTLED].median:.1f}",
                 f"{latency[PLAIN].median:.1f}", f"{latency[FUSED].median:.1f}" if FUSED in latency else "",
-                str(result.ratio), f"{target[index]:.2f}" if target else "", *reach,
+                str(result.ratio), *reach[:2], f"{target[index]:.2f}" if target else "", *reach[2:],
                 ", ".join(f"{result.memory[name] / 1e6:.0f}" for name in (CASTLED, result.baseline) if result.memory),
             ]
         )  # fmt: skip

@@ -36,7 +36,7 @@ def exponent(tokens: list[int], values: list[float]) -> float:
 
 def layers_in(runtime: str) -> Layers:
     softmax: Any = softmax_baseline_(timm.create_model(MODEL))
-    found = Layers(castled_twin(softmax, cc.Recipe.load("castling")), softmax, LAYER, runtime, THREADS)
+    found = Layers(castled_twin(softmax, cc.Recipe.load("castling-fast")), softmax, LAYER, runtime, THREADS)
     if FUSED in found.layers:
         del found.layers[PLAIN]  # holds 6.4 GB of weights twice at 16,385 tokens, and is the slower one from 2,000 on
     return found

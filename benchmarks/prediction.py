@@ -35,7 +35,7 @@ def castling(*words: object) -> Any:
 def make_bundle(model: str, path: Path) -> Path:
     torch.manual_seed(1)
     softmax = softmax_baseline_(timm.create_model(resolve_name(model)))
-    return cc.save(castled_twin(softmax, cc.Recipe.load("castling")), path)
+    return cc.save(castled_twin(softmax, cc.Recipe.load("castling-fast")), path)
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         options += [word for size in sizes for word in ("--image-size", size)]
         options += [word for runtime in RUNTIMES for word in ("--runtime", runtime)]
         print(f"{model}: analyze ...", flush=True)
-        found = castling("analyze", "--model", model, *options)
+        found = castling("analyze", "--model", model, "--recipe", "castling-fast", *options)
         predicted = {_key(case): (case, advice) for case, advice in zip(found["cases"], found["advice"], strict=True)}
         print(f"{model}: bench ...", flush=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -59,8 +59,9 @@ def main() -> None:
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     TABLE.write_text(f"""# Predicted before training, measured after
 
-Ratios, softmax over castled, of whole models in float32, batch 1, {THREADS} threads: what `castling analyze` predicts
-with random weights, and what `castling bench` then measures of a bundle with other ones, each in a process of its own.
+Ratios, softmax over castled, of whole models of recipe `castling-fast` in float32, batch 1, {THREADS} threads: what
+`castling analyze` predicts with random weights, and what `castling bench` then measures of a bundle with other ones,
+each in a process of its own.
 Largest difference: {max(map(abs, off)):.1%}. Made by `python benchmarks/prediction.py`.
 
 | model | runtime | image | predicted | measured | difference | predicted gain |

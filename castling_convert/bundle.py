@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .attention import FoldedAttention
+from .attention import FoldedAttention, before_forms
 from .castle import Castling
 from .errors import BundleError, FoldError
 from .files import require_space, sha256, writing
 from .recipe import Recipe
 from .version import __version__
 
-FORMAT = 1
-"""Version of the `castling` section in `config.json`."""
+FORMAT = 2
+"""Version of the `castling` section in `config.json`: 1 had no `attention.form`, and is read as well."""
 
 CONFIG, WEIGHTS, RECIPE, METRICS, SUMMARY = (
     "config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "summary.json"
@@ -165,7 +165,8 @@ def load_trained(path: Path) -> nn.Module | None:
         raise BundleError(f"{path} is damaged: {TRAINED} is not the file that was written; delete it or copy it again")
     base = timm.create_model(arguments["base"], pretrained=False, **arguments["base_args"])
     castling = arguments["castling"]
-    student = castle_(base, Recipe.parse({"attention": castling["attention"]}, str(path)), castling["layers"])
+    recipe = Recipe.parse({"attention": before_forms(castling["attention"])}, str(path))
+    student = castle_(base, recipe, castling["layers"])
     student.load_state_dict(read_state_dict(path / TRAINED))
     close_masks(student)
     return student.eval()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .attention import AttentionConfig, CastledAttention, FoldedAttention
+from .attention import AttentionConfig, CastledAttention, FoldedAttention, before_forms, config_of, training_form
 from .attention.masked_softmax import CLOSED
 from .errors import ModelError, RecipeError
 from .families import AttentionLayer, Family, family_of
@@ -47,7 +47,7 @@ class Castling:
     def from_dict(cls, values: dict[str, Any]) -> Castling:
         """The inverse of `to_dict`; further keys are passed over."""
         layers = [LayerRecord(**layer) for layer in values["layers"]]
-        return cls(values["family"], AttentionConfig.model_validate(values["attention"]), layers)
+        return cls(values["family"], config_of(before_forms(values["attention"])), layers)
 
     def to_dict(self) -> dict[str, Any]:
         layers = [asdict(layer) for layer in self.layers]
@@ -79,14 +79,14 @@ def castle_(model: nn.Module, recipe: Recipe | str = "castling", layers: str | N
         raise ModelError("this model is castled already; castle the original softmax model")
     family = family_of(model)
     chosen, records = plan(family, model, recipe.layers if layers is None else layers)
-    if recipe.attention.depthwise == "grid" and family.has_token_dropout(model):
+    if recipe.attention.needs_grid and family.has_token_dropout(model):
         raise ModelError(
-            "patch dropout takes tokens off the grid that depthwise 'grid' convolves; create the model "
-            "without patch_drop_rate, or use --set attention.depthwise=tokens"
+            "patch dropout takes tokens off the grid that depthwise 'grid' and windows work on; create the model "
+            "without patch_drop_rate, or use --set attention.depthwise=tokens and --set attention.window=0"
         )
     grid = family.token_grid(model)
     for layer in chosen:
-        castled = CastledAttention(family.projections(model, layer), recipe.attention, grid)
+        castled = training_form(family.projections(model, layer), recipe.attention, grid)
         castled.train(model.get_submodule(layer.name).training)
         model.set_submodule(layer.name, castled)
     model.castling = Castling(family.title, recipe.attention, records)  # type: ignore[assignment]

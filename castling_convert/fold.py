@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import FoldedAttention
+from .attention import folded_form
 from .castle import Castling, castled_layers
 from .errors import CheckFailed, FoldError
 from .families import family_of
@@ -37,7 +37,8 @@ class FoldCertificate:
 def fold(student: nn.Module) -> nn.Module:
     """A copy of a trained student for inference: a plain module, no auxiliary branch left.
 
-    Gains and kernel constants go into one scale a head, LayerScale goes into the projection before it.
+    What a form has learned beside the projections is multiplied into them or into one another where that is exact,
+    LayerScale into the projection before it.
 
     Raises:
         FoldError: a mask is still open (the layers are named), or the model is not castled.
@@ -56,7 +57,7 @@ def fold_(student: nn.Module) -> nn.Module:
     if still_open:
         raise FoldError(f"masks are still open in {', '.join(still_open)}; distill() until they close")
     for name, layer in layers:
-        student.set_submodule(name, FoldedAttention(layer))
+        student.set_submodule(name, folded_form(layer))
     family_of(student).absorb_layer_scale_(student)
     return student.eval()
 

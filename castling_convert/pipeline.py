@@ -23,6 +23,7 @@ from .analysis.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
 from .castle import Castling, castle
 from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
 from .distill.loop import DistillResult, distill, fingerprint, make_accelerator
+from .distill.pace import WORTH_TIMING, measure_pace
 from .distill.progress import Progress
 from .distill.state import refuse_changes, saved_fingerprint, saved_step
 from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
@@ -45,6 +46,7 @@ def convert(
     recipe: Recipe | str | None = None,
     layers: str | None = None,
     max_drop: float | None = None,
+    minutes: float | None = None,
     pretrained: bool = True,
     weights: str | Path | None = None,
     image_size: tuple[int, int] | None = None,
@@ -65,6 +67,7 @@ def convert(
         layers: `all`, block numbers, or `auto` to keep as softmax the fewest blocks that `max_drop` needs.
         max_drop: the points of top-1 that may be lost against the teacher on the validation part of
             `data`; without labels every other top class counts as lost.
+        minutes: of training; chooses the steps of both phases, from a few that are timed, in place of the recipe's.
         resume: go on with an interrupted run in `output`. force: replace a bundle in `output`.
         console: where progress goes; silent when left out.
         pretrained, weights, image_size, num_classes, model_args, device: as on the command line.
@@ -82,7 +85,7 @@ def convert(
     data = None if data == GENERATED else data
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe or default_recipe(data))
     layers = recipe.layers if layers is None else layers
-    _check_options(layers, max_drop, data)
+    _check_options(layers, max_drop, minutes, data)
     _check_output(output, planned=layers == "auto", resume=resume, force=force)
     device = str(make_accelerator(device, recipe.distill.precision).device)
     set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
@@ -106,7 +109,10 @@ def convert(
     training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
     validation = open_data(spec, preprocessing, "validation")
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
-    require_space(output, 8 * bundle.state_bytes(castle(teacher, recipe, "all" if layers == "auto" else layers)))
+    student = castle(teacher, recipe, "all" if layers == "auto" else layers)
+    require_space(output, 8 * bundle.state_bytes(student))
+    recipe = _paced(recipe, minutes, student, teacher, training, device, output if resume else None, console)
+    del student
     identity = {
         "model": f"local-dir:{Path(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
         "weights": source,
@@ -155,6 +161,34 @@ def convert(
             )
         bundle.save(deploy, output, **keep, trained=trained, force=True)
     return summary
+
+
+def _paced(
+    recipe: Recipe,
+    minutes: float | None,
+    student: nn.Module,
+    teacher: nn.Module,
+    training: ImageData,
+    device: str,
+    interrupted: Path | None,
+    console: Console | None,
+) -> Recipe:
+    """The recipe with as many steps as `minutes` hold, and a line that says how long it will take.
+
+    A run that goes on has the steps that it began with, whatever this machine takes for one.
+    """
+    state = interrupted / bundle.STATE if interrupted is not None else None
+    if state is not None and saved_step(state) is not None:
+        steps = saved_fingerprint(state).get("distill", {}).get("steps")
+        return recipe if minutes is None else recipe.override(f"distill.steps={steps}")
+    if minutes is None and (console is None or recipe.distill.steps < WORTH_TIMING):
+        return recipe
+    pace = measure_pace(student, teacher, training, recipe, device)
+    if minutes is not None:
+        recipe = recipe.override(f"distill.steps={pace.steps(minutes, recipe.distill)}")
+    if console is not None:
+        console.print(pace.explain(recipe.distill))
+    return recipe
 
 
 def default_recipe(data: str | None) -> str:
@@ -255,7 +289,9 @@ def _sensitivities(run: _Run, images: Tensor) -> list[Sensitivity]:
     return found
 
 
-def _check_options(layers: str, max_drop: float | None, data: str | None) -> None:
+def _check_options(layers: str, max_drop: float | None, minutes: float | None, data: str | None) -> None:
+    if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+        raise RecipeError(f"--minutes is how long to train and has to be above zero, not {minutes:g}")
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
         raise RecipeError(f"--max-drop is in points lost and can't be negative or endless, not {max_drop:g}")
     if max_drop is not None and data is None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
-from .attention.config import AttentionConfig
+from .attention import DEFAULT, FORMS, AttentionConfig, before_forms, config_of
 from .errors import RecipeError, did_you_mean
+
+VERSION = 2
 
 
 class _Section(BaseModel):
@@ -20,14 +22,16 @@ class _Section(BaseModel):
 
 
 class MaskConfig(_Section):
-    """How the masks of the softmax branch close. Shares are of all steps.
+    """How the masks of the softmax branch close. Shares are of the steps of the second phase.
 
     `threshold` raises the smallest softmax weight that is kept, geometrically from `start / N` to 1 for
     N tokens; `gate` multiplies the whole branch by a factor that falls from 1 to 0; `none` never opens
-    it. Layers close `together`, or one after the other from the `first` on or from the `last`.
+    it. Layers close `together`, or one after the other from the `first` on or from the `last`. What is
+    open is the softmax of the layer's `own` q and k, or, by a gate alone, the `teacher`'s own layer.
     """
 
     schedule: Literal["threshold", "gate", "none"] = "none"
+    branch: Literal["own", "teacher"] = "own"
     order: Literal["together", "first", "last"] = "together"
     start: float = Field(default=1.0, gt=0)
     open_until: float = Field(default=0.0, ge=0, lt=1)
@@ -36,29 +40,30 @@ class MaskConfig(_Section):
     @model_validator(mode="after")
     def _in_order(self) -> MaskConfig:
         fields = type(self).model_fields
-        idle = [
-            key for key in ("order", "start", "open_until", "closed_from") if getattr(self, key) != fields[key].default
-        ]
+        keys = ("branch", "order", "start", "open_until", "closed_from")
+        idle = [key for key in keys if getattr(self, key) != fields[key].default]
         if self.schedule == "none" and idle:
             raise ValueError(
                 f"{idle[0]} has no effect with schedule 'none'; set distill.mask.schedule to gate or threshold"
             )
+        if self.schedule == "threshold" and self.branch == "teacher":
+            raise ValueError("a threshold drops entries of the layer's own softmax; branch 'teacher' needs a gate")
         if self.open_until >= self.closed_from:
             raise ValueError("open_until must come before closed_from")
         return self
 
 
 class LossConfig(_Section):
-    """Weights of the losses; labels are never used.
+    """Weights of what the whole student matches; labels are never used.
 
-    `attention`: mean squared error of every castled layer's output against the teacher's, relative to
-    the teacher's mean square. `logits`: KL divergence at `temperature`, times its square. `features`:
-    as `attention`, on the last features before the pooling.
+    `attention`: squared error of every castled layer's output over the teacher's variance, channel by channel (see
+    `distill.losses.channel_error`). `logits`: KL divergence at `temperature`, times its square. `features`: one minus
+    the cosine of the last features, of prefix tokens and of patches.
     """
 
     attention: float = Field(default=1.0, ge=0)
     logits: float = Field(default=1.0, ge=0)
-    features: float = Field(default=0.0, ge=0)
+    features: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
@@ -68,30 +73,44 @@ class LossConfig(_Section):
         return self
 
 
-class OptimizerConfig(_Section):
-    """The optimiser, with a linear warm-up and a `cosine` or `linear` fall to zero.
+class AlignConfig(_Section):
+    """The first phase, layers alone: each castled layer learns the teacher's output on the teacher's input.
 
-    `muon` is Muon on the blocks' matrices and AdamW, at `lr * fallback`, on everything else: norms,
-    biases, gains, embeddings, the head, depthwise kernels. Its step is scaled by the shape of the matrix
-    (Keller Jordan's rule), so that a learning rate means the same at any width. `adamw` is AdamW on all.
-    An `lr` that is left out is 0.03 for `muon` and 0.003 for `adamw`. `train` says what learns:
-    everything, or the castled layers alone.
+    `share` of all steps. AdamW at `lr` for what a layer inherits, and at `lr * added` for what castling added to it;
+    a linear warm-up, then a linear fall to zero.
     """
 
-    name: Literal["muon", "adamw"] = "muon"
-    lr: float = Field(default=0.03, gt=0)
+    share: float = Field(default=0.8, ge=0, le=1)
+    lr: float = Field(default=5e-4, gt=0)
+    added: float = Field(default=20.0, gt=0)
+
+
+class OptimizerConfig(_Section):
+    """The optimiser of the second phase, the whole student; a linear warm-up and a `cosine` or `linear` fall to zero.
+
+    `adamw` is AdamW on all. `muon` is Muon on the blocks' matrices and AdamW, at `lr * fallback`, on everything else:
+    norms, biases, gains, embeddings, the head, depthwise kernels; its step is scaled by the shape of the matrix (Keller
+    Jordan's rule). `added`: how much faster what castling added learns, with `adamw`. `train` says what learns:
+    everything, or the castled layers alone. `guard`: before the phase begins, a few steps are tried; as long as they
+    make the student worse, they are undone and the rate is lowered.
+    """
+
+    name: Literal["muon", "adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)  # of adamw; 0.03 of muon
+    added: float = Field(default=10.0, gt=0)
     fallback: float = Field(default=0.07, gt=0)
     decay: Literal["cosine", "linear"] = "linear"
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_grad: float = Field(default=1.0, gt=0)
     train: Literal["all", "attention"] = "all"
+    guard: bool = True
 
     @model_validator(mode="before")
     @classmethod
     def _rate_of(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("lr") is None:
-            return {**values, "lr": 3e-3 if values.get("name") == "adamw" else 0.03}
+        if isinstance(values, dict) and values.get("lr") is None and values.get("name") == "muon":
+            return {**values, "lr": 0.03}
         return values
 
 
@@ -109,7 +128,7 @@ class DistillConfig(_Section):
     steps: int = Field(default=400, ge=1)
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
-    align: float = Field(default=0.0, ge=0, lt=1)
+    align: AlignConfig = AlignConfig()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint_every: int = Field(default=200, ge=1)
     mask: MaskConfig = MaskConfig()
@@ -117,14 +136,22 @@ class DistillConfig(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
+def _attention(values: Any) -> Any:
+    return config_of(values) if isinstance(values, dict) else values
+
+
+Attention = Annotated[SerializeAsAny[AttentionConfig], BeforeValidator(_attention)]
+"""The config of whichever linear form is named."""
+
+
 class Recipe(_Section):
     """A whole recipe. `Recipe.load` reads one; unknown keys are refused."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     name: str = "unnamed"
     description: str = ""
     layers: str = "all"
-    attention: AttentionConfig = AttentionConfig()
+    attention: Attention = config_of({})
     distill: DistillConfig = DistillConfig()
     data: DataConfig = DataConfig()
 
@@ -143,6 +170,7 @@ class Recipe(_Section):
         """A recipe from nested dicts; `where` names their origin in messages."""
         if not isinstance(values, dict):
             raise RecipeError(f"{where}: a recipe is a YAML mapping; see: castling recipes show castling")
+        values = migrate(values)
         _refuse_unknown(cls, values, where)
         cls._validate(values, where)
         for override in overrides:
@@ -165,6 +193,30 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def migrate(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of version 1 in the words of version 2; any other as it is.
+
+    Version 1 knew no linear forms, trained by Muon, and began with the whole student unless `distill.align` said for
+    what share of the steps not to. How the error of a layer is measured has changed since, too.
+    """
+    if values.get("version") != 1 or not all(
+        isinstance(values.get(key) or {}, dict) for key in ("attention", "distill")
+    ):
+        return values
+    distill = dict(values.get("distill") or {})
+    optimizer = distill.get("optimizer") or {}
+    if isinstance(optimizer, dict):
+        rate = {"lr": 3e-3} if optimizer.get("name") == "adamw" and optimizer.get("lr") is None else {}
+        before = {"name": "muon", "weight_decay": 0.01, "added": 1.0, "guard": False}
+        distill["optimizer"] = {**before, **optimizer, **rate}
+    align = distill.get("align", 0.0)
+    distill["align"] = align if isinstance(align, dict) else {"share": align}
+    loss = distill.get("loss") or {}
+    distill["loss"] = {"features": 0.0, **loss} if isinstance(loss, dict) else loss
+    attention = before_forms(values.get("attention") or {})
+    return {**values, "version": VERSION, "attention": attention, "distill": distill}
 
 
 def shipped_folder() -> Path:
@@ -208,14 +260,16 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
-    """Every dotted key of a recipe."""
-    keys = []
+    """Every dotted key of a recipe; of `attention` those of every linear form."""
+    keys: dict[str, None] = {}
     for name, info in model.model_fields.items():
-        keys.append(prefix + name)
+        keys[prefix + name] = None
         section = _section_of(info.annotation)
-        if section is not None:
-            keys.extend(known_keys(section, f"{prefix}{name}."))
-    return keys
+        sections = [form.config for form in FORMS.values()] if section is AttentionConfig else [section]
+        for each in sections:
+            if each is not None:
+                keys.update(dict.fromkeys(known_keys(each, f"{prefix}{name}.")))
+    return list(keys)
 
 
 def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], where: str, prefix: str = "") -> None:
@@ -224,6 +278,8 @@ def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], where: str, 
             hint = did_you_mean(f"{prefix}{key}", known_keys())
             raise RecipeError(f"{where}: unknown key '{prefix}{key}'{hint or '; see: castling recipes show castling'}")
         section = _section_of(model.model_fields[key].annotation)
+        if section is AttentionConfig and isinstance(value, dict) and value.get("form", DEFAULT) in FORMS:
+            section = FORMS[value.get("form", DEFAULT)].config
         if section is not None and isinstance(value, dict):
             _refuse_unknown(section, value, where, f"{prefix}{key}.")
 
@@ -239,6 +295,8 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"--set {key}: '{text}' is not a YAML value") from None
+    if key == "attention.form":  # which has keys of its own; it starts from its own defaults
+        return {**values, "attention": {"form": value}}
     return _with(values, key.split("."), value)
 
 

@@ -41,12 +41,13 @@ def castled(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 def build(base: str, base_args: dict[str, Any], castling: dict[str, Any], **kwargs: Any) -> nn.Module:
     """The folded structure with fresh weights: the road of castle and fold itself, so it can't differ."""
+    from .attention import before_forms
     from .castle import castle_, close_masks
     from .fold import fold_
     from .recipe import Recipe
 
     model = timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
-    recipe = Recipe.parse({"attention": castling["attention"]}, "config.json")
+    recipe = Recipe.parse({"attention": before_forms(castling["attention"])}, "config.json")
     castle_(model, recipe, layers=castling["layers"])
     close_masks(model)
     return fold_(model)

@@ -10,7 +10,6 @@ from timm.layers import LayerScale
 from torch import nn
 
 import castling_convert as cc
-from castling_convert.attention import CastledAttention
 from castling_convert.castle import close_masks
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
@@ -25,12 +24,13 @@ KINDS = {
 }
 """One architecture of each kind of plain ViT that the issue names."""
 
-ATTENTION: dict[str, Any] = {
-    "constant": "mean", "normalization": "row_sum", "depthwise": "grid", "kernel_size": 3, "eps": 1e-6,
-}  # fmt: skip
+ATTENTION: dict[str, Any] = {"form": "angular", "normalization": "row_sum", "depthwise": "grid", "kernel_size": 3}
 
-DEFAULT: dict[str, Any] = {"normalization": "gain", "center": True}
-"""What the shipped default has in place of that."""
+FAST: dict[str, Any] = {"form": "angular", "normalization": "gain", "center": True}
+FEATURES: dict[str, Any] = {"form": "features"}
+WINDOW: dict[str, Any] = {"form": "features", "window": 3}
+SNIPPET: dict[str, Any] = {"form": "snippet", "depthwise": "tokens", "kernel_size": 9}
+"""What the shipped recipes have in place of that; windows of 3, which do not divide grids of 4."""
 
 
 def tiny(name: str = "vit_tiny_patch16_224", **arguments: Any) -> Any:
@@ -43,7 +43,7 @@ def shake_(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random offsets on every parameter; layer-scale gammas and gains around one, so that they count."""
     generator = torch.Generator().manual_seed(seed)
     scales = {id(m.gamma) for m in model.modules() if isinstance(m, LayerScale)}
-    scales |= {id(m.gain) for m in model.modules() if isinstance(m, CastledAttention)}
+    scales |= {id(m.gain) for m in model.modules() if hasattr(m, "gain")}
     for parameter in model.parameters():
         if id(parameter) in scales:
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
@@ -54,7 +54,8 @@ def shake_(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def recipe(**attention: Any) -> cc.Recipe:
     """A recipe with explicit attention values, so that a change of the defaults changes no test."""
-    return cc.Recipe.parse({"attention": {**ATTENTION, **attention}}, "test")
+    form = attention if "form" in attention else {**ATTENTION, **attention}
+    return cc.Recipe.parse({"attention": {"depthwise": "grid", "kernel_size": 3, **form}}, "test")
 
 
 def closed_student(teacher: nn.Module, layers: str | None = None, **attention: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 import castling_convert as cc
 from castling_convert import bundle
 from castling_convert.errors import BundleError, CastlingError, FoldError, OutputError
-from tests.models import ATTENTION, KINDS, closed_student, images, recipe, tiny
+from tests.models import ATTENTION, FAST, FEATURES, KINDS, SNIPPET, WINDOW, closed_student, images, recipe, tiny
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_files_of_a_bundle(saved: Path) -> None:
     assert cc.Recipe.load(saved / "recipe.yaml") == recipe()
     config = json.loads((saved / "config.json").read_text())
     assert {"architecture", "model_args", "pretrained_cfg", "castling"} <= config.keys()
-    assert config["castling"]["format"] == 1
+    assert config["castling"]["format"] == 2
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -401,3 +401,27 @@ def test_a_model_timm_did_not_create_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CastlingError, match=r"timm\.create_model"):
         cc.save(cc.fold(closed_student(model)), tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["angular", "snippet"])
+def test_bundles_from_before_there_were_forms_still_load(form: str) -> None:
+    """Written by version 0.1, their logits beside them."""
+    path = Path(__file__).parent / "data" / "before_forms" / form
+    model = cc.load(path)
+    expected = torch.tensor(json.loads((path / "logits.json").read_text()))
+    assert model.castling.attention.form == form
+    with torch.no_grad():
+        torch.testing.assert_close(model(images(2, 16, 16)), expected, rtol=0, atol=1e-6)
+        trained = bundle.load_trained(path)
+        torch.testing.assert_close(trained(images(2, 16, 16)), expected, rtol=0, atol=1e-5)
+    assert cc.Recipe.load(path / "recipe.yaml").attention == model.castling.attention
+
+
+@pytest.mark.parametrize("form", [FEATURES, WINDOW, FAST, SNIPPET], ids=lambda form: "-".join(map(str, form.values())))
+def test_every_form_makes_the_round_trip(form: dict[str, Any], tmp_path: Path) -> None:
+    student = closed_student(tiny(KINDS["dinov2"]), **form)
+    folded = cc.fold(student)
+    bundle.save(folded, tmp_path / "bundle", recipe=recipe(**form), trained=student)
+    assert torch.equal(outputs(cc.load(tmp_path / "bundle")), outputs(folded))
+    assert torch.equal(outputs(bundle.load_trained(tmp_path / "bundle")), outputs(student))
+    assert cc.load(tmp_path / "bundle").castling.attention == recipe(**form).attention

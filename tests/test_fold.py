@@ -11,13 +11,16 @@ from castling_convert.attention import CastledAttention, FoldedAttention
 from castling_convert.castle import castled_layers, close_masks
 from castling_convert.errors import CheckFailed, FoldError
 from castling_convert.fold import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, certify
-from tests.models import ATTENTION, KINDS, closed_student, images, recipe, tiny
+from tests.models import KINDS, closed_student, images, recipe, tiny
 
 FORMS = [
-    {"constant": "mean", "normalization": "row_sum"},
-    {"constant": "mean", "normalization": "gain", "center": True},
-    {"constant": "token", "normalization": "gain", "depthwise": "tokens"},
-    {"constant": "token", "normalization": "l2", "depthwise": "tokens", "kernel_size": 9},
+    {"form": "angular", "normalization": "row_sum"},
+    {"form": "angular", "normalization": "gain"},
+    {"form": "angular", "constant": "token", "normalization": "gain", "depthwise": "tokens"},
+    {"form": "snippet", "depthwise": "tokens", "kernel_size": 9},
+    {"form": "features"},
+    {"form": "features", "power": 2, "prefix_rows": False, "depthwise": "none"},
+    {"form": "features", "window": 3},
 ]
 
 
@@ -26,10 +29,10 @@ def test_the_promised_tolerances() -> None:
     assert FLOAT32_TOLERANCE <= 1e-5
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form['constant']}-{form['normalization']}")
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form.values())))
 @pytest.mark.parametrize("kind", KINDS)
 def test_folding_is_exact(kind: str, form: dict[str, object]) -> None:
-    student = closed_student(tiny(KINDS[kind]), **{**ATTENTION, **form})
+    student = closed_student(tiny(KINDS[kind]), **form)
     folded, certificate = certify(student, images())
     assert certificate.holds
     assert certificate.float64_logits <= 1e-10

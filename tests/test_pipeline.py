@@ -144,7 +144,7 @@ def test_layers_that_are_kept_stay_softmax(tmp_path, file):
     summary = convert(tmp_path / "out", weights=file, layers="1")
     assert [layer["status"] for layer in summary["layers"]] == ["kept", "castled"]
     kinds = [type(block.attn).__name__ for block in cc.load(tmp_path / "out").blocks]
-    assert kinds == ["Attention", "FoldedAttention"]
+    assert kinds == ["Attention", "FoldedFeatures"]
 
 
 def folders(root, *classes: str, count: int = 2) -> str:
@@ -417,6 +417,7 @@ def test_a_plain_run_is_not_resumed_as_a_planned_one(tmp_path, file, monkeypatch
 def test_a_run_that_can_not_be_finished_leaves_no_plan(tmp_path, file):
     with pytest.raises(CastlingError, match="lower the learning rate"):
         convert(tmp_path / "out", "distill.optimizer.lr=1e20", "distill.optimizer.clip_grad=1e20",
+                "distill.align.share=0", "distill.optimizer.guard=false",
                 weights=file, layers="auto", max_drop=1.0)  # fmt: skip
     assert not (tmp_path / "out").exists()
 

@@ -24,7 +24,7 @@ def test_what_is_shipped() -> None:
 def test_shipped_recipes_load_and_round_trip(name: str, tmp_path: Path) -> None:
     recipe = Recipe.load(name)
     assert recipe.name == name
-    assert recipe.version == 1
+    assert recipe.version == 2
     assert "not support" in recipe.description
     assert Recipe.load(write(tmp_path, recipe.to_yaml())) == recipe
     assert Recipe.parse(yaml.safe_load(recipe.to_yaml()), "text") == recipe
@@ -39,15 +39,14 @@ def test_values_that_are_set_survive_the_round_trip(tmp_path: Path) -> None:
 
 def test_reference_is_the_snippets_form() -> None:
     form = Recipe.load("reference").attention
-    assert (form.constant, form.normalization) == ("token", "l2")
-    assert (form.depthwise, form.kernel_size) == ("tokens", 9)
+    assert (form.form, form.constant, form.depthwise, form.kernel_size) == ("snippet", "token", "tokens", 9)
 
 
 def test_the_rate_goes_with_the_optimiser() -> None:
     rates = [
         Recipe.load("castling", [f"distill.optimizer.name={name}"]).distill.optimizer.lr for name in ("muon", "adamw")
     ]
-    assert rates == [0.03, 0.003]
+    assert rates == [0.03, 0.001]
     given = Recipe.load("castling", ["distill.optimizer.name=adamw", "distill.optimizer.lr=0.5"])
     assert given.distill.optimizer.lr == 0.5
     assert Recipe.parse(given.model_dump(), "again") == given
@@ -64,8 +63,8 @@ def test_datafree_differs_from_castling_in_the_training_alone() -> None:
     values, default = Recipe.load("datafree").model_dump(), Recipe.load("castling").model_dump()
     assert values["attention"] == default["attention"]
     assert values["layers"] == default["layers"]
-    assert values["distill"]["mask"] == default["distill"]["mask"]
-    assert values["distill"]["optimizer"]["lr"] < default["distill"]["optimizer"]["lr"]
+    values["distill"]["steps"] = default["distill"]["steps"]
+    assert values["distill"] == default["distill"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,9 @@ def test_an_unknown_key_like_no_other_still_says_where_to_look(tmp_path: Path) -
         ("layers=0,3", lambda r: r.layers, "0,3"),
         ("name=1e3", lambda r: r.name, "1e3"),
         (" distill.steps = 5", lambda r: r.distill.steps, 5),
-        ("attention={constant: token, normalization: gain}", lambda r: r.attention.constant, "token"),
+        ("attention={form: angular, constant: token}", lambda r: r.attention.constant, "token"),
+        ("attention.form=angular", lambda r: (r.attention.form, r.attention.prefix_rows), ("angular", False)),
+        ("attention.window=7", lambda r: r.attention.window, 7),
     ],
 )
 def test_overrides(override: str, read: Any, value: Any) -> None:
@@ -124,7 +125,7 @@ def test_the_last_override_wins_and_the_rest_stays() -> None:
 
 
 def test_overrides_that_only_work_together() -> None:
-    recipe = Recipe.load("castling", ["attention.constant=token", "attention.center=false"])
+    recipe = Recipe.load("castling", ["attention.form=angular", "attention.constant=token", "attention.center=false"])
     assert recipe.attention.constant == "token"
 
 
@@ -143,7 +144,9 @@ def test_overrides_that_only_work_together() -> None:
         ("distill.optimizer.lr=-1", "distill.optimizer.lr"),
         ("distill.optimizer.lr=.nan", "distill.optimizer.lr"),
         ("attention.kernel_size=4", "odd"),
-        ("attention.constant=media", "attention.constant"),
+        ("attention.power=7", "attention.power"),
+        ("attention.form=anglar", "form 'anglar' is not known; the linear forms are features, angular, snippet"),
+        ("attention.constant=mean", "form features has no key 'constant'; it has .*power"),
         ("attention=5", "attention"),
         ("attention={kernal_size: 5}", "kernal_size"),
         ("name=[", "name"),
@@ -155,7 +158,7 @@ def test_overrides_that_are_refused(override: str, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["version: 2\n", "version: one\n", "version: null\n"])
+@pytest.mark.parametrize("text", ["version: 3\n", "version: one\n", "version: null\n"])
 def test_other_versions_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(RecipeError, match="version"):
         Recipe.load(write(tmp_path, text))
@@ -194,3 +197,31 @@ def test_known_keys_are_dotted_and_whole() -> None:
     keys = known_keys()
     assert {"layers", "attention", "attention.eps", "distill.mask.start", "distill.optimizer.lr"} <= set(keys)
     assert len(keys) == len(set(keys))
+
+
+BEFORE_FORMS = Path(__file__).parent / "data" / "before_forms"
+"""Files that version 0.1 of the package wrote, before there were linear forms."""
+
+
+def test_recipes_of_version_1_still_load() -> None:
+    old = {name: Recipe.load(BEFORE_FORMS / f"{name}.yaml") for name in ("castling", "reference", "datafree")}
+    assert old["castling"].attention == Recipe.load("castling-fast").attention
+    assert old["reference"].attention == Recipe.load("reference").attention
+    for recipe in old.values():
+        assert recipe.version == 2
+        assert (recipe.distill.align.share, recipe.distill.loss.features) == (0, 0)
+        assert (recipe.distill.optimizer.name, recipe.distill.optimizer.guard) == ("muon", False)
+    assert [old[name].distill.optimizer.lr for name in ("castling", "datafree")] == [0.03, 0.01]
+    assert old["reference"].distill == Recipe.load("reference").distill.model_copy(
+        update={"loss": old["reference"].distill.loss, "optimizer": old["reference"].distill.optimizer}
+    )
+
+
+def test_a_recipe_of_version_1_that_says_little() -> None:
+    recipe = Recipe.parse({"version": 1, "distill": {"align": 0.1, "optimizer": {"name": "adamw"}}}, "old")
+    assert recipe.attention.model_dump(include={"form", "normalization", "center"}) == {
+        "form": "angular", "normalization": "row_sum", "center": False,
+    }  # fmt: skip
+    assert (recipe.distill.align.share, recipe.distill.optimizer.lr) == (0.1, 3e-3)
+    with pytest.raises(RecipeError, match=r"unknown key 'attention\.kernal_size'"):
+        Recipe.parse({"version": 1, "attention": {"kernal_size": 3}}, "old")

@@ -11,7 +11,10 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from ..attention import AttentionCost, Shape, castled_cost, softmax_cost
 from ..castle import castle_, close_masks
+from ..distill.pace import measure_pace
+from ..export.parity import probe_images
 from ..families import AttentionLayer, family_of
 from ..fold import fold_
 from ..load import refuse_no_patch
@@ -19,10 +22,11 @@ from ..recipe import Recipe
 from .bench import Case, Result, check_cases, measure, random_weights_, softmax_baseline_
 from .latency import Ratio
 from .layers import BreakEven, LayerLatency, Layers
-from .macs import AttentionCost, castled_cost, softmax_cost
 
 ROUNDS = 5
 """Fewest calls of each variant: enough to tell a gain, and a large model at 1024x1024 does not take minutes."""
+FEW = 4
+"""Images of a training step that is timed."""
 LARGE, MODERATE = 1.5, 1.15
 WORTH = 1.03
 """Below this ratio castling is not worth a distillation."""
@@ -53,7 +57,10 @@ class Advice:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that was measured: layers and whole models at every image size, and the break-even by runtime."""
+    """All that was measured: layers and whole models at every image size, and the break-even by runtime.
+
+    `minutes` is how long a conversion by `recipe` would train on this machine at the first image size.
+    """
 
     model: str
     threads: int
@@ -61,6 +68,8 @@ class Analysis:
     break_even: list[BreakEven]
     cases: list[Result]
     advice: list[Advice]
+    recipe: str
+    minutes: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,7 +124,18 @@ def analyze(
     advice = [
         advise(result, [layer for layer in found if layer.image_size == result.case.image_size]) for result in cases
     ]
-    return Analysis(name, cases[0].threads, found, break_even, cases, advice)
+    say("timing a few training steps ...")
+    minutes = training_minutes(softmax, recipe, sizes[0])
+    return Analysis(name, cases[0].threads, found, break_even, cases, advice, recipe.name, minutes)
+
+
+def training_minutes(softmax: Any, recipe: Recipe, size: tuple[int, int]) -> float:
+    """How long a conversion by `recipe` trains here: from a few steps of FEW images, in proportion to the batch."""
+    teacher = copy.deepcopy(softmax)
+    teacher.set_input_size(img_size=size)
+    few = min(FEW, recipe.distill.batch_size)
+    pace = measure_pace(castle_(copy.deepcopy(teacher), recipe), teacher, [probe_images(teacher, few)], recipe)
+    return pace.minutes(recipe.distill) * recipe.distill.batch_size / few
 
 
 def castled_twin(softmax: Any, recipe: Recipe) -> Any:
@@ -139,10 +159,10 @@ def shapes(softmax: Any, folded: Any, recipe: Recipe, size: tuple[int, int]) -> 
     return [
         LayerAnalysis(
             [layer.name for layer in group], size, tokens, heads, head_dim,
-            softmax_cost(tokens, dim, heads, head_dim),
-            castled_cost(tokens, dim, heads, head_dim, recipe.attention, prefix), {},
+            softmax_cost(shape), castled_cost(shape, recipe.attention), {},
         )
         for (heads, head_dim), group in found.items()
+        for shape in [Shape(tokens, dim, heads, head_dim, prefix)]
     ]  # fmt: skip
 
 

@@ -1,23 +1,27 @@
 """The mathematics of castled attention: pure torch, no timm."""
 
-from .angular import angular_matrix, l2_normalize, linear_angular, unit
 from .castled import CastledAttention, FoldedAttention, Layout, Projections
 from .config import AttentionConfig
-from .depthwise import depthwise_matrix
+from .cost import AttentionCost, Shape
+from .forms import DEFAULT, FORMS, Form, before_forms, castled_cost, config_of, folded_form, softmax_cost, training_form
 from .grid import TokenGrid
-from .masked_softmax import masked_softmax
 
 __all__ = [
+    "DEFAULT",
+    "FORMS",
     "AttentionConfig",
+    "AttentionCost",
     "CastledAttention",
     "FoldedAttention",
+    "Form",
     "Layout",
     "Projections",
+    "Shape",
     "TokenGrid",
-    "angular_matrix",
-    "depthwise_matrix",
-    "l2_normalize",
-    "linear_angular",
-    "masked_softmax",
-    "unit",
+    "before_forms",
+    "castled_cost",
+    "config_of",
+    "folded_form",
+    "softmax_cost",
+    "training_form",
 ]

@@ -1,4 +1,4 @@
-"""The linear part of the angular kernel, as pure functions of tensors.
+"""The linear part of the angular kernel.
 
 Source: You et al., "Castling-ViT: Compressing Self-Attention via Switching Towards Linear-Angular
 Attention at Vision Transformer Inference", CVPR 2023, arXiv 2211.10526, eq. 4 to 6. With unit vectors
@@ -6,16 +6,11 @@ q̂, k̂ and the angle θ between them
 
     sim(q, k) = 1 - θ/π = 1/2 + (1/π)·arcsin(q̂·k̂) = 1/2 + (1/π)·q̂·k̂ + residual,
 
-of which the first two terms are kept. All forms here are written relative to the constant term, that
+of which the first two terms are kept. Both forms here are written relative to the constant term, that
 is, multiplied by two, with s = (2/π)·gain for each head and E the mean over the N tokens:
 
     row_sum   y_i = (E[v] + s·q̂_i E[k̂ vᵀ]) / (1 + s·q̂_i·E[k̂])
     gain      y_i = c_i + s·q̂_i (E[k̂ vᵀ] - E[k̂] E[v]ᵀ if center)        c_i = E[v] or v_i
-    l2        y_i = z_i / |z_i|,   z_i = c_i + s·q̂_i E[k̂ vᵀ]                        c_i = E[v]
-                                   z_i = (v_i + s·N·q̂_i E[k̂ vᵀ]) / √N
-
-The last is the public snippet's; its length drops out, and without the root half precision would not
-hold it.
 
 Shapes: q, k, v are [B, heads, N, d]; s is [heads, 1, 1]; results are [B, heads, N, d]. Costs
 2·N·d² multiply-accumulates a head instead of softmax's 2·N²·d.
@@ -24,56 +19,83 @@ Shapes: q, k, v are [B, heads, N, d]; s is [heads, 1, 1]; results are [B, heads,
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pydantic import model_validator
+from torch import Tensor, nn
 
+from .castled import CastledAttention, FoldedAttention, Projections
 from .config import AttentionConfig
+from .cost import Shape
+from .grid import TokenGrid
+from .norms import unit, wide
 
 GAIN_TO_SCALE = 2 / math.pi
 # Above this gain a row_sum weight 1 + (2/π)·gain·cos θ could be negative and the row sum zero.
 MAX_ROW_SUM_GAIN = 0.99 * math.pi / 2
 
 
-def unit(x: Tensor, eps: float, length: float = 1.0) -> Tensor:
-    """x / |x| · length over the last axis, zero for zero vectors.
+class AngularConfig(AttentionConfig):
+    """`attention.form: angular`.
 
-    Written as `rms_norm` with weight length/√d: one RMSNormalization node in ONNX, computed in float32
-    for half-precision inputs, where a sum of squares would overflow.
+    Attributes:
+        constant: the constant term of the kernel. `mean`: the mean of v over the tokens, as the kernel
+            has it. `token`: each token's own v, as the paper's public snippet has it.
+        normalization: `row_sum` divides by the sum of the weights, so the weights stay a convex average;
+            `gain` divides by nothing and learns one gain per head for the linear term.
+        center: with `gain`, take the mean unit key off the keys, which makes the weights of a row sum
+            to one without a division.
     """
-    d = x.shape[-1]
-    return F.rms_norm(x, (d,), weight=x.new_full((d,), length * d**-0.5), eps=eps)
+
+    form: Literal["angular"] = "angular"
+    constant: Literal["mean", "token"] = "mean"
+    normalization: Literal["row_sum", "gain"] = "gain"
+    center: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _center_where_it_can_be(cls, values: Any) -> Any:
+        """Keys are centred unless that is left out or has no meaning."""
+        if isinstance(values, dict) and values.get("center") is None:
+            plain = values.get("normalization", "gain") == "gain" and values.get("constant", "mean") == "mean"
+            return {**values, "center": plain}
+        return values
+
+    @model_validator(mode="after")
+    def _is_a_kernel(self) -> AngularConfig:
+        if self.constant == "token" and self.normalization == "row_sum":
+            raise ValueError("constant 'token' has row sums that can be zero: use it with normalization 'gain'")
+        if self.center and (self.normalization != "gain" or self.constant != "mean"):
+            raise ValueError("center needs normalization 'gain' and constant 'mean'")
+        return self
 
 
-def bounded_gain(gain: Tensor, config: AttentionConfig) -> Tensor:
+def bounded_gain(gain: Tensor, config: AngularConfig) -> Tensor:
     """The gain that is used: for `row_sum` kept where every weight is positive."""
     return gain.clamp(0.0, MAX_ROW_SUM_GAIN) if config.normalization == "row_sum" else gain
 
 
 def linear_angular(
-    q: Tensor, k: Tensor, v: Tensor, scale: Tensor, config: AttentionConfig, *, center_values: bool = False
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor, config: AngularConfig, *, center_values: bool = False
 ) -> Tensor:
-    """Linear-angular attention before any L2 norm: the y of `row_sum` and `gain`, the z of `l2`.
+    """Linear-angular attention.
 
     Where keys are centred, `center_values` takes E[v] off the values instead, which is the same sum in fewer
     nodes of a graph, E[k̂ (v - E[v])ᵀ].
     """
-    # In half precision what is summed over tokens is float32: at 4,096 tokens float16 sums overflow.
-    wide = torch.promote_types(v.dtype, torch.float32)
     # k̂/√N on both sides of the sum keeps KᵀV in range and in precision at any N.
     root = k.shape[-2] ** -0.5
-    scale = scale.to(wide) * root
-    q_hat = unit(q.to(wide), config.eps).to(v.dtype)
-    k_hat = unit(k.to(wide), config.eps, root)
-    values = v.to(wide)
+    values = wide(v)
+    scale = scale.to(values) * root
+    q_hat = unit(wide(q), config.eps).to(v.dtype)
+    k_hat = unit(wide(k), config.eps, root)
     constant = values.mean(-2, keepdim=True) if config.constant == "mean" else values
     center_values = center_values and config.center
     context = k_hat.transpose(-2, -1) @ (values - constant if center_values else values)  # B, heads, d, d: √N·E[k̂ vᵀ]
     if config.center and not center_values:
         context = context - k_hat.sum(-2).unsqueeze(-1) @ constant
-    if config.sums_over_tokens:
-        constant, scale = constant * root, scale / root
     y = constant.to(v.dtype) + q_hat @ (context * scale).to(v.dtype)
     if config.normalization == "row_sum":
         k_mean = k_hat.sum(-2).unsqueeze(-1)  # B, heads, d, 1: √N·E[k̂]
@@ -81,21 +103,93 @@ def linear_angular(
     return y
 
 
-def l2_normalize(z: Tensor) -> Tensor:
-    """z / |z| over the last axis; zero where the public snippet divides zero by zero."""
-    wide = torch.promote_types(z.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=wide)
-    return (z / torch.where(norm > 0, norm, torch.ones_like(norm))).to(z.dtype)
-
-
-def angular_matrix(q: Tensor, k: Tensor, scale: Tensor, config: AttentionConfig) -> Tensor:
+def angular_matrix(q: Tensor, k: Tensor, scale: Tensor, config: AngularConfig) -> Tensor:
     """The explicit weights W, [B, heads, N, N], with `linear_angular(q, k, v) = W v`. For checks only."""
     n = k.shape[-2]
     cosine = unit(q, config.eps) @ unit(k, config.eps).transpose(-2, -1)
     if config.center:
         cosine = cosine - cosine.mean(-1, keepdim=True)
     identity = torch.eye(n, dtype=q.dtype, device=q.device)
-    if config.sums_over_tokens:
-        return (identity + scale * cosine) * n**-0.5
     weights = (identity if config.constant == "token" else 1 / n) + scale * cosine / n
     return weights / weights.sum(-1, keepdim=True) if config.normalization == "row_sum" else weights
+
+
+def angular_cost(shape: Shape, config: AngularConfig) -> tuple[int, int]:
+    """MACs of K̂ᵀV and its product with Q̂, N·d² a head each, and of a sum of weights, N·d; held are q̂ and k̂,
+    centred values, and K̂ᵀV."""
+    size = shape.num_heads * shape.head_dim
+    macs = 2 * shape.tokens * shape.head_dim * size
+    macs += shape.tokens * size if config.normalization == "row_sum" else 0
+    return macs, (3 if config.center else 2) * shape.tokens * size + shape.head_dim * size
+
+
+class AngularAttention(CastledAttention):
+    """Training form, with one learned gain a head."""
+
+    config: AngularConfig
+
+    def __init__(self, source: Projections, config: AngularConfig, grid: TokenGrid) -> None:
+        super().__init__(source, config, grid)
+        self.gain = nn.Parameter(source.qkv.weight.new_ones(source.num_heads, 1, 1))
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Set each head's gain to the least-squares fit of the linear form to softmax on tokens x, [B, N, C].
+
+        For `gain` only; with y = c + gain·u the best gain is <softmax - c, u> / <u, u>.
+        """
+        if self.config.normalization != "gain":
+            return
+        q, k, v = self.heads(x)
+        softmax = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
+        zero = torch.zeros_like(self.gain)
+        constant = linear_angular(q, k, v, zero, self.config)
+        linear = linear_angular(q, k, v, zero + GAIN_TO_SCALE, self.config) - constant
+        fit = ((softmax - constant) * linear).sum((0, 2, 3)) / linear.square().sum((0, 2, 3)).clamp_min(1e-12)
+        self.gain.copy_(fit[:, None, None])
+
+    def scale(self) -> Tensor:
+        """s, [heads, 1, 1]."""
+        return bounded_gain(self.gain, self.config) * GAIN_TO_SCALE
+
+    def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return linear_angular(q, k, v, self.scale(), self.config)
+
+
+class FoldedAngular(FoldedAttention):
+    """Inference form: gains and kernel constants in one buffer `head_scale`, [heads, 1, 1], that multiplies the
+    small KᵀV product."""
+
+    config: AngularConfig
+    head_scale: Tensor
+
+    def __init__(self, trained: AngularAttention) -> None:
+        super().__init__(trained)
+        self.register_buffer("head_scale", trained.scale().detach().clone())
+
+    def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return linear_angular(q, k, v, self.head_scale, self.config, center_values=True)
+
+    @property
+    def can_be_channels_first(self) -> bool:
+        """Whether nothing in this layer works on the last axis of a head: norms of q and k, a norm or gate behind,
+        a normalisation of its rows, softmax, a residual along the sequence."""
+        config = self.config
+        linear = config.normalization == "gain" and config.constant == "mean" and config.depthwise != "tokens"
+        return self.is_plain and linear and not config.window and not config.prefix_rows
+
+    def attend_channels_first(self, x: Tensor) -> Tensor:
+        """`attend` on tokens x, [B, N, C], with the heads merged, [B, N, heads·d], and q, k and v never taken apart
+        into heads of tokens: as [heads·d, N] they are what the products and the convolution take."""
+        B, N, _ = x.shape
+        heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
+        joint, v = self.channels(x, 2 * size, size)
+        joint = joint.reshape(B, 2 * heads, d, N)
+        joint = joint / ((joint * joint).sum(2, keepdim=True) + d * self.config.eps).sqrt()
+        q, k = joint.split(heads, 1)
+        values = v.reshape(B, heads, d, N)
+        constant = values.mean(-1, keepdim=True)
+        context = (values - constant if self.config.center else values) @ k.transpose(-1, -2)
+        y = ((context * (self.head_scale / N)) @ q + constant).reshape(B, size, N)
+        residual = self.residual(v)
+        return (y if residual is None else y + residual).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The two modules: the training form and the folded form of a castled attention layer."""
+"""What every castled attention layer is, whatever its linear form: a training form and a folded form."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .angular import GAIN_TO_SCALE, bounded_gain, l2_normalize, linear_angular
 from .config import AttentionConfig
 from .depthwise import depthwise_conv, depthwise_residual
 from .grid import TokenGrid
+from .local import prefix_softmax, window_softmax
 from .masked_softmax import CLOSED, masked_softmax
 
 Layout = Literal["product", "transpose"]
-"""How `FoldedAttention.channels` puts channels before tokens."""
+"""How a folded layer puts channels before tokens, see `angular.FoldedAngular.channels`."""
+
+WINDOW_SHARE = 0.3
+"""What a window counts for beside the linear form before anything is trained."""
 
 
 @dataclass
@@ -45,7 +48,10 @@ def merge_heads(y: Tensor) -> Tensor:
 
 
 class _Castled(nn.Module):
-    """What both forms share: projections, depthwise residual, and the road from tokens to tokens."""
+    """What both forms share: projections, softmax of prefix tokens and windows, depthwise residual, and the road
+    from tokens to tokens."""
+
+    window_share: Tensor | None
 
     def __init__(self, source: Projections, config: AttentionConfig, grid: TokenGrid) -> None:
         super().__init__()
@@ -53,6 +59,7 @@ class _Castled(nn.Module):
         self.grid = grid
         self.num_heads = source.num_heads
         self.head_dim = source.head_dim
+        self.softmax_scale = source.softmax_scale
         self.qkv = source.qkv
         self.q_norm = source.q_norm
         self.k_norm = source.k_norm
@@ -67,7 +74,7 @@ class _Castled(nn.Module):
         """Tokens [B, N, C] to tokens [B, N, C]. Attention masks have no linear form and are refused."""
         if attn_mask is not None or is_causal:
             raise ValueError("castled attention takes no attention mask: the linear form has no entries to mask")
-        y = self.norm(self.attend(*self.heads(x)))
+        y = self.norm(self.attend(x))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()
         return self.project(y)
@@ -78,32 +85,54 @@ class _Castled(nn.Module):
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v, [B, heads, N, d], to merged heads, [B, N, heads·d]."""
+    def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The linear form itself: q, k, v, [B, heads, N, d], to [B, heads, N, d]."""
         raise NotImplementedError
 
-    def linear(self, y: Tensor, v: Tensor) -> Tensor:
-        """The linear form from its angular part y: normalised where asked, residual added, heads merged."""
-        y = merge_heads(l2_normalize(y) if self.config.normalization == "l2" else y)
+    def attend(self, x: Tensor) -> Tensor:
+        """Tokens [B, N, C] to merged heads, [B, N, heads·d]."""
+        q, k, v = self.heads(x)
+        return self.finish(self.linear(q, k, v), x, q, k, v)
+
+    def finish(self, y: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output y of the linear form on tokens x with all that stands beside it, heads merged."""
+        prefix = self.grid.num_prefix_tokens
+        with_rows = self.config.prefix_rows and prefix > 0
+        if self.window_share is not None or with_rows:
+            rows, patches = y[:, :, :prefix], y[:, :, prefix:]
+            if self.window_share is not None:
+                patches = patches + self.window_share * (self.window(q, k, v) - patches)
+            if with_rows:
+                rows = self.rows(x, q, k, v)
+            y = torch.cat([rows, patches], 2) if prefix else patches
+        y = merge_heads(y)
         if self.depthwise is None:
             return y
         return y + depthwise_residual(self.depthwise, v, self.config, self.grid)
+
+    def window(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax of the patches within their windows, [B, heads, N - prefix, d]."""
+        return window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window)
+
+    def rows(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax of the prefix tokens over all tokens, [B, heads, prefix, d]."""
+        return prefix_softmax(q, k, v, self.softmax_scale, self.grid.num_prefix_tokens)
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj(y)
 
 
 class CastledAttention(_Castled):
-    """Training form: linear-angular attention, depthwise residual, masked softmax branch.
+    """Training form: a linear form, what stands beside it, and the masked softmax branch.
 
-    Against the public snippet: a pretrained softmax layer's projections are kept, and for `row_sum` and
-    `gain` the linear part takes exactly the softmax mass that the mask releases,
+    Against the public snippet: a pretrained softmax layer's projections are kept, and the linear part takes exactly
+    the softmax mass that the mask releases,
 
         y = (S∘M) v + (1 - rowsum(S∘M)) · linear,
 
-    so a fully open mask (threshold 0) is the teacher's own attention and a closed one the linear form,
-    where linear is the angular part and the depthwise residual. For `l2` the branch is added before the
-    norm and the residual after it, as in the snippet.
+    so a fully open mask (threshold 0) is the softmax of the layer's own q and k, and a closed one the linear form
+    with its windows and its residual. (`snippet` adds the branch as the snippet does.) Once q and k have been trained,
+    that is the teacher no more; `open_to` puts the teacher's own layer in the branch's place, on a gate alone.
 
     The mask M is gate · [S > threshold], two scalar buffers set by `set_mask`; at a threshold of 1 or a
     gate of 0 the layer is closed and skips the branch. `density` holds the share of softmax entries kept
@@ -113,18 +142,20 @@ class CastledAttention(_Castled):
     threshold: Tensor
     mask_gate: Tensor
     density: Tensor
+    other: nn.Module | None
 
     def __init__(self, source: Projections, config: AttentionConfig, grid: TokenGrid) -> None:
         super().__init__(source, config, grid)
         weight = source.qkv.weight
-        self.softmax_scale = source.softmax_scale
-        self.gain = nn.Parameter(weight.new_ones(source.num_heads, 1, 1)) if config.normalization != "l2" else None
+        share = weight.new_full((source.num_heads, 1, 1), WINDOW_SHARE)
+        self.window_share = nn.Parameter(share) if config.window else None
         self.proj_drop = nn.Dropout(source.proj_drop)
         self.register_buffer("threshold", torch.zeros((), device=weight.device), persistent=False)
         self.register_buffer("mask_gate", torch.ones((), device=weight.device), persistent=False)
         self.register_buffer("density", torch.ones((), device=weight.device), persistent=False)
         self.closed = False
         self.whole = True  # no entry is dropped: the threshold is zero
+        self.open_to(None)
 
     def set_mask(self, threshold: float, gate: float = 1.0) -> None:
         """Drop softmax weights at or below `threshold` and multiply the others by `gate`.
@@ -138,59 +169,65 @@ class CastledAttention(_Castled):
         if self.closed:
             self.density.zero_()
 
+    def open_to(self, layer: nn.Module | None) -> None:
+        """Mix in the outputs of `layer` where the mask is open, in place of the softmax of this layer's q and k."""
+        self.__dict__["other"] = layer  # no submodule: it is neither trained nor saved with this one
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """As in folded form, with what the mask leaves open."""
+        y = super().forward(x, attn_mask, is_causal)
+        if self.closed or self.other is None:
+            return y
+        self.density = self.mask_gate.clone()
+        return y + self.mask_gate * (self.other(x) - y)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether `attend` is the linear form with what stands beside it, and no branch."""
+        return self.closed or self.other is not None
+
+    def added(self) -> list[nn.Parameter]:
+        """The parameters that the softmax layer did not have, which start from scratch."""
+        inherited = {id(p) for module in self._inherited() for p in module.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in inherited]
+
+    def _inherited(self) -> list[nn.Module]:
+        gate = [self.gate] if self.gate is not None else []
+        return [self.qkv, self.proj, self.q_norm, self.k_norm, self.norm, *gate]
+
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """Set each head's gain to the least-squares fit of the linear form to softmax on tokens x, [B, N, C].
+        """Fit what has a closed form to the layer's own softmax on tokens x, [B, N, C]."""
 
-        For `gain` only; with y = c + gain·u the best gain is <softmax - c, u> / <u, u>.
-        """
-        if self.config.normalization != "gain" or self.gain is None:
-            return
+    def attend(self, x: Tensor) -> Tensor:
+        if self.is_linear:
+            return super().attend(x)
         q, k, v = self.heads(x)
-        softmax = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
-        zero = torch.zeros_like(self.gain)
-        constant = linear_angular(q, k, v, zero, self.config)
-        linear = linear_angular(q, k, v, zero + GAIN_TO_SCALE, self.config) - constant
-        fit = ((softmax - constant) * linear).sum((0, 2, 3)) / linear.square().sum((0, 2, 3)).clamp_min(1e-12)
-        self.gain.copy_(fit[:, None, None])
-
-    def scale(self) -> Tensor:
-        """s of `attention.angular`, [heads, 1, 1]."""
-        if self.gain is None:
-            return self.qkv.weight.new_full((self.num_heads, 1, 1), GAIN_TO_SCALE)
-        return bounded_gain(self.gain, self.config) * GAIN_TO_SCALE
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        y = linear_angular(q, k, v, self.scale(), self.config)
-        if self.closed:
-            return self.linear(y, v)
-        kept, mass, density = self.softmax(q, k, v)
-        kept, mass, self.density = kept * self.mask_gate, mass * self.mask_gate, density * self.mask_gate
-        if self.config.normalization == "l2":
-            # The linear form is written relative to a constant term of 1/2, hence the factor of two.
-            weight = 2 * (v.shape[-2] ** -0.5 if self.config.sums_over_tokens else 1.0)
-            return self.linear(y + weight * kept, v)
+        kept, mass = self.branch(q, k, v)
         released = merge_heads((1 - mass).expand_as(kept))
-        return merge_heads(kept) + released * self.linear(y, v)
+        return merge_heads(kept) + released * self.finish(self.linear(q, k, v), x, q, k, v)
 
-    def softmax(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`masked_softmax`; with nothing to drop the fused kernel, which never holds N x N entries."""
+    def branch(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Masked softmax as far as it is open, and its mass, [B, heads, N, 1]; with nothing to drop by the fused
+        kernel, which never holds N x N entries."""
         if self.whole:
-            one = torch.ones_like(self.density)
-            return F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale), one, one
-        return masked_softmax(q, k, v, self.softmax_scale, self.threshold)
+            kept = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
+            mass = density = torch.ones_like(self.density)
+        else:
+            kept, mass, density = masked_softmax(q, k, v, self.softmax_scale, self.threshold)
+        self.density = density * self.mask_gate
+        return kept * self.mask_gate, mass * self.mask_gate
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj_drop(self.proj(y))
 
 
 class FoldedAttention(_Castled):
-    """Inference form of a `CastledAttention` whose mask is closed: no softmax branch, gains and kernel
-    constants in one buffer `head_scale`, [heads, 1, 1], that multiplies the small KᵀV product."""
+    """Inference form of a `CastledAttention` whose mask is closed: no softmax branch, no parameter that could be
+    multiplied into another."""
 
-    head_scale: Tensor
     channels_first: Layout | None = None
-    """Compute `attend_channels_first` where it can be; set at export for runtimes that are faster so."""
+    """Compute with channels before tokens where that can be; set at export for runtimes that are faster so."""
 
     def __init__(self, trained: CastledAttention) -> None:
         source = Projections(
@@ -199,7 +236,8 @@ class FoldedAttention(_Castled):
         )  # fmt: skip
         super().__init__(source, trained.config, trained.grid)
         self.depthwise = trained.depthwise
-        self.register_buffer("head_scale", trained.scale().detach().clone())
+        share = trained.window_share
+        self.register_buffer("window_share", None if share is None else share.detach().clone())
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As in training form."""
@@ -207,46 +245,38 @@ class FoldedAttention(_Castled):
             return self.project(self.attend_channels_first(x))
         return super().forward(x, attn_mask, is_causal)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.linear(linear_angular(q, k, v, self.head_scale, self.config, center_values=True), v)
-
     @property
     def can_be_channels_first(self) -> bool:
-        """Whether nothing in this layer works on the last axis of a head: norms of q and k, a norm or gate behind,
-        a normalisation of its rows, a residual along the sequence."""
-        plain = all(isinstance(module, nn.Identity) for module in (self.q_norm, self.k_norm, self.norm))
-        config = self.config
-        linear = config.normalization == "gain" and config.constant == "mean" and config.depthwise != "tokens"
-        return plain and linear and self.gate is None
+        """Whether `attend_channels_first` computes what this layer computes."""
+        return False
 
-    def channels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q and k together, [B, 2·heads·d, N], and v, [B, heads·d, N], of tokens x, [B, N, C]: as W xᵀ, which moves
-        nothing, or by one transposition of x Wᵀ."""
-        size = self.num_heads * self.head_dim
-        if self.channels_first == "transpose":
-            joint, v = self.qkv(x).transpose(1, 2).split((2 * size, size), 1)
-            return joint, v
-        tokens = x.transpose(1, 2)
-        bias = self.qkv.bias if self.qkv.bias is not None else x.new_zeros(3 * size)
-        joint = self.qkv.weight[: 2 * size] @ tokens + bias[: 2 * size, None]
-        return joint, self.qkv.weight[2 * size :] @ tokens + bias[2 * size :, None]
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is neither a norm of q and k nor a norm or gate behind."""
+        identities = all(isinstance(module, nn.Identity) for module in (self.q_norm, self.k_norm, self.norm))
+        return identities and self.gate is None
 
     def attend_channels_first(self, x: Tensor) -> Tensor:
-        """`attend` on tokens x, [B, N, C], with the heads merged, [B, N, heads·d], and q, k and v never taken apart
-        into heads of tokens: as [heads·d, N] they are what the products and the convolution take."""
-        B, N, _ = x.shape
-        heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
-        joint, v = self.channels(x)
-        joint = joint.reshape(B, 2 * heads, d, N)
-        joint = joint / ((joint * joint).sum(2, keepdim=True) + d * self.config.eps).sqrt()
-        q, k = joint.split(heads, 1)
-        v = v.reshape(B, heads, d, N)
-        constant = v.mean(-1, keepdim=True)
-        context = (v - constant if self.config.center else v) @ k.transpose(-1, -2)
-        y = ((context * (self.head_scale / N)) @ q + constant).reshape(B, size, N)
-        if self.depthwise is not None:
-            prefix = self.grid.num_prefix_tokens
-            height, width = self.grid.shape_for(N)
-            patches = v.reshape(B, size, N)[:, :, prefix:].reshape(B, size, height, width)
-            y = y + F.pad(self.depthwise(patches).flatten(2), (prefix, 0))
-        return y.transpose(1, 2)
+        """`attend` on tokens x, [B, N, C], with q, k and v never taken apart into heads of tokens."""
+        raise NotImplementedError
+
+    def channels(self, x: Tensor, *sizes: int) -> list[Tensor]:
+        """The outputs of `qkv` on tokens x, [B, N, C], in parts of these sizes, each [B, size, N]: as W xᵀ, which moves
+        nothing, or by one transposition of x Wᵀ."""
+        if self.channels_first == "transpose":
+            return list(self.qkv(x).transpose(1, 2).split(sizes, 1))
+        tokens = x.transpose(1, 2)
+        bias = self.qkv.bias if self.qkv.bias is not None else x.new_zeros(sum(sizes))
+        parts = zip(self.qkv.weight.split(sizes), bias.split(sizes), strict=True)
+        return [weight @ tokens + part[:, None] for weight, part in parts]
+
+    def residual(self, v: Tensor, prefix: Tensor | None = None) -> Tensor | None:
+        """The depthwise convolution of v, [B, heads·d, N], on the grid, with zeros or `prefix`, [B, heads·d, prefix],
+        before it; None where there is neither."""
+        B, size, N = v.shape
+        count = self.grid.num_prefix_tokens
+        if self.depthwise is None:
+            return None if prefix is None else F.pad(prefix, (0, N - count))
+        height, width = self.grid.shape_for(N)
+        convolved = self.depthwise(v[:, :, count:].reshape(B, size, height, width)).flatten(2)
+        return F.pad(convolved, (count, 0)) if prefix is None else torch.cat([prefix, convolved], 2)

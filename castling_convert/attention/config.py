@@ -1,4 +1,4 @@
-"""The one small config that says which castled attention is meant."""
+"""What the configs of all linear forms have in common."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class AttentionConfig(BaseModel):
-    """Form of the castled attention. Symbols as in `attention.angular`.
+    """A castled attention layer: a linear form, and what stands beside it. Each form has a subclass.
 
     Attributes:
-        constant: the constant term of the kernel. `mean`: the mean of v over the tokens, as the kernel
-            has it. `token`: each token's own v, as the paper's public snippet has it.
-        normalization: `row_sum` divides by the sum of the weights, so the weights stay a convex average;
-            `l2` divides each output by its own L2 norm, as the public snippet does; `gain` divides by
-            nothing and learns one gain per head for the linear term.
-        center: with `gain`, take the mean unit key off the keys, which makes the weights of a row sum
-            to one without a division.
+        form: the linear form, a name in `attention.forms.FORMS`.
+        prefix_rows: class and register tokens attend by softmax, exactly: a few rows of N weights.
+        window: side of the windows of the patch grid in which patches also attend by softmax, 0 for none.
+            Windows do not overlap; N·window² weights a head.
         depthwise: the depthwise convolution on v. `grid`: k x k per channel on the patch grid, prefix
             tokens left out; `tokens`: (k, 1) per head along the flattened sequence; or `none`.
         kernel_size: k, odd.
@@ -26,24 +23,20 @@ class AttentionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    constant: Literal["mean", "token"] = "mean"
-    normalization: Literal["row_sum", "l2", "gain"] = "row_sum"
-    center: bool = False
+    form: str
+    prefix_rows: bool = False
+    window: int = Field(default=0, ge=0, le=64)
     depthwise: Literal["grid", "tokens", "none"] = "grid"
     kernel_size: int = Field(default=5, ge=1, le=31)
     eps: float = Field(default=1e-6, gt=0, le=1e-2)
 
     @property
-    def sums_over_tokens(self) -> bool:
-        """The public snippet's form: a sum over the tokens beside each token's own v, made one by `l2`."""
-        return self.constant == "token" and self.normalization == "l2"
+    def needs_grid(self) -> bool:
+        """Whether patches have to lie on a grid."""
+        return self.window > 0 or self.depthwise == "grid"
 
     @model_validator(mode="after")
-    def _is_a_kernel(self) -> AttentionConfig:
+    def _has_a_middle(self) -> AttentionConfig:
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
-        if self.constant == "token" and self.normalization == "row_sum":
-            raise ValueError("constant 'token' has row sums that can be zero: use it with normalization 'l2' or 'gain'")
-        if self.center and (self.normalization != "gain" or self.constant != "mean"):
-            raise ValueError("center needs normalization 'gain' and constant 'mean'")
         return self

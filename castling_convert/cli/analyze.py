@@ -120,3 +120,4 @@ def _print(found: Analysis) -> None:
     console.print(whole)
     for advice in found.advice:
         click.echo(advice.sentence)
+    click.echo(f"a conversion by recipe {found.recipe} trains for about {found.minutes:.0f} min on this machine")

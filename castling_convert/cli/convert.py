@@ -27,6 +27,7 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
     help="Top-1 points that may be lost; more, and nothing is published. With --layers auto the budget.",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: the recipe's].")
+@click.option("--minutes", type=float, metavar="N", help="Choose the steps so that training takes about as long.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed [default: the recipe's].")
 @click.option("--device", help="cpu, cuda, cuda:1, mps [default: the best there is].")
 @click.option("--output", "-o", type=PATH, help="The bundle's folder [default: castled/MODEL].")

@@ -1,10 +1,9 @@
-"""The distillation loop: align, anneal the masks to zero, finish closed. Reads top to bottom."""
+"""The distillation loop: layers alone, then the whole student, masks annealed to zero. Reads top to bottom."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from timm.optim import Muon
 from torch import Tensor, nn
 
 from ..castle import castled_layers, close_masks
@@ -23,13 +21,17 @@ from ..errors import DataError, ModelError
 from ..recipe import DistillConfig, Recipe
 from .calibrate import calibrate
 from .data import ImageData, Preprocessing, open_data, training_loader
+from .guard import settle_rate
 from .interrupt import StopRequest
-from .losses import Taps, attention_loss, logit_divergence, relative_mse, tap
+from .losses import Taps, attention_loss, channel_error, feature_distance, logit_divergence, tap
+from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
 from .progress import Progress
 from .schedule import SHUT, Schedule
 from .state import TrainState
 
 Probe = Callable[[nn.Module], dict[str, float]]
+ALIGN_CLIP = 1.0
+"""Largest norm of one layer's gradient in the first phase."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ def distill(
 ) -> DistillResult:
     """Train `student` in place to match `teacher`, closing every mask on the way. Labels are not used.
 
-    0. Every head's gain is fitted to the teacher's softmax on the first batch, by least squares.
-    1. Align, for the share `distill.align` of the steps (none by default): every castled layer, mask
-       closed, learns the output of the teacher's layer from its input. Layers are independent here.
-    2. Anneal: the whole student, masks closing by the schedule, matches the teacher's logits and each
-       layer's attention output.
+    0. What has a closed form (a head's gain) is fitted to the teacher's softmax on the first batch.
+    1. Align, for `distill.align.share` of the steps: every castled layer, mask closed, learns the output of the
+       teacher's layer from its input. Layers are independent here, and nothing is propagated through depth.
+    2. Anneal: the whole student, masks closing by the schedule, matches the teacher's logits, its last features and
+       each layer's attention output. Its rate is lowered first until a few steps of it do no harm.
     3. Finish with all masks exactly closed; the softmax branch is no longer computed.
 
     Args:
@@ -89,14 +91,27 @@ def distill(
     set_seed(config.seed)
     accelerator = make_accelerator(device, config.precision)
     schedule = Schedule.of(config, _tokens(student), len(names))
-    optimizer = _optimizer(student, names, config)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate(config))
+    trained = {id(parameter) for parameter in trained_parameters(student, config.optimizer)}
+    for parameter in student.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    optimizers = [align_optimizer(student, config.align), whole_optimizer(student, config)]
+    aligned = schedule.align_until
+    rates = [
+        falling_rate(aligned, ALIGN_WARMUP, "linear"),
+        falling_rate(config.steps - aligned, config.optimizer.warmup, config.optimizer.decay),
+    ]
+    schedulers: list[Any] = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer, rate in zip(optimizers, rates, strict=True)
+    ]
     progress = progress or Progress(workdir)
     state = TrainState(accelerator, workdir, fingerprint(recipe, identity))
 
-    student, optimizer = accelerator.prepare(student.train(), optimizer)
-    scheduler = accelerator.prepare(scheduler)
+    student, *optimizers = accelerator.prepare(student.train(), *optimizers)
+    schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
+    if config.mask.branch == "teacher":
+        for name, layer in castled_layers(student):
+            layer.open_to(copy.deepcopy(teacher.get_submodule(name)).requires_grad_(False))
     first = state.load() if resume else 0
     batches = _batches(data, student, recipe, first, accelerator)
 
@@ -107,28 +122,40 @@ def distill(
         tap(student, names) as castled,
         StopRequest() as stop,
     ):
+
+        def whole_loss(images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+            with accelerator.autocast():
+                return distill_loss(student, teacher, images, castled, softmax, recipe)
+
         if first == 0:
             head = next(batches)
             calibrate(student, teacher, head)
             batches = itertools.chain([head], batches)
         for step in range(first, config.steps):
-            images = next(batches)
-            aligning = step < schedule.align_until
+            aligning = step < aligned
+            optimizer, scheduler = (optimizers[0], schedulers[0]) if aligning else (optimizers[1], schedulers[1])
             masks = [SHUT if aligning else schedule.mask(step, index) for index in range(len(names))]
+            if step == aligned and config.optimizer.guard:
+                close_masks(student)
+                batches = settle_rate(
+                    student, whole_loss, batches, optimizer.optimizer, scheduler.scheduler,
+                    config.steps - aligned, config.optimizer.clip_grad, progress.say,
+                )  # fmt: skip
             for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
                 layer.set_mask(*mask)
-            with accelerator.autocast():
-                if aligning:
-                    loss, parts, layers = _align_loss(student, teacher, images, softmax)
-                else:
-                    loss, parts, layers = distill_loss(student, teacher, images, castled, softmax, recipe)
+            images = next(batches)
+            if aligning:
+                loss, parts, layers = align_step(student, teacher, images, softmax, accelerator)
+            else:
+                loss, parts, layers = whole_loss(images)
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
             if not torch.isfinite(loss):
+                rate = ("align.lr", config.align.lr) if aligning else ("optimizer.lr", config.optimizer.lr)
                 raise ModelError(
                     f"the loss is {loss.item()} at step {step + 1}; lower the learning rate: "
-                    f"--set distill.optimizer.lr={config.optimizer.lr / 3:.1g}"
+                    f"--set distill.{rate[0]}={rate[1] / 3:.1g}"
                 )
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -153,6 +180,8 @@ def distill(
             if not last and stop.requested:
                 raise KeyboardInterrupt
     close_masks(student)
+    for _, layer in castled_layers(student):
+        layer.open_to(None)
     accelerator.unwrap_model(student).eval()
     seconds = time.monotonic() - started
     return DistillResult(first, config.steps, seconds, seen / max(seconds, 1e-9), losses)
@@ -204,14 +233,25 @@ def _tokens(student: nn.Module) -> int:
     return grid.num_prefix_tokens + grid.height * grid.width
 
 
-def _align_loss(
-    student: nn.Module, teacher: nn.Module, images: Tensor, softmax: Taps
+def align_step(
+    student: nn.Module, teacher: nn.Module, images: Tensor, softmax: Taps, accelerator: Accelerator
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    with torch.no_grad():
+    """Gradients of every castled layer alone on images [B, C, H, W]; its loss, as `distill_loss` returns it.
+
+    One layer after the other, so that what is kept for the gradients is one layer's.
+    """
+    with torch.no_grad(), accelerator.autocast():
         teacher(images)
-    outputs = {name: layer(softmax.inputs[name]) for name, layer in castled_layers(student)}
-    loss, layers = attention_loss(outputs, softmax.outputs)
-    return loss, {"attention": loss.detach()}, layers
+    layers = {}
+    for name, layer in castled_layers(student):
+        with accelerator.autocast():
+            output = layer(softmax.inputs[name])
+            error = channel_error(output, softmax.outputs[name], layer.grid.num_prefix_tokens)
+        accelerator.backward(error)
+        accelerator.clip_grad_norm_(layer.parameters(), ALIGN_CLIP)
+        layers[name] = error.detach()
+    loss = torch.stack(list(layers.values())).mean()
+    return loss, {"attention": loss}, layers
 
 
 def distill_loss(
@@ -224,55 +264,15 @@ def distill_loss(
         expected = teacher.forward_head(expected_features)  # type: ignore[operator]
     features = student.forward_features(images)  # type: ignore[operator]
     logits = student.forward_head(features)  # type: ignore[operator]
-    attention, layers = attention_loss(castled.outputs, softmax.outputs)
+    prefix = next((layer.grid.num_prefix_tokens for _, layer in castled_layers(student)), 0)
+    attention, layers = attention_loss(castled.outputs, softmax.outputs, prefix)
     used = {"attention": attention} if weights.attention else {}
     if weights.logits:
         used["logits"] = logit_divergence(logits, expected, weights.temperature)
     if weights.features:
-        used["features"] = relative_mse(features, expected_features)
+        used["features"] = feature_distance(features, expected_features, prefix)
     loss = torch.stack([getattr(weights, name) * part for name, part in used.items()]).sum()
     return loss, {name: part.detach() for name, part in used.items()}, layers
-
-
-def _optimizer(student: nn.Module, names: list[str], config: DistillConfig) -> torch.optim.Optimizer:
-    """The optimiser over what the recipe trains; everything else is frozen."""
-    chosen = [student] if config.optimizer.train == "all" else [student.get_submodule(name) for name in names]
-    trained = {id(parameter) for module in chosen for parameter in module.parameters()}
-    matrices: list[nn.Parameter] = []  # of the blocks' linear layers: Muon's
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(id(parameter) in trained)
-        if not parameter.requires_grad:
-            continue
-        # timm's convention: no decay on biases, norms, tokens; gains are as few.
-        if parameter.ndim <= 1 or name.endswith(("gain", "token", "pos_embed")):
-            plain.append(parameter)
-        else:
-            (matrices if parameter.ndim == 2 and name.startswith("blocks.") else decayed).append(parameter)
-    settings = config.optimizer
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": decayed, "weight_decay": settings.weight_decay, "use_fallback": True},
-        {"params": plain, "weight_decay": 0.0, "use_fallback": True},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr)
-    return Muon(groups, lr=settings.lr, adjust_lr_fn="original", fallback_lr_scale=settings.fallback)
-
-
-def _learning_rate(config: DistillConfig) -> Callable[[int], float]:
-    """The factor on the learning rate at each step."""
-    warmup = max(1, round(config.optimizer.warmup * config.steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        share = (step - warmup) / max(1, config.steps - warmup)
-        return 1 - share if config.optimizer.decay == "linear" else 0.5 * (1 + math.cos(share * math.pi))
-
-    return factor
 
 
 def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]

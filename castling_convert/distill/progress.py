@@ -58,6 +58,11 @@ class Progress:
                 self._file.close()
                 self._file = None
 
+    def say(self, line: str) -> None:
+        """Something that happened between two steps."""
+        if self.console is not None:
+            (self._bar.console if self._bar is not None else self.console).print(f"  {line}")
+
     def step(self, *, step: int, phase: str, images: int, **metrics: Any) -> None:
         """Record one finished step, counted from 1."""
         self._images += images

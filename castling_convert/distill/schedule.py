@@ -45,12 +45,13 @@ class Schedule:
     @classmethod
     def of(cls, config: DistillConfig, tokens: int, layers: int = 1) -> Schedule:
         mask = config.mask
-        align_until = min(round(config.align * config.steps), config.steps - 1)
+        align_until = round(config.align.share * config.steps)
+        rest = config.steps - align_until
         if mask.schedule == "none":
             return cls(config.steps, align_until, 0, 0, CLOSED, layers=layers)
         # However few the steps, at least one runs with every mask closed.
-        closed_from = min(max(1, round(mask.closed_from * config.steps)), max(config.steps - 1, 0))
-        open_until = min(round(mask.open_until * config.steps), closed_from)
+        closed_from = align_until + min(max(1, round(mask.closed_from * rest)), max(rest - 1, 0))
+        open_until = min(align_until + round(mask.open_until * rest), closed_from)
         first = min(mask.start / tokens, CLOSED)
         return cls(config.steps, align_until, open_until, closed_from, first, mask.schedule, mask.order, layers)
 

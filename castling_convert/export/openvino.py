@@ -130,12 +130,13 @@ def _quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
 
 
 def _left_float(graph: Any) -> list[str]:
-    """Names of what gains nothing in int8: the products of two activations, being small, and the depthwise
-    convolutions, which OpenVINO computes in float and would only round the input of."""
+    """Names of what gains nothing in int8: the products of two activations and those of prefix tokens, being small,
+    and the depthwise convolutions, which OpenVINO computes in float and would only round the input of."""
     return [
         node.get_friendly_name()
         for node in graph.get_ops()
         if (node.get_type_name() == "MatMul" and not _is_weight(node.input_value(1).get_node()))
+        or (node.get_type_name() == "MatMul" and len(node.input_value(1).get_partial_shape()) > 2)
         or node.get_type_name() == "GroupConvolution"
     ]
 

@@ -85,7 +85,7 @@ def test_no_images():
 
 def test_the_probe_counts_what_is_measured():
     teacher = tiny()
-    student = cc.castle(teacher).eval()
+    student = cc.castle(teacher, "castling-fast").eval()
     close_masks(student)
     x = torch.randn(70, 3, 32, 32)
     labels = torch.arange(70) % 10

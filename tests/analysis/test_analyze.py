@@ -11,8 +11,8 @@ from castling_convert.analysis.analyze import LayerAnalysis, advise, analyze, ca
 from castling_convert.analysis.bench import CASTLED, PLAIN, Case, Result
 from castling_convert.analysis.latency import Latency, Ratio
 from castling_convert.analysis.layers import BreakEven, LayerLatency, Layers
-from castling_convert.analysis.macs import AttentionCost, count_macs
-from castling_convert.attention import FoldedAttention
+from castling_convert.analysis.macs import count_macs
+from castling_convert.attention import AttentionCost, FoldedAttention
 from castling_convert.errors import ExportError, ModelError
 from tests.models import KINDS, images, tiny
 
@@ -36,6 +36,8 @@ def test_layers_and_whole_models_at_every_size():
     assert len(found.advice) == 4
     assert {one.runtime for one in found.break_even} == {"onnx", "torch"}
     assert found.threads == 1
+    assert found.recipe == "castling"
+    assert 0 < found.minutes < 60
 
 
 @pytest.mark.parametrize("kind", KINDS)

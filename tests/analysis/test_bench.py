@@ -58,9 +58,9 @@ def test_castled_is_castled_and_softmax_is_softmax(bundle, monkeypatch):
     )
     list(bench(bundle, seconds=0, memory=False))
     kinds = {name: {type(module).__name__ for module in model.modules()} for name, model in seen.items()}
-    assert "FoldedAttention" in kinds[CASTLED]
+    assert "FoldedAngular" in kinds[CASTLED]
     assert "Attention" in kinds[PLAIN]
-    assert not kinds[FUSED] & {"FoldedAttention", "Attention"}
+    assert not kinds[FUSED] & {"FoldedAngular", "Attention"}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "qk_norm"])

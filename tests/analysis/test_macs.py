@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import castling_convert as cc
-from castling_convert.analysis.macs import castled_cost, count_macs, count_parameters, softmax_cost
+from castling_convert.analysis.macs import count_macs, count_parameters
+from castling_convert.attention import Shape, castled_cost, softmax_cost
 from castling_convert.castle import close_masks
 
 D, DEPTH, HEADS, PATCH, SIDE, CLASSES = 32, 2, 4, 8, 32, 10
@@ -25,7 +27,7 @@ def vit(**arguments):
 
 
 def folded(model, *overrides: str):
-    student = cc.castle(model, cc.Recipe.load("castling", overrides))
+    student = cc.castle(model, cc.Recipe.load("castling-fast", overrides))
     close_masks(student)
     return cc.fold(student)
 
@@ -49,6 +51,8 @@ def test_folded(depthwise, residual):
 @pytest.mark.parametrize(
     "overrides",
     [(), ("attention.depthwise=none",), ("attention.depthwise=tokens", "attention.kernel_size=9"),
+     ("attention.form=features",), ("attention.form=features", "attention.prefix_rows=false"),
+     ("attention.form=features", "attention.window=4"), ("attention.prefix_rows=true", "attention.window=2"),
      ("attention.center=false", "attention.normalization=row_sum", "attention.kernel_size=3")],
     ids=str,
 )  # fmt: skip
@@ -57,13 +61,13 @@ def test_the_formulas_of_a_layer_are_what_torch_counts(overrides, side):
     softmax, tokens = vit(img_size=side), (side // PATCH) ** 2 + 1
     castled = folded(softmax, *overrides)
     attention = castled.blocks[0].attn
-    shape = (tokens, D, HEADS, HEAD_DIM)
-    assert layer_macs(softmax.blocks[0].attn, tokens) == softmax_cost(*shape).macs
-    assert layer_macs(attention, tokens) == castled_cost(*shape, attention.config).macs
+    shape = Shape(tokens, D, HEADS, HEAD_DIM)
+    assert layer_macs(softmax.blocks[0].attn, tokens) == softmax_cost(shape).macs
+    assert layer_macs(attention, tokens) == castled_cost(shape, attention.config).macs
 
 
 def layer_macs(layer: torch.nn.Module, tokens: int) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         layer(torch.zeros(1, tokens, D))
     return counter.get_total_flops() // 2
 
@@ -92,8 +96,8 @@ def test_what_is_held_is_what_is_computed():
         with Written() as written, torch.no_grad():
             layer(torch.zeros(1, tokens, D))
         largest[name] = max(written.sizes)
-    assert largest == {"softmax": softmax_cost(tokens, D, HEADS, HEAD_DIM).values, "castled": 3 * tokens * D}
-    held = castled_cost(tokens, D, HEADS, HEAD_DIM, castled.config).values
+    assert largest == {"softmax": softmax_cost(Shape(tokens, D, HEADS, HEAD_DIM)).values, "castled": 3 * tokens * D}
+    held = castled_cost(Shape(tokens, D, HEADS, HEAD_DIM), castled.config).values
     assert held == 4 * tokens * D + HEAD_DIM * D  # q̂, k̂, v - E[v], the convolved patches, and K̂ᵀV
 
 

@@ -1,5 +1,5 @@
 """The formulas of castled attention, evaluated straight from their definition. Independent of the package:
-explicit N x N weights, shifted sums instead of convolutions, and the kernel's own 1/2 and 1/π."""
+explicit N x N weights, shifted sums instead of convolutions, and the kernels' own constants."""
 
 from __future__ import annotations
 
@@ -22,22 +22,52 @@ def unit_rows(x: Tensor, eps: float) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() / math.sqrt(d)
 
 
-def angular(q: Tensor, k: Tensor, v: Tensor, gain: Tensor | None, config: Any, sparse: Tensor) -> Tensor:
-    """The angular part, [B, heads, N, d]. `sparse` is the masked softmax matrix, which only `l2` adds here."""
+def angular(q: Tensor, k: Tensor, v: Tensor, gain: Tensor, config: Any) -> Tensor:
+    """The angular form, [B, heads, N, d]."""
     N = v.shape[-2]
     cosine = unit_rows(q, config.eps) @ unit_rows(k, config.eps).transpose(-2, -1)
     if config.normalization == "row_sum":
         weights = 0.5 + gain * cosine / math.pi
         return weights @ v / weights.sum(-1, keepdim=True)
     own = v if config.constant == "token" else v.mean(-2, keepdim=True).expand_as(v)
-    if config.normalization == "gain":
-        if config.center:
-            cosine = cosine - cosine.mean(-1, keepdim=True)
-        return own + gain * (2 / math.pi) * (cosine / N) @ v
-    summed = cosine @ v if config.constant == "token" else cosine @ v / N
+    if config.center:
+        cosine = cosine - cosine.mean(-1, keepdim=True)
+    return own + gain * (2 / math.pi) * (cosine / N) @ v
+
+
+def normalised_sum(q: Tensor, k: Tensor, v: Tensor, config: Any, sparse: Tensor) -> Tensor:
+    """The snippet's form, with the masked softmax matrix `sparse`, which only it adds before its norm."""
+    cosine = unit_rows(q, config.eps) @ unit_rows(k, config.eps).transpose(-2, -1)
+    own = v if config.constant == "token" else v.mean(-2, keepdim=True).expand_as(v)
+    summed = cosine @ v if config.constant == "token" else cosine @ v / v.shape[-2]
     z = sparse @ v + 0.5 * own + summed / math.pi
     norm = z.norm(dim=-1, keepdim=True)
     return torch.where(norm > 0, z / norm, torch.zeros_like(z))
+
+
+def features(q: Tensor, k: Tensor, v: Tensor, layer: Any, config: Any) -> Tensor:
+    """Learned angular features, from relu and powers, coordinate by coordinate."""
+
+    def halves(z: Tensor) -> tuple[Tensor, Tensor]:
+        u = unit_rows(z, config.eps)
+        return u.relu() ** config.power, (-u).relu() ** config.power
+
+    queries, keys = halves(q @ layer.rotate_q), halves(k @ layer.rotate_k)
+    weights = sum(a @ b.transpose(-2, -1) for a, b in zip(queries, keys, strict=True))
+    weights = weights * (k @ layer.key_direction).exp().transpose(-2, -1)
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total > 0, weights @ v / total, torch.zeros_like(v))
+
+
+def windows(q: Tensor, k: Tensor, v: Tensor, scale: float, side: int, height: int, width: int, prefix: int) -> Tensor:
+    """Softmax of every patch over the patches whose row and column fall into the same window; prefix rows are zero."""
+    rows, columns = torch.arange(height) // side, torch.arange(width) // side
+    window = (rows[:, None] * width + columns[None, :]).flatten()
+    same = window[:, None] == window[None, :]
+    logits = (q[:, :, prefix:] @ k[:, :, prefix:].transpose(-2, -1)) * scale
+    out = torch.zeros_like(v)
+    out[:, :, prefix:] = logits.masked_fill(~same, -math.inf).softmax(-1) @ v[:, :, prefix:]
+    return out
 
 
 def residual(weight: Tensor | None, v: Tensor, config: Any, height: int, width: int, prefix: int) -> Tensor:
@@ -69,15 +99,28 @@ def residual(weight: Tensor | None, v: Tensor, config: Any, height: int, width: 
 def castled(layer: Any, x: Tensor, threshold: float) -> Tensor:
     """What a training-form layer computes on x, [B, N, C], at a mask threshold; 1 is a closed mask."""
     config, grid = layer.config, layer.grid
+    place = (grid.height, grid.width, grid.num_prefix_tokens)
     q, k, v = heads_of(layer.qkv, x, layer.num_heads)
-    softmax = (q @ k.transpose(-2, -1) * layer.softmax_scale).softmax(-1)
+    scale = q.shape[-1] ** -0.5
+    softmax = (q @ k.transpose(-2, -1) * scale).softmax(-1)
     sparse = torch.where(softmax > threshold, softmax, torch.zeros_like(softmax))
     if threshold >= 1:
         sparse = torch.zeros_like(softmax)
-    y = angular(q, k, v, layer.gain, config, sparse)
+    if config.form == "angular":
+        y = angular(q, k, v, layer.gain, config)
+    elif config.form == "snippet":
+        y = normalised_sum(q, k, v, config, sparse)
+    else:
+        y = features(q, k, v, layer, config)
+    prefix = grid.num_prefix_tokens
+    if config.window:
+        share = layer.window_share * (torch.arange(v.shape[2])[:, None] >= prefix)
+        y = (1 - share) * y + share * windows(q, k, v, scale, config.window, *place)
+    if config.prefix_rows:
+        y = torch.cat([(softmax @ v)[:, :, :prefix], y[:, :, prefix:]], 2)
     weight = None if layer.depthwise is None else layer.depthwise.weight
-    y = y + residual(weight, v, config, grid.height, grid.width, grid.num_prefix_tokens)
-    if config.normalization != "l2":
+    y = y + residual(weight, v, config, *place)
+    if config.form != "snippet":
         y = sparse @ v + (1 - sparse.sum(-1, keepdim=True)) * y
     B, _, N, _ = y.shape
     return y.transpose(1, 2).reshape(B, N, -1) @ layer.proj.weight.T + layer.proj.bias

@@ -8,38 +8,50 @@ from typing import Any
 import torch
 from torch import nn
 
-from castling_convert.attention import AttentionConfig, CastledAttention, Projections, TokenGrid
+from castling_convert.attention import (
+    AttentionConfig,
+    CastledAttention,
+    Projections,
+    TokenGrid,
+    config_of,
+    training_form,
+)
 
 HEADS, D = 3, 8
 
 _FORMS: tuple[dict[str, Any], ...] = (
-    {"constant": "mean", "normalization": "row_sum"},
-    {"constant": "mean", "normalization": "l2"},
-    {"constant": "mean", "normalization": "gain"},
-    {"constant": "mean", "normalization": "gain", "center": True},
-    {"constant": "token", "normalization": "l2"},
-    {"constant": "token", "normalization": "gain"},
+    {"form": "angular", "constant": "mean", "normalization": "row_sum"},
+    {"form": "snippet", "constant": "mean"},
+    {"form": "angular", "constant": "mean", "normalization": "gain", "center": False},
+    {"form": "angular", "constant": "mean", "normalization": "gain", "center": True},
+    {"form": "angular", "constant": "mean", "normalization": "gain", "prefix_rows": True, "window": 2},
+    {"form": "snippet", "constant": "token"},
+    {"form": "angular", "constant": "token", "normalization": "gain"},
+    {"form": "features", "power": 2},
+    {"form": "features", "power": 3, "prefix_rows": False},
+    {"form": "features", "power": 3, "window": 3},
+    {"form": "features", "power": 2, "window": 2},
 )
 
 
 def config(**values: Any) -> AttentionConfig:
-    full = {"constant": "mean", "normalization": "row_sum", "center": False, "depthwise": "grid"}
-    return AttentionConfig(**{**full, "kernel_size": 3, "eps": 1e-6, **values})
+    full = {"form": "angular"} if {"form"} <= values.keys() else {"form": "angular", "normalization": "row_sum"}
+    return config_of({**full, "depthwise": "grid", "kernel_size": 3, "eps": 1e-6, **values})
 
 
 FORMS = [config(**form) for form in _FORMS]
-"""Every valid combination of constant, normalisation and centring, with the depthwise grid."""
+"""Every valid combination of what linear forms differ in, with the depthwise grid."""
 ALL = [config(**form, depthwise=dw) for form, dw in product(_FORMS, ("grid", "tokens", "none"))]
-"""Every valid config."""
+"""The same with every residual."""
 
 
 def label(value: AttentionConfig) -> str:
-    center = "-center" if value.center else ""
-    return f"{value.constant}-{value.normalization}{center}-{value.depthwise}"
+    own = [f"{key}={v}" for key, v in value.model_dump().items() if key not in ("form", "kernel_size", "eps")]
+    return "-".join([value.form, *own])
 
 
 def layer(config: AttentionConfig, height: int = 4, width: int = 3, prefix: int = 2, seed: int = 0) -> CastledAttention:
-    """A float64 training-form layer of 3 heads of 8, gains between 0.3 and 1.5, nothing trivially zero."""
+    """A float64 training-form layer of 3 heads of 8, nothing trivially zero."""
     torch.manual_seed(seed)
     source = Projections(
         qkv=nn.Linear(HEADS * D, 3 * HEADS * D),
@@ -51,11 +63,16 @@ def layer(config: AttentionConfig, height: int = 4, width: int = 3, prefix: int 
         k_norm=nn.Identity(),
         norm=nn.Identity(),
     )
-    made = CastledAttention(source, config, TokenGrid(height, width, prefix))
+    made = training_form(source, config, TokenGrid(height, width, prefix))
     with torch.no_grad():
         made.qkv.weight.mul_(3)
-        if made.gain is not None:
+        if config.form == "angular":
             made.gain.uniform_(0.3, 1.5)
+        if config.form == "features":
+            for parameter in (made.rotate_q, made.rotate_k, made.key_direction):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        if made.window_share is not None:
+            made.window_share.uniform_(0.2, 0.8)
         if made.depthwise is not None:
             made.depthwise.weight.normal_(std=0.3)
     return made.double().eval()

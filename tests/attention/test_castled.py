@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from castling_convert.attention import AttentionConfig, FoldedAttention, TokenGrid, castled
+from castling_convert.attention import AttentionConfig, TokenGrid, angular, castled
+from castling_convert.attention import folded_form as FoldedAttention
 from castling_convert.recipe import Recipe
 
 from . import formula
 from .layers import ALL, FORMS, HEADS, D, config, label, layer, tokens
 
-SOFTMAX_START = [form for form in FORMS if form.normalization != "l2"]
+SOFTMAX_START = [form for form in FORMS if form.form != "snippet"]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 1.0])
@@ -47,13 +48,16 @@ def test_channels_first_is_the_formula(form: AttentionConfig, how: str, monkeypa
     attend = folded.attend_channels_first
     monkeypatch.setattr(folded, "attend_channels_first", lambda x: taken.append(x) or attend(x))
     torch.testing.assert_close(folded(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
-    assert len(taken) == (form.normalization == "gain" and form.constant == "mean" and form.depthwise != "tokens")
+    values = form.model_dump()
+    gained = values.get("normalization") == "gain" and values["constant"] == "mean" and not form.prefix_rows
+    assert len(taken) == ((gained or form.form == "features") and not form.window and form.depthwise != "tokens")
 
 
+@pytest.mark.parametrize("name", ["castling", "castling-fast"])
 @pytest.mark.parametrize("part", ["q_norm", "k_norm", "norm"])
 @torch.no_grad()
-def test_a_norm_of_heads_keeps_tokens_first(part: str) -> None:
-    trained, x = layer(Recipe.load("castling").attention), tokens()
+def test_a_norm_of_heads_keeps_tokens_first(part: str, name: str) -> None:
+    trained, x = layer(Recipe.load(name).attention), tokens()
     trained.set_mask(1.0)
     setattr(trained, part, nn.LayerNorm(HEADS * D if part == "norm" else D).double())
     folded = FoldedAttention(trained).eval()
@@ -254,15 +258,15 @@ def test_threshold_one_is_exactly_closed_even_for_one_token(threshold: float) ->
 
 
 @pytest.mark.parametrize("form", SOFTMAX_START, ids=label)
-def test_gradients_reach_gain_and_depthwise_when_closed(form: AttentionConfig) -> None:
+def test_gradients_reach_what_was_added_when_closed(form: AttentionConfig) -> None:
     trained = layer(form)
     assert trained.depthwise is not None
     with torch.no_grad():
         trained.depthwise.weight.zero_()  # as castle leaves it
     trained.set_mask(1.0)
     trained(tokens()).square().sum().backward()
-    assert trained.gain is not None
-    for parameter in (trained.gain, trained.depthwise.weight, trained.qkv.weight):
+    assert trained.added()
+    for parameter in (*trained.added(), trained.qkv.weight):
         assert parameter.grad is not None
         assert parameter.grad.abs().max() > 0
 
@@ -271,13 +275,12 @@ def test_gradients_reach_gain_and_depthwise_when_closed(form: AttentionConfig) -
 def test_row_sum_stays_finite_at_any_gain() -> None:
     for gain in (-5.0, 0.0, 1.6, 100.0):
         trained, x = layer(config()), tokens()
-        assert trained.gain is not None
         trained.gain.fill_(gain)
         trained.qkv.weight[HEADS * D : 2 * HEADS * D] = -trained.qkv.weight[: HEADS * D]  # k = -q
         trained.qkv.bias[HEADS * D : 2 * HEADS * D] = -trained.qkv.bias[: HEADS * D]
         trained.set_mask(1.0)
         v = formula.heads_of(trained.qkv, x, HEADS)[2]
-        y = castled.linear_angular(*formula.heads_of(trained.qkv, x, HEADS), trained.scale(), trained.config)
+        y = angular.linear_angular(*formula.heads_of(trained.qkv, x, HEADS), trained.scale(), trained.config)
         # A convex average stays within its values.
         assert (y <= v.amax(-2, keepdim=True) + 1e-9).all()
         assert (y >= v.amin(-2, keepdim=True) - 1e-9).all()

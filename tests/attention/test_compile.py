@@ -8,12 +8,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import castling_convert as cc
 from castling_convert.castle import castled_layers
-from tests.models import DEFAULT, KINDS, closed_student, images, recipe, shake_, tiny
+from tests.models import FAST, FEATURES, KINDS, SNIPPET, WINDOW, closed_student, images, recipe, shake_, tiny
 
 FORMS = {
     "row_sum": {},
-    "default": DEFAULT,
-    "l2": {"constant": "token", "normalization": "l2", "depthwise": "tokens"},
+    "fast": FAST,
+    "default": FEATURES,
+    "window": WINDOW,
+    "snippet": SNIPPET,
 }
 MASKS = [(0.0, 1.0), (0.02, 1.0), (0.05, 1.0), (0.0, 0.5), (0.0, 0.2), (1.0, 1.0)]
 """Open, two thresholds, two gates, closed."""

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from castling_convert.attention import AttentionConfig
+from castling_convert.attention import config_of
 
 
 @pytest.mark.parametrize(
@@ -13,20 +13,31 @@ from castling_convert.attention import AttentionConfig
     [
         ({"kernel_size": 4}, "odd"),
         ({"kernel_size": 0}, "kernel_size"),
-        ({"constant": "token", "normalization": "row_sum"}, "row sums"),
-        ({"center": True, "normalization": "row_sum"}, "center"),
-        ({"center": True, "normalization": "l2"}, "center"),
-        ({"center": True, "normalization": "gain", "constant": "token"}, "center"),
+        ({"window": -1}, "window"),
+        ({"power": 5}, "power"),
+        ({"form": "angular", "constant": "token", "normalization": "row_sum"}, "row sums"),
+        ({"form": "angular", "center": True, "normalization": "row_sum"}, "center"),
+        ({"form": "angular", "center": True, "normalization": "gain", "constant": "token"}, "center"),
+        ({"form": "angular", "normalization": "softmax"}, "normalization"),
+        ({"form": "snippet", "constant": "none"}, "constant"),
         ({"eps": 0}, "eps"),
-        ({"normalization": "softmax"}, "normalization"),
-        ({"kernel": 3}, "kernel"),
     ],
 )
 def test_invalid_forms_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        AttentionConfig(**values)
+        config_of(values)
 
 
 def test_form_can_not_be_changed_under_a_layer() -> None:
     with pytest.raises(ValidationError):
-        AttentionConfig().eps = 1.0  # type: ignore[misc]
+        config_of({}).eps = 1.0  # type: ignore[misc]
+
+
+def test_an_unknown_key_names_those_of_the_form() -> None:
+    with pytest.raises(ValueError, match="form features has no key 'center'; it has form, prefix_rows"):
+        config_of({"center": True})
+
+
+def test_an_unknown_form_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match="form 'cosine' is not known; the linear forms are features, angular, snippet"):
+        config_of({"form": "cosine"})

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from castling_convert.attention import TokenGrid, depthwise_matrix
-from castling_convert.attention.depthwise import depthwise_conv, depthwise_residual
+from castling_convert.attention import TokenGrid
+from castling_convert.attention.depthwise import depthwise_conv, depthwise_matrix, depthwise_residual
 
 from .layers import config
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from castling_convert.attention import masked_softmax
+from castling_convert.attention.masked_softmax import masked_softmax
 
 
 def test_keeps_the_entries_above_the_threshold() -> None:

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from castling_convert.distill import data
+from castling_convert.recipe import shipped
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_an_unknown_recipe(castling, command, recipe, words):
 
 def test_recipes_are_listed_with_what_they_do(castling):
     out = castling("recipes", "list").done().out
-    assert [line.split()[0] for line in out.splitlines()] == ["castling", "datafree", "reference"]
+    assert {line.split()[0] for line in out.splitlines()} == set(shipped())
     assert all(len(line.split()) > 3 for line in out.splitlines())
 
 
@@ -155,7 +156,7 @@ def test_show_resolves_every_key(castling):
     shown = yaml.safe_load(castling("recipes", "show", "castling", "--set", "distill.steps=7").done().out)
     assert shown["distill"]["steps"] == 7
     assert shown["distill"]["mask"]["closed_from"] == 0.3
-    assert shown["attention"]["normalization"] == "gain"
+    assert shown["attention"]["power"] == 3
 
 
 def test_copy_change_validate_and_use(castling, tiny, here):

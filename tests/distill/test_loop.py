@@ -11,13 +11,17 @@ import torch
 
 import castling_convert as cc
 from castling_convert.castle import castled_layers
-from castling_convert.distill.loop import _optimizer, distill
+from castling_convert.distill.loop import distill
+from castling_convert.distill.optimizers import align_optimizer, whole_optimizer
 from castling_convert.distill.progress import Progress
 from castling_convert.errors import BundleError, DataError, ModelError
 
+WHOLE = ("distill.align.share=0", "distill.optimizer.guard=false")
+"""The second phase alone, at the rate that is given."""
+
 
 def recipe(*overrides: str, steps: int = 10):
-    return cc.Recipe.load("castling", [f"distill.steps={steps}", "distill.batch_size=4", *overrides])
+    return cc.Recipe.load("castling", [f"distill.steps={steps}", "distill.batch_size=4", *WHOLE, *overrides])
 
 
 def run(student, teacher, data, *overrides, steps=10, **options):
@@ -48,7 +52,7 @@ class Steps(Progress):
 
 
 PHASES = (
-    "distill.align=0.1",
+    "distill.align.share=0.1",
     "distill.mask.schedule=threshold",
     "distill.mask.open_until=0.1",
     "distill.mask.closed_from=0.6",
@@ -59,7 +63,7 @@ PHASES = (
 def test_masks_rise_after_the_alignment_and_end_exactly_closed(student, teacher, batches, tmp_path):
     run(student, teacher, batches, *PHASES, steps=20, workdir=tmp_path)
     records = metrics(tmp_path)
-    assert [record["phase"] for record in records] == ["align"] * 2 + ["anneal"] * 10 + ["closed"] * 8
+    assert [record["phase"] for record in records] == ["align"] * 2 + ["anneal"] * 11 + ["closed"] * 7
     opened = [record["threshold"] for record in records[2:]]
     assert opened == sorted(opened)
     assert opened[0] < 1 / 17  # at the opening nothing is below the uniform weight
@@ -81,9 +85,9 @@ def test_a_closed_layer_does_not_pay_for_softmax(student, teacher, batches, monk
     whole = castled.masked_softmax
     monkeypatch.setattr(castled, "masked_softmax", lambda *values: calls.append(1) or whole(*values))
     run(student, teacher, batches, *PHASES, steps=20)
-    assert len(calls) == 10 * 2  # ten annealed steps, two layers
+    assert len(calls) == 9 * 2  # eleven steps, of which two are wholly open, and two layers
     student(batches[0])
-    assert len(calls) == 10 * 2
+    assert len(calls) == 9 * 2
 
 
 def test_the_teacher_is_not_changed(student, teacher, batches):
@@ -118,7 +122,7 @@ def test_labels_are_never_used(student, teacher, batches):
 
 
 def test_losses_fall(student, teacher, batches, tmp_path):
-    overrides = ("distill.mask.schedule=none", "distill.align=0", "distill.optimizer.lr=3e-3")
+    overrides = ("distill.optimizer.lr=3e-3",)
     run(student, teacher, batches, *overrides, steps=40, workdir=tmp_path)
     records = metrics(tmp_path)
     for name in ("total", "attention", "logits"):
@@ -130,7 +134,7 @@ def test_aligning_alone_brings_the_layers_closer(teacher, batches, tmp_path):
     for block in teacher.blocks:
         block.attn.qkv.weight.data[:64] *= 12  # sharper attention than random weights have
     student = cc.castle(teacher, "castling")
-    run(student, teacher, batches, "distill.align=0.9", "distill.optimizer.lr=3e-3", steps=40, workdir=tmp_path)
+    run(student, teacher, batches, "distill.align.share=0.9", steps=40, workdir=tmp_path)
     aligned = [record for record in metrics(tmp_path) if record["phase"] == "align"]
     assert len(aligned) == 36
     assert set(aligned[0]["losses"]) == {"total", "attention"}
@@ -142,9 +146,10 @@ def test_what_metrics_hold(student, teacher, batches, tmp_path):
     records = metrics(tmp_path)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     last = records[-1]
-    assert set(last["losses"]) == {"total", "attention", "logits"}
+    assert set(last["losses"]) == {"total", "attention", "logits", "features"}
     assert set(last["layer_losses"]) == set(last["density"]) == {"blocks.0.attn", "blocks.1.attn"}
-    assert last["losses"]["total"] == pytest.approx(last["losses"]["attention"] + last["losses"]["logits"])
+    parts = [last["losses"][name] for name in ("attention", "logits", "features")]
+    assert last["losses"]["total"] == pytest.approx(sum(parts))
     mean = sum(last["layer_losses"].values()) / 2
     assert last["losses"]["attention"] == pytest.approx(mean)
     assert last["images_per_second"] > 0
@@ -171,9 +176,11 @@ def test_attention_alone_can_be_trained(student, teacher, batches):
     assert "blocks.0.attn.qkv.weight" in changed
 
 
+MUON = ("distill.optimizer.name=muon", "distill.optimizer.weight_decay=0.01")
+
+
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(student):
-    names = [name for name, _ in castled_layers(student)]
-    optimizer = _optimizer(student, names, recipe().distill)
+    optimizer = whole_optimizer(student, recipe(*MUON).distill)
     taken = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     groups = {name: taken[id(p)] for name, p in student.named_parameters()}
     muon = {name for name, group in groups.items() if not group.get("use_fallback")}
@@ -188,7 +195,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(student):
 def test_the_rates_of_muon_and_of_its_fallback(student, teacher, batches):
     """Keller Jordan's rule: an orthogonal update, so no direction of a square matrix moves by more than about `lr`."""
     before = state(student)
-    settings = ("distill.optimizer.warmup=0", "distill.optimizer.decay=cosine", "distill.optimizer.weight_decay=0")
+    settings = ("distill.optimizer.warmup=0", "distill.optimizer.decay=cosine", "distill.optimizer.name=muon")
     run(student, teacher, batches, *settings, "distill.optimizer.fallback=0.1", steps=1)
     moved = {name: tensor - before[name] for name, tensor in state(student).items()}
     step = torch.linalg.svdvals(moved["blocks.0.attn.proj.weight"])
@@ -196,9 +203,65 @@ def test_the_rates_of_muon_and_of_its_fallback(student, teacher, batches):
     assert moved["norm.bias"].abs().max().item() == pytest.approx(0.003, rel=0.1)  # Adam's first step
 
 
+def added(student) -> set[str]:
+    names = ("rotate_q", "rotate_k", "key_direction", "depthwise.weight")
+    return {f"blocks.{block}.attn.{name}" for block in range(2) for name in names}
+
+
+@pytest.mark.parametrize("phase", ["align", "whole"])
+def test_what_castling_added_learns_faster(student, phase):
+    config = recipe("distill.align.added=7", "distill.optimizer.added=5").distill
+    optimizer = align_optimizer(student, config.align) if phase == "align" else whole_optimizer(student, config)
+    rate, faster = (config.align.lr, 7) if phase == "align" else (config.optimizer.lr, 5)
+    taken = {id(p): group["lr"] / rate for group in optimizer.param_groups for p in group["params"]}
+    found = {name: taken[id(p)] for name, p in student.named_parameters() if id(p) in taken}
+    assert {name for name, factor in found.items() if factor == pytest.approx(faster)} == added(student)
+    assert {factor for name, factor in found.items() if name not in added(student)} == {1.0}
+    assert ("norm.weight" in found) == (phase == "whole")
+
+
+def test_layers_alone_change_the_castled_layers_alone(student, teacher, batches):
+    before = state(student)
+    run(student, teacher, batches, "distill.align.share=1")
+    changed = {name for name, tensor in state(student).items() if not torch.equal(tensor, before[name])}
+    assert added(student) <= changed
+    assert all(".attn." in name for name in changed), changed
+
+
+def test_the_guard_lowers_a_rate_that_destroys_the_student(student, teacher, batches, tmp_path):
+    """With the guard the run says so, goes back, and learns."""
+    said = []
+
+    class Said(Progress):
+        def say(self, line):
+            said.append(line)
+
+    hot = ("distill.optimizer.lr=0.3", "distill.align.share=0.5")
+    guarded = copy.deepcopy(student)
+    run(guarded, teacher, batches, *hot, "distill.optimizer.guard=true", steps=40, progress=Said(tmp_path))
+    assert said
+    assert "got worse at a rate of 0.3; lowered to" in said[0]
+    records = metrics(tmp_path)
+    whole = [record["losses"]["total"] for record in records[20:]]
+    assert whole[-1] < whole[0]
+    assert max(record["lr"] for record in records[20:]) < 0.1
+    (tmp_path / "free").mkdir()
+    run(student, teacher, batches, *hot, steps=40, workdir=tmp_path / "free")
+    free = [json.loads(line) for line in (tmp_path / "free/metrics.jsonl").read_text().splitlines()]
+    assert max(record["losses"]["total"] for record in free[20:]) > 10 * max(whole)
+
+
+def test_the_guard_leaves_a_rate_that_does_no_harm_and_every_step_as_it_would_be(student, teacher, batches, tmp_path):
+    calm = ("distill.optimizer.lr=1e-5", "distill.align.share=0.5")
+    plain, guarded = copy.deepcopy(student), copy.deepcopy(student)
+    run(plain, teacher, batches, *calm, steps=40)
+    run(guarded, teacher, batches, *calm, "distill.optimizer.guard=true", steps=40)
+    assert same(state(plain), state(guarded))
+
+
 def test_adamw_alone(student, teacher, batches):
     before = state(student)
-    settings = ("distill.optimizer.name=adamw", "distill.optimizer.lr=1e-3", "distill.optimizer.warmup=0")
+    settings = ("distill.optimizer.lr=1e-3", "distill.optimizer.warmup=0")
     run(student, teacher, batches, *settings, "distill.optimizer.weight_decay=0", steps=1)
     moved = state(student)["blocks.0.attn.proj.weight"] - before["blocks.0.attn.proj.weight"]
     assert moved.abs().max().item() == pytest.approx(1e-3, rel=0.01)

@@ -7,15 +7,56 @@ import math
 import pytest
 import torch
 
-from castling_convert.distill.losses import attention_loss, logit_divergence, relative_mse, tap
+from castling_convert.distill.losses import (
+    PREFIX_WEIGHT,
+    attention_loss,
+    channel_error,
+    feature_distance,
+    logit_divergence,
+    tap,
+)
 
 
-def test_relative_mse():
-    teacher = torch.tensor([3.0, 4.0])
-    assert relative_mse(teacher, teacher) == 0
-    assert relative_mse(torch.zeros(2), teacher) == 1
-    assert relative_mse(torch.tensor([3.0, 9.0]), teacher).item() == pytest.approx(25 / 25)
-    assert torch.isfinite(relative_mse(torch.ones(2), torch.zeros(2)))
+def tokens() -> torch.Tensor:
+    """[B, N, C] with channels of very different size."""
+    scale = torch.tensor([0.01, 1.0, 1000.0])
+    return torch.randn(4, 9, 3, generator=torch.Generator().manual_seed(0)) * scale + 5 * scale
+
+
+def test_channel_error_is_the_same_for_every_channel_and_for_a_channels_mean_one():
+    teacher = tokens()
+    assert channel_error(teacher, teacher) == 0
+    assert channel_error(teacher.mean((0, 1)).expand_as(teacher), teacher).item() == pytest.approx(1, rel=1e-4)
+    for channel in range(3):
+        student = teacher.clone()
+        student[..., channel] += 2 * teacher[..., channel].std(correction=0)
+        assert channel_error(student, teacher).item() == pytest.approx(4 / 3, rel=1e-4)
+
+
+def test_channels_that_carry_nothing_rule_nothing():
+    teacher = tokens()
+    teacher[..., 0] = 0
+    student = teacher.clone()
+    student[..., 0] = 1e-3
+    assert 0 < channel_error(student, teacher) < 1
+    assert torch.isfinite(channel_error(torch.ones(2, 3, 4), torch.zeros(2, 3, 4)))
+
+
+def test_prefix_tokens_are_averaged_apart():
+    teacher = tokens()
+    deviation = teacher.std((0, 1), correction=0)
+    student = teacher.clone()
+    student[:, :2] += deviation
+    assert channel_error(student, teacher, prefix=2).item() == pytest.approx(PREFIX_WEIGHT, rel=1e-4)
+    student[:, 2:] += 3 * deviation
+    assert channel_error(student, teacher, prefix=2).item() == pytest.approx(9 + PREFIX_WEIGHT, rel=1e-4)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_feature_distance_is_one_minus_the_cosine(prefix):
+    teacher = tokens()
+    assert feature_distance(7 * teacher, teacher, prefix).item() == pytest.approx(0, abs=1e-6)
+    assert feature_distance(-teacher, teacher, prefix).item() == pytest.approx(4 if prefix else 2)
 
 
 def test_logit_divergence_is_kl_of_the_teacher_to_the_student():
@@ -40,17 +81,17 @@ def test_the_batch_is_averaged():
 
 def test_no_gradient_reaches_the_teacher():
     student, teacher = torch.randn(2, 5, requires_grad=True), torch.randn(2, 5, requires_grad=True)
-    (relative_mse(student, teacher) + logit_divergence(student, teacher, 1.0)).backward()
+    (channel_error(student, teacher) + logit_divergence(student, teacher, 1.0)).backward()
     assert student.grad is not None
     assert teacher.grad is None
 
 
 def test_attention_loss_is_the_mean_over_layers():
-    teacher = {"a": torch.ones(2, 3), "b": torch.ones(2, 3)}
-    student = {"a": torch.zeros(2, 3), "b": torch.full((2, 3), 1.5)}
-    loss, layers = attention_loss(student, teacher)
-    assert layers == {"a": torch.tensor(1.0), "b": torch.tensor(0.25)}
-    assert loss.item() == pytest.approx(0.625)
+    teacher = {"a": tokens(), "b": tokens()}
+    student = {"a": tokens(), "b": tokens() + 2 * tokens().std((0, 1), correction=0)}
+    loss, layers = attention_loss(student, teacher, 0)
+    assert {name: value.item() for name, value in layers.items()} == pytest.approx({"a": 0.0, "b": 4.0}, rel=1e-4)
+    assert loss.item() == pytest.approx(2.0, rel=1e-4)
 
 
 def test_taps_are_taken_off_even_after_an_error(teacher):

@@ -7,13 +7,16 @@ import itertools
 import pytest
 
 from castling_convert.distill.schedule import OPEN, Mask, Schedule
-from castling_convert.recipe import DistillConfig, MaskConfig
+from castling_convert.recipe import AlignConfig, DistillConfig, MaskConfig
 
 TOKENS = 197
 
 
+WHOLE = AlignConfig(share=0)
+
+
 def thresholds(steps: int, **mask) -> list[float]:
-    schedule = Schedule.of(DistillConfig(steps=steps, mask=MaskConfig(**mask)), TOKENS)
+    schedule = Schedule.of(DistillConfig(steps=steps, align=WHOLE, mask=MaskConfig(**mask)), TOKENS)
     return [schedule.mask(step).threshold for step in range(steps)]
 
 
@@ -64,7 +67,7 @@ def test_none_never_opens_and_is_the_default():
 
 def masks(steps: int, layers: int, **mask) -> list[list[Mask]]:
     """The masks of every layer, a list for each step."""
-    schedule = Schedule.of(DistillConfig(steps=steps, mask=MaskConfig(**mask)), TOKENS, layers)
+    schedule = Schedule.of(DistillConfig(steps=steps, align=WHOLE, mask=MaskConfig(**mask)), TOKENS, layers)
     return [[schedule.mask(step, layer) for layer in range(layers)] for step in range(steps)]
 
 
@@ -97,9 +100,14 @@ def test_few_steps_for_many_layers_still_end_closed(kind, order, steps):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 400])
-@pytest.mark.parametrize("align", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
 @pytest.mark.parametrize("kind", ["threshold", "gate", "none"])
-def test_aligning_ends_before_the_run_does(steps, align, kind):
-    """However large its share, the last step is one of the whole student."""
-    schedule = Schedule.of(DistillConfig(steps=steps, align=align, mask=MaskConfig(schedule=kind)), TOKENS)
-    assert 0 <= schedule.align_until < steps
+def test_the_shares_of_a_mask_are_of_what_aligning_leaves(steps, share, kind):
+    config = DistillConfig(steps=steps, align=AlignConfig(share=share), mask=MaskConfig(schedule=kind))
+    schedule = Schedule.of(config, TOKENS)
+    assert schedule.align_until == round(share * steps)
+    alone = Schedule.of(
+        config.model_copy(update={"steps": steps - schedule.align_until, "align": WHOLE}), TOKENS
+    )  # fmt: skip
+    whole = range(schedule.align_until, steps)
+    assert [schedule.mask(step) for step in whole] == [alone.mask(step) for step in range(len(whole))]

@@ -16,7 +16,7 @@ from castling_convert.errors import CheckFailed, DataError, ExportError
 from castling_convert.export import format_of
 from castling_convert.export import prepare as prepare_module
 from castling_convert.export.prepare import Signature, cubic_weights
-from tests.models import DEFAULT, KINDS, closed_student, images, tiny
+from tests.models import FEATURES, KINDS, closed_student, images, tiny
 
 RANGE = {"image_size": (32, 32), "image_range": ((16, 16), (48, 64))}
 SIZES = [(16, 16), (32, 32), (24, 64), (48, 16), (48, 64)]
@@ -25,7 +25,7 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 def folded(kind: str = "deit", layers: str | None = None) -> Any:
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **DEFAULT))
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **FEATURES))
 
 
 def timm_logits(kind: str, size: tuple[int, int], x: torch.Tensor, layers: str | None = None) -> torch.Tensor:

@@ -19,7 +19,7 @@ from castling_convert.errors import CheckFailed, ExportError, FoldError, OutputE
 from castling_convert.export import onnx as onnx_format
 from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
-from tests.models import DEFAULT, KINDS, closed_student, images, recipe, tiny
+from tests.models import FAST, FEATURES, KINDS, WINDOW, closed_student, images, recipe, tiny
 
 pytestmark = pytest.mark.xdist_group("onnx")  # exports are shared, so one worker runs them all
 
@@ -49,15 +49,19 @@ def export(model: Any, path: Path, **options: Any) -> Exported:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
-    """An export of each kind, of the shipped default or in row_sum form, made when it is first asked for."""
+    """An export of each kind in a form, made when it is first asked for."""
 
-    def make(kind: str, default: bool = True) -> Exported:
-        return export(folded(kind, **DEFAULT if default else {}), tmp_path_factory.mktemp(kind) / "model.onnx")
+    def make(kind: str, form: str = "features") -> Exported:
+        return export(folded(kind, **FORMS[form]), tmp_path_factory.mktemp(kind) / "model.onnx")
 
     return cache(make)
 
 
-@pytest.fixture(scope="module", params=[(kind, default) for kind in KINDS for default in (True, False)], ids=str)
+FORMS: dict[str, dict[str, Any]] = {"features": FEATURES, "window": WINDOW, "fast": FAST, "row_sum": {}}
+CASES = [(kind, form) for kind in KINDS for form in FORMS if form in ("features", "window") or kind in ("deit", "clip")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def exported(request: pytest.FixtureRequest, exports: Callable[..., Exported]) -> Exported:
     return exports(*request.param)
 
@@ -88,15 +92,33 @@ class TestEveryKind:
     def test_no_softmax_but_of_the_layers_kept(self, exported: Exported) -> None:
         kept = [layer for layer in exported.model.castling.layers if layer.status == "kept"]
         assert [layer.name for layer in kept] == (["attn_pool"] if exported.model.global_pool == "map" else [])
-        assert exported.operators["Softmax"] == len(kept)
+        castled = [exported.model.get_submodule(name) for name in exported.model.castling.castled]
+        linear = sum(
+            (layer.config.form == "features")  # the weights of the keys
+            + (layer.config.prefix_rows and layer.grid.num_prefix_tokens > 0)
+            + (layer.config.window > 0)
+            for layer in castled
+        )
+        assert exported.operators["Softmax"] == len(kept) + linear
         assert exported.operators["Attention"] == 0
 
-    def test_norms_of_q_and_k_are_one_node_each_or_one_for_both_with_channels_first(self, exported: Exported) -> None:
+    def test_nothing_has_as_many_numbers_as_a_head_has_pairs_of_tokens(self, exported: Exported) -> None:
+        if exported.model.global_pool == "map":
+            return  # a layer that is kept
+        tokens = exported.model.patch_embed.num_patches + exported.model.num_prefix_tokens
+        shapes = [
+            [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in onnx.shape_inference.infer_shapes(exported.proto).graph.value_info
+        ]
+        assert len(shapes) > 50
+        assert not [shape for shape in shapes if shape.count(tokens) > 1]
+
+    def test_norms_of_q_and_k_are_one_node_each_or_none_with_channels_first(self, exported: Exported) -> None:
         castled = [exported.model.get_submodule(name) for name in exported.model.castling.castled]
         first = sum(layer.can_be_channels_first for layer in castled)
-        assert first == (len(castled) if castled[0].config.normalization == "gain" else 0)
+        plain = castled[0].config.form == "features" or getattr(castled[0].config, "normalization", "") == "gain"
+        assert first == (len(castled) if plain and not castled[0].config.window else 0)
         assert exported.operators["RMSNormalization"] == 2 * (len(castled) - first)
-        assert exported.operators["Sqrt"] == first
 
     def test_no_dead_nodes(self, exported: Exported) -> None:
         graph = exported.proto.graph

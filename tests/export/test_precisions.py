@@ -28,14 +28,14 @@ from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.prepare import Signature, prepare
 from castling_convert.export.quantize import split_gemm
-from tests.models import DEFAULT, KINDS, closed_student, images, tiny
+from tests.models import FEATURES, KINDS, closed_student, images, tiny
 
 HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
 def folded(kind: str = "deit", layers: str | None = None) -> Any:
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **DEFAULT))
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **FEATURES))
 
 
 @pytest.fixture(scope="module")
@@ -119,22 +119,23 @@ class LargestSum(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.fixture(scope="module")
-def large() -> Any:
+@pytest.fixture(scope="module", params=["castling", "castling-fast"])
+def large(request: pytest.FixtureRequest) -> Any:
     """A DeiT-S at 1024x1024 with values of which a sum over 4,097 tokens, and queries and keys of which a sum of
     squares over 64 channels, exceed float16."""
     torch.manual_seed(0)
     teacher = timm.create_model("deit_small_patch16_224", img_size=1024, depth=12).eval()
-    student = cc.castle(teacher)
+    student = cc.castle(teacher, request.param)
     close_masks(student)
     model = cc.fold(student)
     with torch.no_grad():
         for block in model.blocks:
-            q, k, v = block.attn.qkv.weight.chunk(3)
+            size = block.attn.num_heads * block.attn.head_dim
+            q, k, v, *_ = block.attn.qkv.weight.split(size)
             q.mul_(120)
             k.mul_(120)
             v.mul_(120)
-            block.attn.qkv.bias.chunk(3)[2].add_(20)
+            block.attn.qkv.bias[2 * size : 3 * size].add_(20)
             block.attn.proj.weight.div_(120)
     return model
 
@@ -159,6 +160,8 @@ def test_large_activations_stay_finite_at_1024(large, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("island", ["norms", "sums"])
 def test_without_its_islands_float16_would_not_hold_them(large, monkeypatch, island) -> None:
+    if island == "sums" and large.castling.attention.form == "features":
+        pytest.skip("the weights of its keys sum to one; float32 keeps their precision, not their range")
     if island == "norms":
         monkeypatch.setattr(prepare_module, "NORMS", ())
     else:
@@ -227,7 +230,7 @@ class TestInt8:
     def test_weights_have_a_scale_a_channel(self, exports) -> None:
         proto = onnx.load(exports("deit", "int8")[1])
         scales = [t for t in proto.graph.initializer if t.name.endswith("_scale")]
-        assert sorted(tuple(t.dims) for t in scales if t.dims) == sorted([(144,), (48,), (192,), (48,)] * 2 + [(10,)])
+        assert sorted(tuple(t.dims) for t in scales if t.dims) == sorted([(147,), (48,), (192,), (48,)] * 2 + [(10,)])
 
     def test_onnxruntime_multiplies_in_int8(self, exports, tmp_path) -> None:
         """And not in float, with weights that it dequantises anew at every call."""
@@ -325,7 +328,7 @@ def test_a_wrong_graph_is_never_published(tmp_path, monkeypatch, precision) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(("format", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml")])
 def test_int8_for_one_batch_size_alone(tmp_path, format, name) -> None:
-    path = cc.export(folded(), tmp_path / name, format=format, precision="int8", batch=3, calibration="digits")
+    path = cc.export(folded(), tmp_path / name, format=format, precision="int8", batch=3)
     run = FORMATS[format].exporter.open(path)
     assert run.batch == 3
     assert run(images(4)).shape == (4, 10)

@@ -22,7 +22,7 @@ from castling_convert.errors import CheckFailed, ExportError, Interrupted
 from castling_convert.export import FORMATS, trt
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.trt_operators import operators, refused
-from tests.models import DEFAULT, KINDS, closed_student, tiny
+from tests.models import FEATURES, KINDS, closed_student, tiny
 
 from .trt_api import SUPPORTED, attributes, names, there
 
@@ -37,7 +37,7 @@ HOLDS = {
 
 def folded(kind: str = "deit", layers: str | None = None) -> Any:
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **DEFAULT))
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **FEATURES))
 
 
 # --- names
@@ -414,12 +414,12 @@ def test_a_tensorrt_that_is_too_old(tmp_path, tensorrt):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_the_products_of_castled_layers_are_asked_about(tmp_path, precision):
-    """In half precision all but the sums over tokens and the head, in int8 all but the small products inside
-    attention, two a layer."""
+    """In half precision all but the sums over tokens, what leads to the weights of prefix tokens, and the head; in
+    int8 all but the small products inside attention, three of the linear form and four of the prefix tokens."""
     options = {"format": "trt", "precision": precision, "onnx_only": True}
     graph = onnx.load(cc.export(folded(), tmp_path / "model.plan", **options))
     products = [node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm")]
     asked = trt.products_in(graph, precision)
     blocks = 2
-    islands = {"fp32": 0, "fp16": blocks + 1, "bf16": blocks + 1, "int8": 2 * blocks}[precision]
+    islands = {"fp32": 0, "fp16": 4 * blocks + 1, "bf16": 4 * blocks + 1, "int8": 7 * blocks}[precision]
     assert len(asked) == len(products) - islands

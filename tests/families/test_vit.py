@@ -12,7 +12,8 @@ from timm.layers import AttentionRope
 from timm.models._features import FeatureGetterNet
 
 import castling_convert as cc
-from castling_convert.attention import CastledAttention, FoldedAttention
+from castling_convert.attention import CastledAttention
+from castling_convert.attention.angular import FoldedAngular
 from castling_convert.castle import castled_layers, close_masks
 from castling_convert.families import FAMILIES, castable_names, family_of
 from tests.models import KINDS, closed_student, images, recipe, shake_, tiny
@@ -268,7 +269,7 @@ def test_layer_scale_of_parallel_blocks_is_absorbed() -> None:
 def test_folded_layers_of_a_hybrid_selection() -> None:
     folded = cc.fold(closed_student(tiny(init_values=0.1), "1"))
     kinds = [type(block.attn) for block in folded.blocks]
-    assert kinds == [timm.layers.Attention, FoldedAttention]
+    assert kinds == [timm.layers.Attention, FoldedAngular]
 
 
 def _on_meta(name: str) -> list[Any]:

@@ -1,0 +1,312 @@
+"""What conversion leaves of a real pretrained ViT: by recipe, budget, image size, and kind of data.
+
+    python benchmarks/pretrained.py             every run that is not in pretrained.jsonl yet, then pretrained.md
+    python benchmarks/pretrained.py --quick     a few steps of each kind, into benchmarks/.cache; a smoke test
+    python benchmarks/pretrained.py --table     the page from the runs that are there
+    python benchmarks/pretrained.py --list      what is still to do
+
+    python benchmarks/pretrained.py --model NAME --data TRAIN --val VAL     any timm model, on your own images
+
+The test bed is that of `bed.py`: a DINOv2 ViT-S/14, photographs with objects on them, made once and kept in
+benchmarks/.cache/bed. Every run is a conversion with a shipped recipe, all layers castled, all masks closed, folded,
+and one line of `pretrained.jsonl`; an interrupted table goes on where it stopped. Minutes are those of the training.
+The machine should have nothing else to do. About five hours on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from bed import SETS, make
+from torch import Tensor
+
+import castling_convert as cc
+from castling_convert.distill.data import Preprocessing, eval_loader, open_data
+from castling_convert.distill.progress import Progress
+from castling_convert.export.onnx import OnnxModel
+
+HERE = Path(__file__).parent
+CACHE = HERE / ".cache"
+BED = CACHE / "bed"
+RESULTS, TABLE = HERE / "pretrained.jsonl", HERE / "pretrained.md"
+SHORT, LONG, BATCH = 6_000, 20_000, 8
+RECIPES = ("castling", "castling-window", "castling-fast")
+SEEDS = (0, 1)
+DATA = {"labelled scenes": "data/train", "photographs without objects": "photos-train", "generated": "generated"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One conversion. `changes` are made to the recipe; `note` says what they are in the table."""
+
+    recipe: str
+    images: int
+    seed: int = 0
+    size: int = 140
+    data: str = "labelled scenes"
+    changes: tuple[str, ...] = ()
+    note: str = ""
+
+    def resolved(self) -> cc.Recipe:
+        steps = max(1, self.images // BATCH)
+        fixed = (f"distill.steps={steps}", f"distill.batch_size={BATCH}", f"distill.seed={self.seed}")
+        return cc.Recipe.load(self.recipe, (*fixed, *self.changes))
+
+    @property
+    def key(self) -> str:
+        """What decides the outcome."""
+        recipe = self.resolved().model_dump(mode="json", include={"layers", "attention", "distill", "data"})
+        recipe["distill"].pop("checkpoint_every")
+        return hashlib.sha256(json.dumps([recipe, self.size, self.data], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def jobs() -> list[Job]:
+    """Every run, the ones that matter most first."""
+    found = [Job(recipe, SHORT, seed) for seed in SEEDS for recipe in RECIPES]
+    found += [Job(recipe, LONG, seed) for seed in SEEDS for recipe in RECIPES[:2]]
+    found += [Job(recipe, SHORT, seed, size=280) for seed in SEEDS for recipe in RECIPES[:2]]
+    found += [Job("castling", SHORT, data=data) for data in DATA if data != "labelled scenes"]
+    found += [Job("castling", SHORT, changes=changes, note=note) for note, changes in VARIANTS.items()]
+    return found
+
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "layers alone, nothing after": ("distill.align.share=1",),
+    "half of the steps with layers alone": ("distill.align.share=0.5",),
+    "the whole student from the first step on": ("distill.align.share=0",),
+    "squares in place of cubes": ("attention.power=2",),
+    "no softmax rows for the class token": ("attention.prefix_rows=false",),
+    "no depthwise residual": ("attention.depthwise=none",),
+    "annealed: a gate, first layer first": (
+        "distill.mask.schedule=gate", "distill.mask.order=first", "distill.mask.closed_from=0.7",
+    ),
+}  # fmt: skip
+
+
+def run(job: Job, bed: Path) -> dict[str, Any]:
+    """Convert, fold, and measure on every validation set; in onnxruntime int8 as well."""
+    teacher = timm.create_model(f"local-dir:{make(bed, job.size)}", pretrained=True).eval()
+    data = DATA[job.data] if job.data == "generated" else str(bed / DATA[job.data])
+    deploy, seconds = converted(teacher, data, job.resolved())
+    size = (job.size, job.size)
+    return {
+        "key": job.key, **asdict(job), "steps": job.resolved().distill.steps, "seconds": round(seconds, 1),
+        "sets": {name: measured(teacher, deploy, str(bed / place), size) for name, place in SETS.items()},
+        "int8": int8(teacher, deploy, bed),
+    }  # fmt: skip
+
+
+def converted(teacher: Any, data: str, recipe: cc.Recipe) -> tuple[Any, float]:
+    """The folded student, and how long its training took."""
+    student = cc.castle(teacher, recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        cc.distill(student, teacher, data, recipe, device="cpu", progress=Lines(Path(folder)))
+        seconds = time.monotonic() - started
+    return cc.fold(student), seconds
+
+
+class Lines(Progress):
+    """A line of progress now and then, whatever the output is."""
+
+    def __init__(self, folder: Path) -> None:
+        from rich.console import Console
+
+        super().__init__(folder, Console(stderr=True, force_terminal=False, width=160))
+
+
+@torch.inference_mode()
+def measured(teacher: Any, deploy: Any, spec: str, size: tuple[int, int]) -> dict[str, float]:
+    """Top-1 of both, agreement in percent, and the mean cosine of the last class and patch tokens."""
+    data = open_data(spec, Preprocessing.of(teacher).at(size), "validation")
+    prefix, sums, seen = teacher.num_prefix_tokens, {}, 0
+    for images, labels in eval_loader(data):
+        expected, features = teacher.forward_features(images), deploy.forward_features(images)
+        logits, wanted = (model.forward_head(x) for model, x in ((deploy, features), (teacher, expected)))
+        cosine = F.cosine_similarity(features, expected, dim=-1)
+        found = {
+            "teacher": (wanted.argmax(-1) == labels).float(), "castled": (logits.argmax(-1) == labels).float(),
+            "agreement": (logits.argmax(-1) == wanted.argmax(-1)).float(),
+            "prefix": cosine[:, :prefix].mean(1), "patches": cosine[:, prefix:].mean(1),
+        }  # fmt: skip
+        for name, values in found.items():
+            sums[name] = sums.get(name, 0.0) + values.sum().item()
+        seen += len(labels)
+    return {name: value / seen * (1 if name in ("prefix", "patches") else 100) for name, value in sums.items()}
+
+
+def int8(teacher: Any, deploy: Any, bed: Path) -> dict[str, dict[str, float]]:
+    """Top-1 and agreement of the int8 graph in onnxruntime, calibrated on training images."""
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "int8.onnx"
+        cc.export(deploy, file, precision="int8", calibration=str(bed / "data/train"))
+        artifact = OnnxModel(file)
+        for name, place in SETS.items():
+            results[name] = agreement(teacher, artifact, str(bed / place))
+    return results
+
+
+@torch.inference_mode()
+def agreement(teacher: Any, classifier: Callable[[Tensor], Tensor], spec: str) -> dict[str, float]:
+    right = same = seen = 0
+    for images, labels in eval_loader(open_data(spec, Preprocessing.of(teacher), "validation")):
+        top = classifier(images).argmax(-1)
+        right += int((top == labels).sum())
+        same += int((top == teacher(images).argmax(-1)).sum())
+        seen += len(labels)
+    return {"castled": 100 * right / seen, "agreement": 100 * same / seen}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {record["key"]: record for record in map(json.loads, lines)}
+
+
+def sentence(record: dict[str, Any]) -> str:
+    parts = [
+        f"{name} {values['castled']:.1f} (teacher {values['teacher']:.1f}), agreement {values['agreement']:.1f}, "
+        f"cosines {values['prefix']:.3f} {values['patches']:.3f}"
+        for name, values in record["sets"].items()
+    ]
+    what = record["note"] or record["data"]
+    return (
+        f"{record['recipe']}, {record['images']} images, seed {record['seed']}, {record['size']} pixels, {what}: "
+        + ("; ".join(parts) + f"; {record['seconds'] / 60:.1f} min")
+    )
+
+
+HEAD = (
+    "images", "minutes", "images/s",
+    *(f"{name}: {what}" for name in SETS for what in ("top-1", "agreement", "cosines")),
+    "int8: top-1", "int8: agreement",
+)  # fmt: skip
+
+
+def cells(records: list[dict[str, Any]]) -> list[str]:
+    """Of the same run with several seeds: means, top-1 as points against the teacher."""
+    out = [
+        str(records[0]["images"]),
+        f"{mean(r['seconds'] for r in records) / 60:.1f}",
+        f"{mean(r['images'] / r['seconds'] for r in records):.1f}",
+    ]
+    for name in SETS:
+        found = [r["sets"][name] for r in records]
+        drops = [values["castled"] - values["teacher"] for values in found]
+        spread = f" [{min(drops):+.1f}, {max(drops):+.1f}]" if len(drops) > 1 else ""
+        out += [
+            f"{mean(drops):+.1f}{spread}",
+            f"{mean(values['agreement'] for values in found):.1f}",
+            ", ".join(f"{mean(values[part] for values in found):.3f}" for part in ("prefix", "patches")),
+        ]
+    drops = [mean(r["int8"][name]["castled"] - r["sets"][name]["teacher"] for r in records) for name in SETS]
+    same = [mean(r["int8"][name]["agreement"] for r in records) for name in SETS]
+    return [*out, ", ".join(f"{drop:+.1f}" for drop in drops), ", ".join(f"{value:.1f}" for value in same)]
+
+
+def mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def page(results: Path) -> str:
+    """The Markdown page of what is there."""
+    done = read(results)
+    groups: dict[str, list[tuple[str, list[dict[str, Any]]]]] = {}
+    for job in dict.fromkeys(Job(**{**asdict(job), "seed": 0}) for job in jobs()):
+        records = [done[key] for seed in SEEDS if (key := Job(**{**asdict(job), "seed": seed}).key) in done]
+        if not records:
+            continue
+        title = (
+            "One thing changed against `castling`" if job.note
+            else "Without images of the model's own kind" if job.data != "labelled scenes"
+            else f"Recipes at {job.size} pixels"
+        )  # fmt: skip
+        name = job.note or (job.recipe if job.data == "labelled scenes" else f"{job.recipe}, {job.data}")
+        groups.setdefault(title, []).append((f"{name} ({len(records)} seed{'s' * (len(records) > 1)})", records))
+    first = next((r for r in done.values() if r["size"] == 140), None)
+    levels = "" if first is None else ", ".join(f"{n} {v['teacher']:.1f} %" for n, v in first["sets"].items())
+    sections = [
+        f"""# A real pretrained ViT
+
+A DINOv2 ViT-S/14 (12 layers, width 384, LayerScale), a linear head for 12 kinds of objects on photographs, all layers
+castled, all masks closed, folded. Two validation sets of 900 images: new *photographs*, and new *stamps* on new
+photographs. The teacher at 140 pixels: {levels}. Top-1 is in points against the teacher, mean over the seeds and range
+in brackets; cosines are those of the last class token and of the last patch tokens with the teacher's. int8 is
+onnxruntime's, both sets. Batches of {BATCH}. {torch.get_num_threads()} threads; minutes are those of the training, on a
+machine that had the test suite to run as well, so they are upper bounds.
+
+Made by `python benchmarks/pretrained.py`; the single runs are in `pretrained.jsonl`."""
+    ]
+    for title, rows in groups.items():
+        sections.append(f"## {title}\n\n{markdown(('', *HEAD), [(name, *cells(records)) for name, records in rows])}")
+    return "\n\n".join(sections) + "\n"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def own(model: str, data: str, val: str, recipes: Sequence[str], images: int) -> None:
+    """Any timm model and anybody's images, measured the same way."""
+    from castling_convert.load import load_model
+
+    teacher: Any = load_model(model)
+    size = Preprocessing.of(teacher).input_size[1:]
+    for recipe in recipes:
+        job = Job(recipe, images)
+        deploy, seconds = converted(teacher, data, job.resolved())
+        values = measured(teacher, deploy, val, size)
+        print(f"{recipe}, {images} images, {seconds / 60:.1f} min: " + json.dumps(values), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="64 images a run, into benchmarks/.cache")
+    parser.add_argument("--table", action="store_true", help="only write the page")
+    parser.add_argument("--list", action="store_true", help="only say what is to do")
+    parser.add_argument("--only", default="", help="runs in whose description, see --list, this text stands")
+    parser.add_argument("--model", help="a timm name, hf-hub: or local-dir:, with --data and --val")
+    parser.add_argument("--data", help="images to train on")
+    parser.add_argument("--val", help="images to measure on")
+    parser.add_argument("--images", type=int, default=SHORT, help="how many to train on, with --model")
+    arguments = parser.parse_args()
+    if arguments.model:
+        own(arguments.model, arguments.data, arguments.val or arguments.data, RECIPES[:2], arguments.images)
+        return
+    results, table = (
+        (CACHE / "pretrained-quick.jsonl", CACHE / "pretrained-quick.md") if arguments.quick else (RESULTS, TABLE)
+    )
+    todo = [Job(**{**asdict(job), "images": 64}) for job in jobs()] if arguments.quick else jobs()
+    done = read(results)
+    todo = [job for job in dict.fromkeys(todo) if job.key not in done and arguments.only in str(job)]
+    if not arguments.table:
+        for count, job in enumerate(todo, start=1):
+            print(f"[{count}/{len(todo)}] {job}", flush=True)
+            if arguments.list:
+                continue
+            record = run(job, BED)
+            with results.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(sentence(record), flush=True)
+    if not arguments.list:
+        table.write_text(page(results))
+        print(f"wrote {table}")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE))
+    main()

@@ -1,0 +1,106 @@
+"""The linear forms: a new one is one new file and one line in `FORMS`.
+
+A form is the name that recipes call it by, its config, its training form, its folded form, and its cost by formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .angular import AngularAttention, AngularConfig, FoldedAngular, angular_cost
+from .castled import CastledAttention, FoldedAttention, Projections
+from .config import AttentionConfig
+from .cost import AttentionCost, Shape
+from .features import FeaturesAttention, FeaturesConfig, FoldedFeatures, features_cost
+from .grid import TokenGrid
+from .snippet import FoldedSnippet, SnippetAttention, SnippetConfig, snippet_cost
+
+
+@dataclass(frozen=True)
+class Form:
+    """One linear form. `cost` gives MACs and values held by the linear form itself, without projections."""
+
+    config: type[AttentionConfig]
+    training: Callable[[Projections, Any, TokenGrid], CastledAttention]
+    folded: Callable[[Any], FoldedAttention]
+    cost: Callable[[Shape, Any], tuple[int, int]]
+
+
+FORMS: dict[str, Form] = {
+    "features": Form(FeaturesConfig, FeaturesAttention, FoldedFeatures, features_cost),
+    "angular": Form(AngularConfig, AngularAttention, FoldedAngular, angular_cost),
+    "snippet": Form(SnippetConfig, SnippetAttention, FoldedSnippet, snippet_cost),
+}
+DEFAULT = "features"
+
+
+def config_of(values: Mapping[str, Any]) -> AttentionConfig:
+    """The config of the form that `values` name, the default one where they name none.
+
+    Raises:
+        ValueError: there is no such form, or it has no such key. pydantic's ValidationError: a value it can't have.
+    """
+    name = values.get("form", DEFAULT)
+    if name not in FORMS:
+        raise ValueError(f"form '{name}' is not known; the linear forms are {', '.join(FORMS)}")
+    config = FORMS[name].config
+    unknown = next((key for key in values if key not in config.model_fields), None)
+    if unknown is not None:
+        raise ValueError(f"form {name} has no key '{unknown}'; it has {', '.join(config.model_fields)}")
+    return config.model_validate(dict(values))
+
+
+def before_forms(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The attention section of a recipe of version 1 or a bundle of format 1, which had no forms, in today's keys."""
+    values = dict(values)
+    if "form" in values:
+        return values
+    normalization = values.get("normalization", "row_sum")
+    if normalization == "l2":
+        kept = {key: value for key, value in values.items() if key not in ("normalization", "center")}
+        return {"form": "snippet", "constant": "mean", **kept}
+    return {"form": "angular", "normalization": normalization, "center": False, **values}
+
+
+def training_form(source: Projections, config: AttentionConfig, grid: TokenGrid) -> CastledAttention:
+    """The layer that is trained in the place of a softmax layer."""
+    return FORMS[config.form].training(source, config, grid)
+
+
+def folded_form(trained: CastledAttention) -> FoldedAttention:
+    """The layer that is deployed, of one that was trained until its mask was closed."""
+    return FORMS[trained.config.form].folded(trained)
+
+
+def castled_cost(shape: Shape, config: AttentionConfig) -> AttentionCost:
+    """A folded layer: its linear form; the softmax of prefix tokens, N·d a row and head for each of two products, and
+    of windows, N·window²·d each; the depthwise convolution, k² for a channel of a patch, or k for one of a token."""
+    macs, values = FORMS[config.form].cost(shape, config)
+    patches = shape.tokens - shape.prefix
+    if config.prefix_rows:
+        macs += 2 * shape.prefix * shape.tokens * shape.size
+        values += shape.prefix * shape.tokens * shape.num_heads
+    if config.window:
+        macs += 2 * patches * config.window**2 * shape.size
+        values += patches * config.window**2 * shape.num_heads
+    if config.depthwise == "grid":
+        macs += patches * config.kernel_size**2 * shape.size
+    elif config.depthwise == "tokens":
+        macs += shape.tokens * config.kernel_size * shape.size
+    values += shape.tokens * shape.size if config.depthwise != "none" else 0
+    return AttentionCost(projection_macs(shape) + macs, values)
+
+
+def softmax_cost(shape: Shape) -> AttentionCost:
+    """Softmax: Q Kᵀ and its product with V, N²·d a head each, and N² weights a head between them. A fused kernel
+    computes the same and holds a part of the weights at a time."""
+    return AttentionCost(
+        projection_macs(shape) + 2 * shape.tokens**2 * shape.size, shape.num_heads * shape.tokens**2
+    )  # fmt: skip
+
+
+def projection_macs(shape: Shape) -> int:
+    """q, k, v and the output."""
+    return 4 * shape.tokens * shape.dim * shape.size

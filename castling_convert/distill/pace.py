@@ -1,0 +1,89 @@
+"""How long a conversion takes on this machine, from a few of its own steps."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import RecipeError
+from ..recipe import DistillConfig, Recipe
+from .loop import distill
+from .progress import Progress
+
+TIMED = 2
+"""Steps of each phase that are timed, after a first one that is not."""
+WORTH_TIMING = 50
+"""A run of fewer steps is over before it has been timed."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds a step takes, in each phase; None for a phase that the recipe does not have."""
+
+    align: float | None
+    whole: float | None
+
+    def step(self, config: DistillConfig) -> float:
+        """Seconds of a step, on the mean over both phases."""
+        share = config.align.share
+        return share * (self.align or 0.0) + (1 - share) * (self.whole or 0.0)
+
+    def minutes(self, config: DistillConfig) -> float:
+        """Of the whole run."""
+        return config.steps * self.step(config) / 60
+
+    def steps(self, minutes: float, config: DistillConfig) -> int:
+        """How many steps fit into `minutes`.
+
+        Raises:
+            RecipeError: none does.
+        """
+        count = int(60 * minutes / self.step(config))
+        if count < 1:
+            raise RecipeError(
+                f"one step takes {self.step(config):.1f} s here, more than --minutes {minutes:g}; give more, or make "
+                "steps smaller with --set distill.batch_size=8"
+            )
+        return count
+
+    def explain(self, config: DistillConfig) -> str:
+        """In one line, for people."""
+        parts = [
+            f"{seconds:.2f} s a step {what}"
+            for seconds, what in ((self.align, "of layers alone"), (self.whole, "of the whole student"))
+            if seconds is not None
+        ]
+        return (
+            f"{config.steps} steps of {config.batch_size} images: about {self.minutes(config):.1f} min here "
+            f"({', '.join(parts)})"
+        )
+
+
+def measure_pace(student: nn.Module, teacher: nn.Module, data: Any, recipe: Recipe, device: str | None = None) -> Pace:
+    """Time a few steps of each phase, data loading included, on copies of a castled `student`."""
+
+    def timed(share: float) -> float:
+        few = recipe.override(
+            f"distill.steps={1 + TIMED}", f"distill.align.share={share}", "distill.optimizer.guard=false"
+        )
+        stops = _Stops()
+        distill(copy.deepcopy(student), teacher, data, few, device=device, progress=stops)
+        return (stops.times[-1] - stops.times[0]) / TIMED
+
+    share = recipe.distill.align.share
+    return Pace(timed(1.0) if share > 0 else None, timed(0.0) if share < 1 else None)
+
+
+class _Stops(Progress):
+    """Remembers when each step ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def step(self, *, step: int, phase: str, images: int, **metrics: Any) -> None:
+        self.times.append(time.monotonic())

@@ -1,0 +1,63 @@
+"""The benchmark of pretrained models, a few steps long, on a model and images made here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.models import save_for_hf
+
+from tests.models import tiny
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def pretrained(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import pretrained
+
+    yield pretrained
+    for name in ("pretrained", "bed"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+def test_any_model_on_anybodys_images(pretrained, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for part, kind, index in ((p, k, i) for p in ("train", "val") for k in ("a", "b") for i in range(8)):
+        folder = tmp_path / "images" / part / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    save_for_hf(tiny(num_classes=2), tmp_path / "teacher", safe_serialization=True)
+    images = tmp_path / "images"
+    pretrained.own(f"local-dir:{tmp_path / 'teacher'}", str(images / "train"), str(images / "val"), ("castling",), 64)
+    line = capsys.readouterr().out.strip()
+    values = json.loads(line[line.index("{") :])
+    assert set(values) == {"teacher", "castled", "agreement", "prefix", "patches"}
+    assert all(0 <= values[name] <= 100 for name in ("teacher", "castled", "agreement"))
+    assert all(0.5 < values[name] <= 1 + 1e-5 for name in ("prefix", "patches"))
+
+
+def test_every_run_is_another_one(pretrained):
+    jobs = pretrained.jobs()
+    assert len({job.key for job in jobs}) == len(jobs) > 15
+    assert {job.recipe for job in jobs} == set(pretrained.RECIPES)
+
+
+def test_the_page_says_what_is_there(pretrained, tmp_path):
+    sets = {"photographs": {"teacher": 78.0, "castled": 77.0, "agreement": 84.0, "prefix": 0.95, "patches": 0.94}}
+    sets["stamps"] = sets["photographs"]
+    int8 = {name: {"castled": 76.0, "agreement": 83.0} for name in sets}
+    results = tmp_path / "results.jsonl"
+    for job in pretrained.jobs()[:4]:
+        record = {"key": job.key, "seconds": 60.0, "sets": sets, "int8": int8, "size": job.size, "images": job.images}
+        with results.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    page = pretrained.page(results)
+    assert "| castling (2 seeds) | 6000 | 1.0 | 100.0 | -1.0 [-1.0, -1.0] | 84.0 | 0.950, 0.940 |" in page
+    assert "-2.0, -2.0 | 83.0, 83.0 |" in page
