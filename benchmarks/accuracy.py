@@ -355,11 +355,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a subset, into benchmarks/.cache")
     parser.add_argument("--table", action="store_true", help="only write the table")
     parser.add_argument("--only", metavar="NAME", action="append", help="runs of this recipe or variant; repeatable")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="of so many seeds")
+    parser.add_argument("--most", type=int, default=LONG, help="runs of at most so many steps")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     results, file = (CACHE / "quick.jsonl", CACHE / "quick.md") if arguments.quick else (RESULTS, TABLE)
     if not arguments.table:
-        chosen = [job for job in jobs(arguments.quick) if arguments.only is None or job[1] in arguments.only]
+        chosen = [
+            job for job in jobs(arguments.quick)
+            if (arguments.only is None or job[1] in arguments.only)
+            and job[2] in SEEDS[: arguments.seeds]
+            and job[3] <= arguments.most
+        ]  # fmt: skip
         run_all(chosen, results, arguments.workers)
     text = page(results, arguments.quick)
     file.write_text(text)

@@ -164,11 +164,12 @@ Made by `python benchmarks/latency.py --anew`.
 
 {_table(found)}
 
+Rows with empty cells were measured before those recipes were there, with torch 2.15.0 and onnxruntime 1.31.1.
 *target* is what was aimed at. *bare* and *most* are ratios of medians to the same softmax model in the same run, as
 uncertain as the others: *bare* of `castling-fast` without norms of q and k, centring and constant, so that all that is
 left of its attention are the two products and the convolution; *most* of a model with all linear layers and **no
 attention at all**. They say about what is within reach, *bare* of these graphs and *most* of any; where *bare* is near
-a ratio or *target*, the intervals do not tell them apart. An empty cell was not measured.
+a ratio or *target*, the intervals do not tell them apart.
 
 ## The best castled artifact against the softmax model in float32
 
