@@ -89,8 +89,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "squares in place of cubes": ("attention.power=2",),
     "no softmax rows for the class token": ("attention.prefix_rows=false",),
     "no depthwise residual": ("attention.depthwise=none",),
-    "annealed: a gate, first layer first": (
-        "distill.mask.schedule=gate", "distill.mask.order=first", "distill.mask.closed_from=0.7",
+    "annealed from the teacher's own layers, the first one first": (
+        "distill.mask.schedule=gate", "distill.mask.branch=teacher", "distill.mask.order=first",
+        "distill.mask.closed_from=0.7",
     ),
 }  # fmt: skip
 

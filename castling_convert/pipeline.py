@@ -23,7 +23,7 @@ from .analysis.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
 from .castle import Castling, castle
 from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
 from .distill.loop import DistillResult, distill, fingerprint, make_accelerator
-from .distill.pace import WORTH_TIMING, measure_pace
+from .distill.pace import WORTH_TIMING, Pace, measure_pace
 from .distill.progress import Progress
 from .distill.state import refuse_changes, saved_fingerprint, saved_step
 from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
@@ -111,7 +111,11 @@ def convert(
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
     student = castle(teacher, recipe, "all" if layers == "auto" else layers)
     require_space(output, 8 * bundle.state_bytes(student))
-    recipe = _paced(recipe, minutes, student, teacher, training, device, output if resume else None, console)
+    begun = _begun(output) if resume else None
+    if begun is not None and minutes is not None:  # it has the steps it began with, whatever they take today
+        recipe = recipe.override(f"distill.steps={begun['distill']['steps']}")
+    elif begun is None and (minutes is not None or (console is not None and recipe.distill.steps >= WORTH_TIMING)):
+        recipe = _paced(recipe, minutes, measure_pace(student, teacher, training, recipe, device), console)
     del student
     identity = {
         "model": f"local-dir:{Path(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
@@ -163,27 +167,15 @@ def convert(
     return summary
 
 
-def _paced(
-    recipe: Recipe,
-    minutes: float | None,
-    student: nn.Module,
-    teacher: nn.Module,
-    training: ImageData,
-    device: str,
-    interrupted: Path | None,
-    console: Console | None,
-) -> Recipe:
-    """The recipe with as many steps as `minutes` hold, and a line that says how long it will take.
+def _begun(output: Path) -> dict[str, Any] | None:
+    """The fingerprint of an interrupted run in `output`, or of its plan; None where there is neither."""
+    if saved_step(output / bundle.STATE) is not None:
+        return saved_fingerprint(output / bundle.STATE)
+    return Plan.load(output / bundle.PLAN).fingerprint if (output / bundle.PLAN).is_file() else None
 
-    A run that goes on has the steps that it began with, whatever this machine takes for one.
-    """
-    state = interrupted / bundle.STATE if interrupted is not None else None
-    if state is not None and saved_step(state) is not None:
-        steps = saved_fingerprint(state).get("distill", {}).get("steps")
-        return recipe if minutes is None else recipe.override(f"distill.steps={steps}")
-    if minutes is None and (console is None or recipe.distill.steps < WORTH_TIMING):
-        return recipe
-    pace = measure_pace(student, teacher, training, recipe, device)
+
+def _paced(recipe: Recipe, minutes: float | None, pace: Pace, console: Console | None) -> Recipe:
+    """The recipe with as many steps as `minutes` hold, and a line that says how long it will take."""
     if minutes is not None:
         recipe = recipe.override(f"distill.steps={pace.steps(minutes, recipe.distill)}")
     if console is not None:

@@ -117,10 +117,9 @@ def angular_matrix(q: Tensor, k: Tensor, scale: Tensor, config: AngularConfig) -
 def angular_cost(shape: Shape, config: AngularConfig) -> tuple[int, int]:
     """MACs of K̂ᵀV and its product with Q̂, N·d² a head each, and of a sum of weights, N·d; held are q̂ and k̂,
     centred values, and K̂ᵀV."""
-    size = shape.num_heads * shape.head_dim
-    macs = 2 * shape.tokens * shape.head_dim * size
-    macs += shape.tokens * size if config.normalization == "row_sum" else 0
-    return macs, (3 if config.center else 2) * shape.tokens * size + shape.head_dim * size
+    macs = 2 * shape.tokens * shape.head_dim * shape.size
+    macs += shape.tokens * shape.size if config.normalization == "row_sum" else 0
+    return macs, (3 if config.center else 2) * shape.tokens * shape.size + shape.head_dim * shape.size
 
 
 class AngularAttention(CastledAttention):

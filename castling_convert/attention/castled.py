@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from .config import AttentionConfig
 from .depthwise import depthwise_conv, depthwise_residual
 from .grid import TokenGrid
-from .local import prefix_softmax, window_softmax
+from .local import attention, window_softmax
 from .masked_softmax import CLOSED, masked_softmax
 
 Layout = Literal["product", "transpose"]
-"""How a folded layer puts channels before tokens, see `angular.FoldedAngular.channels`."""
+"""How a folded layer puts channels before tokens, see `FoldedAttention.channels`."""
 
 WINDOW_SHARE = 0.3
 """What a window counts for beside the linear form before anything is trained."""
@@ -116,7 +116,7 @@ class _Castled(nn.Module):
 
     def rows(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax of the prefix tokens over all tokens, [B, heads, prefix, d]."""
-        return prefix_softmax(q, k, v, self.softmax_scale, self.grid.num_prefix_tokens)
+        return attention(q[:, :, : self.grid.num_prefix_tokens], k, v, self.softmax_scale)
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj(y)

@@ -18,7 +18,7 @@ and what they know of the teacher would be lost with it.
 
 Sources: powers of relu features from Han et al., "FLatten Transformer", ICCV 2023, arXiv 2308.00442; a learned map a
 head that starts from the identity from Zhang et al., "The Hedgehog & the Porcupine", arXiv 2402.04347. That the angle
-carries them, and the key weights, were chosen in `benchmarks/pretrained.md`.
+carries them, and the key weights, are our own; what they reach is in `benchmarks/pretrained.md`.
 """
 
 from __future__ import annotations
@@ -75,12 +75,6 @@ def smallest(dtype: torch.dtype) -> float:
     return max(SMALLEST, torch.finfo(dtype).tiny)
 
 
-def features_matrix(z_q: Tensor, z_k: Tensor, key_logits: Tensor, config: FeaturesConfig) -> Tensor:
-    """The explicit weights, [B, heads, N, N]. For checks only."""
-    weights = feature_map(z_q, config) @ (feature_map(z_k, config) * key_logits.softmax(-2)).transpose(-2, -1)
-    return weights / weights.sum(-1, keepdim=True)
-
-
 class FeaturesAttention(CastledAttention):
     """Training form, W as `rotate_q` and `rotate_k`, [heads, d, d], and a as `key_direction`, [heads, d, 1]."""
 
@@ -122,10 +116,9 @@ class FoldedFeatures(FoldedAttention):
         for name in ("rotate_q", "rotate_k", "key_direction"):
             self.register_buffer(name, None if self.merged else getattr(trained, name).detach().clone())
         with_rows = self.merged and self.config.prefix_rows and self.grid.num_prefix_tokens > 0
-        query, key, bias = _row_weights(trained)
-        self.register_buffer("row_query", query if with_rows else None)
-        self.register_buffer("row_key", key if with_rows else None)
-        self.register_buffer("row_bias", bias if with_rows else None)
+        weights = _row_weights(trained) if with_rows else (None, None, None)
+        for name, value in zip(("row_query", "row_key", "row_bias"), weights, strict=True):
+            self.register_buffer(name, value)
         if self.merged:
             self.qkv = _merged(trained)
 

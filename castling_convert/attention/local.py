@@ -1,4 +1,4 @@
-"""Softmax where it stays linear in the tokens: the rows of prefix tokens, and windows of the patch grid."""
+"""Softmax where it stays linear in the tokens: of few queries, and within windows of the patch grid."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, bias: Tenso
     return (logits if bias is None else logits + bias).softmax(-1) @ v
 
 
-def prefix_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, prefix: int) -> Tensor:
-    """Softmax attention of the first `prefix` tokens to all; q, k, v, [B, heads, N, d], to [B, heads, prefix, d]."""
-    return attention(q[:, :, :prefix], k, v, softmax_scale)
-
-
 def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: TokenGrid, side: int) -> Tensor:
     """Softmax attention of every patch to the patches of its window.
 
     Windows of `side` x `side` patches tile the grid without overlap, from its upper left corner on; those at the
-    other borders hold what is left. N·side² weights a head, where softmax over all patches has N².
+    other borders hold what is left. N·side² weights a head, where softmax over all patches has N². A torch.export
+    program of any size needs two windows a side at the least: torch takes a dimension of one for another program.
 
     Args:
         q, k, v: [B, heads, N, d], prefix tokens included.
@@ -39,10 +35,8 @@ def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: 
     height, width = grid.shape_for(N)
     rows, columns = (height + side - 1) // side, (width + side - 1) // side
     # While a graph of any size is traced, sizes are symbols, and nothing may depend on what they are.
-    padded = not (isinstance(height, int) and isinstance(width, int)) or (rows * side, columns * side) != (
-        height,
-        width,
-    )
+    known = isinstance(height, int) and isinstance(width, int)
+    padded = not known or (rows * side, columns * side) != (height, width)
 
     def windows(x: Tensor) -> Tensor:
         x = x.reshape(B, heads, height, width, d)

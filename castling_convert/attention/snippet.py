@@ -47,8 +47,7 @@ def linear_snippet(q: Tensor, k: Tensor, v: Tensor, config: SnippetConfig) -> Te
 
 def snippet_cost(shape: Shape, config: SnippetConfig) -> tuple[int, int]:
     """MACs of K̂ᵀV and its product with Q̂; held are q̂, k̂ and K̂ᵀV."""
-    size = shape.num_heads * shape.head_dim
-    return 2 * shape.tokens * shape.head_dim * size, 2 * shape.tokens * size + shape.head_dim * size
+    return 2 * shape.tokens * shape.head_dim * shape.size, (2 * shape.tokens + shape.head_dim) * shape.size
 
 
 class SnippetAttention(CastledAttention):

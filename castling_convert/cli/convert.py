@@ -47,11 +47,14 @@ def command(
     **options: Any,
 ) -> None:
     """Castle a softmax ViT, distil it until its masks are closed, fold it, write a bundle."""
+    from ..errors import RecipeError
     from ..load import parse_model_args
     from ..pipeline import convert, default_recipe
     from ..recipe import Recipe
     from .summary import print_summary
 
+    if steps is not None and options["minutes"] is not None:
+        raise RecipeError("--steps and --minutes both say how long to train; give one of them")
     extra = [f"distill.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None]
     output = output or Path("castled") / default_name(model)
     summary = convert(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 TRIED, JUDGED = 8, 2
 """Batches that a rate is tried on, and batches that tell whether the student is better or worse for it."""
+RISING = 4
+"""Steps over which the rate of a trial rises, and after which it is judged for the first time."""
 FACTOR = 4.0
 HARM = 1.5
 """How much higher the loss may be after TRIED steps: Adam's first ones are of one size for every weight, and rarely an
@@ -21,63 +25,73 @@ LOWEST = 1e-3
 Loss = Callable[[Tensor], tuple[Tensor, Any, Any]]
 
 
+@contextmanager
+def undone_randomness() -> Iterator[None]:
+    """Whatever is drawn inside, what comes after draws as if it had not been."""
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+
+
 def settle_rate(
     student: nn.Module,
     loss: Loss,
-    batches: Iterator[Tensor],
+    batches: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LambdaLR,
-    steps: int,
     clip_grad: float,
     say: Callable[[str], None],
-) -> Iterator[Tensor]:
+) -> None:
     """Lower the rates of a fresh `optimizer`, and of `scheduler` with it, until TRIED steps do no harm.
 
     A pretrained model that its layers have already learned to copy is destroyed in a few steps at a rate that a small
-    one needs. Every trial starts from the student as it is, and leaves it so; random numbers are drawn as if there
-    had been none.
+    one needs. Every trial starts from the student as it is, and leaves it and the random state so.
 
     Args:
-        loss: of images [B, C, H, W], first of what it returns. steps: of the phase.
-
-    Returns:
-        The batches, those that were tried on included.
+        loss: of images [B, C, H, W], first of what it returns. batches: JUDGED and TRIED of them, or fewer.
     """
-    taken = list(itertools.islice(batches, min(TRIED + JUDGED, steps)))
-    tried, judged = taken[:-JUDGED] or taken, taken[-JUDGED:]
+    tried, judged = batches[:-JUDGED] or batches, batches[-JUDGED:]
     weights = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
-    settings = [dict(group) for group in optimizer.param_groups]
-    random = torch.get_rng_state()
+    rates = [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups]
 
     @torch.no_grad()
     def level() -> float:
         return sum(loss(images)[0].item() for images in judged) / len(judged)
 
-    start, factor = level(), 1.0
-    while True:
-        reached = start
+    def reached(factor: float) -> float:
+        """The loss after a trial at `factor` of the rates, which ends as soon as it is too high."""
+        after = start
         for count, images in enumerate(tried, start=1):
-            for group, setting in zip(optimizer.param_groups, settings, strict=True):
-                group["lr"] = setting["initial_lr"] * factor * min(1.0, count / 4)
+            for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor * min(1.0, count / RISING)
             loss(images)[0].backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
             optimizer.step()
             optimizer.zero_grad()
-            if count % 4 == 0 or count == len(tried):
-                reached = level()
-                if not reached <= HARM * start:
+            if count % RISING == 0 or count == len(tried):
+                after = level()
+                if not after <= HARM * start:
                     break
         student.load_state_dict(weights)
         optimizer.state.clear()
-        torch.set_rng_state(random)
-        if reached <= HARM * start or factor <= LOWEST:
+        return after
+
+    factor = 1.0
+    with undone_randomness():
+        start = level()
+    while True:
+        with undone_randomness():
+            harmless = reached(factor) <= HARM * start
+        if harmless or factor <= LOWEST:
             break
         factor /= FACTOR
-    for group, setting in zip(optimizer.param_groups, settings, strict=True):
-        group["initial_lr"] = setting["initial_lr"] * factor
-        group["lr"] = setting["lr"] * factor
+    for group, (now, initial) in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"], group["initial_lr"] = now * factor, initial * factor
     rate = min(scheduler.base_lrs)
     scheduler.base_lrs = [base * factor for base in scheduler.base_lrs]
     if factor < 1:
         say(f"the whole student got worse at a rate of {rate:.1g}; lowered to {rate * factor:.1g}")
-    return itertools.chain(taken, batches)

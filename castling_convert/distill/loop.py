@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ..errors import DataError, ModelError
 from ..recipe import DistillConfig, Recipe
 from .calibrate import calibrate
 from .data import ImageData, Preprocessing, open_data, training_loader
-from .guard import settle_rate
+from .guard import JUDGED, TRIED, settle_rate, undone_randomness
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, channel_error, feature_distance, logit_divergence, tap
 from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
@@ -109,15 +110,13 @@ def distill(
     student, *optimizers = accelerator.prepare(student.train(), *optimizers)
     schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
-    if config.mask.branch == "teacher":
-        for name, layer in castled_layers(student):
-            layer.open_to(copy.deepcopy(teacher.get_submodule(name)).requires_grad_(False))
     first = state.load() if resume else 0
     batches = _batches(data, student, recipe, first, accelerator)
 
     started, losses, seen = time.monotonic(), {}, 0
     with (
         progress.running(config.steps, first),
+        opened_to(teacher if config.mask.branch == "teacher" else None, student),
         tap(teacher, names) as softmax,
         tap(student, names) as castled,
         StopRequest() as stop,
@@ -137,9 +136,10 @@ def distill(
             masks = [SHUT if aligning else schedule.mask(step, index) for index in range(len(names))]
             if step == aligned and config.optimizer.guard:
                 close_masks(student)
-                batches = settle_rate(
-                    student, whole_loss, batches, optimizer.optimizer, scheduler.scheduler,
-                    config.steps - aligned, config.optimizer.clip_grad, progress.say,
+                some, batches = _ahead(data, batches, student, recipe, step, accelerator)
+                settle_rate(
+                    student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
+                    progress.say,
                 )  # fmt: skip
             for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
                 layer.set_mask(*mask)
@@ -180,8 +180,6 @@ def distill(
             if not last and stop.requested:
                 raise KeyboardInterrupt
     close_masks(student)
-    for _, layer in castled_layers(student):
-        layer.open_to(None)
     accelerator.unwrap_model(student).eval()
     seconds = time.monotonic() - started
     return DistillResult(first, config.steps, seconds, seen / max(seconds, 1e-9), losses)
@@ -231,6 +229,20 @@ def _is_probed(step: int, config: DistillConfig) -> bool:
 def _tokens(student: nn.Module) -> int:
     grid = next(castled_layers(student))[1].grid
     return grid.num_prefix_tokens + grid.height * grid.width
+
+
+@contextmanager
+def opened_to(teacher: nn.Module | None, student: nn.Module) -> Iterator[None]:
+    """While open, what the masks of `student` open to are copies of the layers of `teacher`, where there is one."""
+    layers = dict(castled_layers(student))
+    try:
+        if teacher is not None:
+            for name, layer in layers.items():
+                layer.open_to(copy.deepcopy(teacher.get_submodule(name)).requires_grad_(False))
+        yield
+    finally:
+        for layer in layers.values():
+            layer.open_to(None)
 
 
 def align_step(
@@ -289,6 +301,21 @@ def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelera
     if accelerator.num_processes > 1 and isinstance(data, torch.utils.data.DataLoader):
         data = accelerator.prepare(data)  # alone it would only read a batch ahead, past what a resumed run repeats
     return _forever(data, accelerator)
+
+
+def _ahead(
+    data: Any, batches: Iterator[Tensor], student: nn.Module, recipe: Recipe, step: int, accelerator: Accelerator
+) -> tuple[list[Tensor], Iterator[Tensor]]:
+    """Some of the batches from `step` on, for the guard, and `batches` as if they had not been read.
+
+    Data that can be read again is, so that a resumed run meets the same images and augmentations.
+    """
+    count = min(TRIED + JUDGED, recipe.distill.steps - step)
+    if isinstance(data, Iterator):
+        some = list(itertools.islice(batches, count))
+        return some, itertools.chain(some, batches)
+    with undone_randomness():
+        return list(itertools.islice(_batches(data, student, recipe, step, accelerator), count)), batches
 
 
 def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[no-untyped-def]

@@ -277,6 +277,21 @@ def test_gates_and_orders_reach_the_layers(student, teacher, batches, tmp_path):
     assert densities[-1] == [0.0, 0.0]
 
 
+def test_a_gate_opens_to_the_teachers_own_layers(student, teacher, batches, tmp_path):
+    """Whatever the layers have become alone, the first step of the whole student is nearly the teacher."""
+    annealed = ("distill.align.share=0.5", *ANNEALED)
+    for name in ("annealed", "closed"):
+        (tmp_path / name).mkdir()
+        run(copy.deepcopy(student), teacher, batches, *(annealed if name == "annealed" else annealed[:1]), steps=40,
+            workdir=tmp_path / name)  # fmt: skip
+    first = {name: metrics(tmp_path / name)[20] for name in ("annealed", "closed")}
+    assert first["annealed"]["density"]["blocks.1.attn"] == 1
+    assert first["annealed"]["losses"]["attention"] < 0.2 * first["closed"]["losses"]["attention"]
+    last = metrics(tmp_path / "annealed")[-1]
+    assert last["phase"] == "closed"
+    assert set(last["density"].values()) == {0.0}
+
+
 def test_the_probe_sees_a_closed_student_and_changes_nothing(student, teacher, batches, tmp_path):
     annealed = ("distill.mask.schedule=gate", "distill.mask.closed_from=0.9")
     seen = []
@@ -352,11 +367,22 @@ def test_precision_can_change_between_two_runs(student, teacher, batches):
     assert next(student.parameters()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("at", [1, 3, 7], ids="after step {}".format)
-def test_interrupted_and_resumed_is_the_uninterrupted_run(student, teacher, tmp_path, at):
+GUARDED = ("distill.align.share=0.5", "distill.optimizer.guard=true", "distill.optimizer.lr=0.3")
+ANNEALED = (
+    "distill.mask.schedule=gate", "distill.mask.branch=teacher", "distill.mask.order=first",
+    "distill.mask.closed_from=0.8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("at", "settings"),
+    [(1, ()), (3, ()), (7, ()), (3, GUARDED), (5, GUARDED), (8, GUARDED), (6, (*GUARDED, *ANNEALED))],
+    ids=str,
+)
+def test_interrupted_and_resumed_is_the_uninterrupted_run(student, teacher, tmp_path, at, settings):
     student.blocks[0].drop_path1 = torch.nn.Dropout(0.1)  # random numbers are drawn in the model too
     whole, parts = copy.deepcopy(student), copy.deepcopy(student)
-    run(whole, teacher, "digits")
+    run(whole, teacher, "digits", *settings)
 
     class Interrupted(Progress):
         def step(self, **values):
@@ -365,11 +391,12 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(student, teacher, tmp_
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run(parts, teacher, "digits", workdir=tmp_path, progress=Interrupted(tmp_path))
+        run(parts, teacher, "digits", *settings, workdir=tmp_path, progress=Interrupted(tmp_path))
+    assert all(layer.other is None for _, layer in castled_layers(parts))
     assert len(metrics(tmp_path)) == at
     torch.manual_seed(123)
     resumed = copy.deepcopy(student)
-    result = run(resumed, teacher, "digits", workdir=tmp_path, resume=True)
+    result = run(resumed, teacher, "digits", *settings, workdir=tmp_path, resume=True)
     assert result.first_step == at
     assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 11))
     assert same(state(resumed), state(whole))

@@ -28,14 +28,14 @@ from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.prepare import Signature, prepare
 from castling_convert.export.quantize import split_gemm
-from tests.models import FEATURES, KINDS, closed_student, images, tiny
+from tests.models import FAST, FEATURES, KINDS, WINDOW, closed_student, images, tiny
 
 HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
-def folded(kind: str = "deit", layers: str | None = None) -> Any:
+def folded(kind: str = "deit", layers: str | None = None, form: dict[str, Any] = FEATURES) -> Any:
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **FEATURES))
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **form))
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,27 @@ def test_every_kind_runs_within_its_bounds(exports, kind, layers, precision) -> 
     error = (OnnxModel(path)(x) - expected).square().mean().sqrt() / expected.std()
     assert error <= {"fp16": 0.01, "int8": 0.1}[precision]
     assert error > 1e-7, "this is not another precision"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [FAST, WINDOW], ids=["fast", "window"])
+@pytest.mark.parametrize(
+    ("format", "precision"),
+    [
+        ("onnx", "fp16"),
+        ("onnx", "bf16"),
+        ("onnx", "int8"),
+        ("openvino", "fp32"),
+        ("openvino", "int8"),
+        ("torch", "fp16"),
+    ],
+)
+def test_the_other_forms_run_within_their_bounds(tmp_path, form, format, precision) -> None:
+    """Parity is checked by the export, at a batch of as many images as there are heads too."""
+    path = tmp_path / f"model{FORMATS[format].suffix}"
+    for batch in (3, "1:2:4"):
+        options = ExportOptions.make(precision=precision, batch=batch)
+        assert FORMATS[format].exporter.export(folded(form=form), path, options).parity.holds
 
 
 @pytest.mark.slow
@@ -328,7 +349,7 @@ def test_a_wrong_graph_is_never_published(tmp_path, monkeypatch, precision) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(("format", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml")])
 def test_int8_for_one_batch_size_alone(tmp_path, format, name) -> None:
-    path = cc.export(folded(), tmp_path / name, format=format, precision="int8", batch=3)
+    path = cc.export(folded(), tmp_path / name, format=format, precision="int8", batch=3, calibration="digits")
     run = FORMATS[format].exporter.open(path)
     assert run.batch == 3
     assert run(images(4)).shape == (4, 10)

@@ -22,7 +22,7 @@ from castling_convert.errors import CheckFailed, ExportError, Interrupted
 from castling_convert.export import FORMATS, trt
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.trt_operators import operators, refused
-from tests.models import FEATURES, KINDS, closed_student, tiny
+from tests.models import FAST, FEATURES, KINDS, WINDOW, closed_student, tiny
 
 from .trt_api import SUPPORTED, attributes, names, there
 
@@ -35,9 +35,9 @@ HOLDS = {
 }  # fmt: skip
 
 
-def folded(kind: str = "deit", layers: str | None = None) -> Any:
+def folded(kind: str = "deit", layers: str | None = None, form: dict[str, Any] = FEATURES) -> Any:
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **FEATURES))
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **form))
 
 
 # --- names
@@ -77,10 +77,18 @@ def test_what_the_table_says_is_gone_is_gone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
-@pytest.mark.parametrize(("kind", "layers"), [*((kind, None) for kind in KINDS), ("deit", "0")])
-def test_every_graph_is_taken(tmp_path, kind, layers, precision):
+@pytest.mark.parametrize(
+    ("kind", "layers", "form"),
+    [
+        *((kind, None, FEATURES) for kind in KINDS),
+        ("deit", "0", FEATURES),
+        ("deit", None, FAST),
+        ("deit", None, WINDOW),
+    ],
+)
+def test_every_graph_is_taken(tmp_path, kind, layers, form, precision):
     made = FORMATS["trt"].exporter.export(
-        folded(kind, layers), tmp_path / "model.plan", ExportOptions.make(precision=precision, onnx_only=True)
+        folded(kind, layers, form), tmp_path / "model.plan", ExportOptions.make(precision=precision, onnx_only=True)
     )
     assert list(refused(onnx.load(made.artifact))) == []
     assert [path.name for path in tmp_path.iterdir()] == ["model.trt.onnx"]
