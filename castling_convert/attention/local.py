@@ -22,8 +22,7 @@ def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: 
     """Softmax attention of every patch to the patches of its window.
 
     Windows of `side` x `side` patches tile the grid without overlap, from its upper left corner on; those at the
-    other borders hold what is left. N·side² weights a head, where softmax over all patches has N². A torch.export
-    program of any size needs two windows a side at the least: torch takes a dimension of one for another program.
+    other borders hold what is left. N·side² weights a head, where softmax over all patches has N².
 
     Args:
         q, k, v: [B, heads, N, d], prefix tokens included.

@@ -45,7 +45,7 @@ class Pace:
         count = int(60 * minutes / self.step(config))
         if count < 1:
             raise RecipeError(
-                f"one step takes {self.step(config):.1f} s here, more than --minutes {minutes:g}; give more, or make "
+                f"one step takes {self.step(config):.2g} s here, more than --minutes {minutes:g}; give more, or make "
                 "steps smaller with --set distill.batch_size=8"
             )
         return count

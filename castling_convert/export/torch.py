@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..attention import FoldedAttention
 from ..errors import ExportError, OutputError
 from ..files import writing_file
 from .onnx import dynamic_axes
@@ -37,6 +38,12 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     """
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file name with --output")
+    windowed = any(isinstance(module, FoldedAttention) and module.config.window for module in model.modules())
+    if windowed and options.image_range is not None:
+        # torch makes it a condition of the program whether windows fill the grid, and whether there is but one.
+        raise ExportError(
+            "a .pt2 file for any size can't have attention windows; give one --image-size, or --format onnx"
+        )
     prepared = prepare(model, options, fused=True)
     batch = options.fixed_batch or 2
     example = prepared.signature.inputs(probe_images(prepared.model, batch, size=prepared.signature.input_size[1:]))

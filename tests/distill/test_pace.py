@@ -22,7 +22,7 @@ def test_minutes_and_steps_are_inverse():
 
 
 def test_less_than_a_step_is_refused_with_a_way_out():
-    with pytest.raises(RecipeError, match=r"one step takes 60\.0 s here, more than --minutes 0\.5; .*batch_size"):
+    with pytest.raises(RecipeError, match=r"one step takes 60 s here, more than --minutes 0\.5; .*batch_size"):
         Pace(align=60.0, whole=60.0).steps(0.5, CONFIG)
 
 
