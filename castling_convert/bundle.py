@@ -30,6 +30,7 @@ TRAINED = "train/trained.safetensors"
 STATE = "train/state"
 REJECTED = "train/rejected"
 PLAN = "train/plan.json"
+ALIGNED = "train/aligned.safetensors"
 
 
 def save(
@@ -201,6 +202,7 @@ def _is_ours(path: Path) -> bool:
         Path(TRAINED).name,
         METRICS,
         Path(PLAN).name,
+        Path(ALIGNED).name,
     }
 
 

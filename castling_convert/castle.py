@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from .attention import AttentionConfig, CastledAttention, FoldedAttention, before_forms, config_of, training_form
 from .attention.masked_softmax import CLOSED
@@ -141,6 +141,24 @@ def castled_layers(model: nn.Module) -> Iterator[tuple[str, CastledAttention]]:
     for name, module in model.named_modules():
         if isinstance(module, CastledAttention):
             yield name, module
+
+
+def layer_states(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of every castled layer, by their names in the model; no copies."""
+    return {
+        f"{name}.{key}": value for name, layer in castled_layers(model) for key, value in layer.state_dict().items()
+    }
+
+
+def adopt_layers(model: nn.Module, states: Mapping[str, Tensor]) -> None:
+    """Give the castled layers of `model` what `layer_states` of another student says of them.
+
+    Raises:
+        RuntimeError: something is missing, or of another shape.
+    """
+    for name, layer in castled_layers(model):
+        start = f"{name}."
+        layer.load_state_dict({key.removeprefix(start): v for key, v in states.items() if key.startswith(start)})
 
 
 def close_masks(model: nn.Module) -> None:

@@ -3,7 +3,8 @@
 Blocks are castled in the order of their sensitivity, the least needed first. Whether a plan meets the
 budget is found out by carrying it out: first with every block castled, then with the most sensitive one
 kept, then two, until the drop on images set aside for this is within the budget. The first that meets it
-keeps the fewest, and its student is the result. Most conversions end after the first trial. The images
+keeps the fewest, and its student is the result. Most conversions end after the first trial. The first phase, every
+layer alone, is the same for all plans and done once; a trial is the second phase, from there. The images
 are half of the validation part, which neither the teacher nor a student was trained on; what is reported
 in the end is measured on the other half. Where there is no such part, they are a fifth of the training
 part, and the teacher, which may know them, is hard to keep up with.

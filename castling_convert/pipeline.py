@@ -14,20 +14,22 @@ from typing import Any
 
 from accelerate.utils import set_seed
 from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import bundle
-from .analysis.accuracy import PROBED_IMAGES, Classifier, Probe, measure, with_usable_labels
+from .analysis.accuracy import PROBED_IMAGES, Classifier, Probe, has_classes, likeness, measure, with_usable_labels
 from .analysis.macs import count_macs, count_parameters
 from .analysis.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
-from .castle import Castling, castle
+from .castle import Castling, adopt_layers, castle, layer_states
 from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
 from .distill.loop import DistillResult, distill, fingerprint, make_accelerator
 from .distill.pace import WORTH_TIMING, Pace, measure_pace
 from .distill.progress import Progress
 from .distill.state import refuse_changes, saved_fingerprint, saved_step
 from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
-from .files import require_space, writing_errors
+from .files import require_space, writing_errors, writing_file
 from .fold import certify
 from .hybrid import Plan, drop_of, search, set_aside
 from .load import load_model
@@ -102,7 +104,7 @@ def convert(
     else:
         name, source = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)), "given"
         teacher = copy.deepcopy(model).eval()
-    if max_drop is not None and teacher.num_classes == 0:
+    if max_drop is not None and not has_classes(teacher):
         raise ModelError(f"{name} has no classes, so --max-drop can't be measured; leave it out, or give --num-classes")
     preprocessing = Preprocessing.of(teacher)
     spec = data or GENERATED
@@ -209,9 +211,16 @@ class _Run:
         images = self.recipe.distill.steps * self.recipe.distill.batch_size // 50
         return Probe(self.teacher.to(self.device), usable, min(max(images, EVAL_BATCH), PROBED_IMAGES))
 
-    def distill(self, data: ImageData, layers: str) -> tuple[nn.Module, DistillResult]:
-        """Castle a copy of the teacher and distil it, or go on with the interrupted run in `output`."""
+    def distill(
+        self, data: ImageData, layers: str, aligned: Mapping[str, Tensor] | None = None, until: int | None = None
+    ) -> tuple[nn.Module, DistillResult]:
+        """Castle a copy of the teacher and distil it, or go on with the interrupted run in `output`.
+
+        With layers that were `aligned` before the first phase is left out; `until` ends the run earlier.
+        """
         student = castle(self.teacher.cpu(), self.recipe, layers)
+        if aligned is not None:
+            adopt_layers(student, aligned)
         blocks = student.castling.blocks  # type: ignore[union-attr]
         workdir, state = self.output / bundle.TRAIN, self.output / bundle.STATE
         if self.planning and saved_step(state) is not None:
@@ -229,6 +238,8 @@ class _Run:
             identity={**self.identity, "layers": blocks, "planning": self.planning},
             progress=Progress(workdir, self.console),
             probe=self.probe,
+            start=0 if aligned is None else self.recipe.distill.aligned,
+            until=until,
         )
         return student, result
 
@@ -252,13 +263,18 @@ def _hybrid(
     planning, unmeasured = with_usable_labels(planning, run.teacher.num_classes)  # type: ignore[arg-type]
     file = run.output / bundle.PLAN
     identity = fingerprint(run.recipe, {**run.identity, "planning": run.planning})
+    alone = run.recipe.distill.aligned
     if run.resume and file.is_file():
         plan = replace(Plan.load(file), max_drop=max_drop)
         refuse_changes(plan.fingerprint, identity)
+        aligned = _read_layers(run.output / bundle.ALIGNED) if alone else None
     else:
-        found = _sensitivities(run, some_images(planning, kept(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher))))
+        aligned = _aligned(run, training) if alone else None
+        images = some_images(planning, kept(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher)))
+        found = _sensitivities(run, images, aligned)
         plan = Plan(max_drop, len(planning), "agreement" if unmeasured else "top-1", found, fingerprint=identity)
         plan.save(file)
+        shutil.rmtree(run.output / bundle.STATE, ignore_errors=True)
 
     def drop(outcome: tuple[nn.Module, DistillResult]) -> float:
         measured = measure(_classifiers(run.teacher, outcome[0]), planning)
@@ -268,13 +284,31 @@ def _hybrid(
         plan.save(file)
         shutil.rmtree(run.output / bundle.STATE, ignore_errors=True)
 
-    student, result = search(plan, lambda layers: run.distill(training, layers), drop, failed, run.console)
+    student, result = search(plan, lambda layers: run.distill(training, layers, aligned), drop, failed, run.console)
     return student, result, plan, validation
 
 
-def _sensitivities(run: _Run, images: Tensor) -> list[Sensitivity]:
+def _aligned(run: _Run, training: ImageData) -> dict[str, Tensor]:
+    """Every layer after the first phase, which is the same for all plans; also kept in the output folder."""
+    if run.console is not None:
+        run.console.print("layers=auto: first every layer alone, once for all plans")
+    student, _ = run.distill(training, "all", until=run.recipe.distill.aligned)
+    states = {name: value.detach().cpu().clone() for name, value in layer_states(student).items()}
+    with writing_file(run.output / bundle.ALIGNED) as fresh:
+        save_file(states, fresh)
+    return states
+
+
+def _read_layers(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        raise BundleError(f"{path} is missing or damaged; start over with --force") from None
+
+
+def _sensitivities(run: _Run, images: Tensor, aligned: Mapping[str, Tensor] | None) -> list[Sensitivity]:
     found = []
-    for entry in sensitivities(run.teacher.to(run.device), run.recipe, images):
+    for entry in sensitivities(run.teacher.to(run.device), run.recipe, images, aligned):
         found.append(entry)
         if run.console is not None:
             run.console.print(f"layers=auto: block {entry.block} castled alone diverges by {entry.divergence:.3g} nats")
@@ -315,14 +349,14 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
             if not resume:
                 shutil.rmtree(state, ignore_errors=True)
                 shutil.rmtree(output / bundle.REJECTED, ignore_errors=True)
-                (output / bundle.PLAN).unlink(missing_ok=True)
+                _forget_plan(output)
                 (workdir / bundle.METRICS).unlink(missing_ok=True)
             workdir.mkdir(parents=True, exist_ok=True)
             yield
     except BaseException as error:
         step, plan = saved_step(state), output / bundle.PLAN
         if step is None and not isinstance(error, KeyboardInterrupt | CheckFailed) and _without_trials(plan):
-            plan.unlink(missing_ok=True)
+            _forget_plan(output)
         if step is None and not plan.is_file() and workdir.is_dir():
             (workdir / bundle.METRICS).unlink(missing_ok=True)
             _remove_empty(workdir)
@@ -336,6 +370,11 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
             where = f"step {step}" if step is not None else "the last plan"
             raise type(error)(f"{error}; then go on from {where} with the same command and --resume") from None
         raise
+
+
+def _forget_plan(output: Path) -> None:
+    for name in (bundle.PLAN, bundle.ALIGNED):
+        (output / name).unlink(missing_ok=True)
 
 
 def _without_trials(plan: Path) -> bool:
@@ -364,10 +403,15 @@ def _classifiers(teacher: nn.Module, student: nn.Module) -> dict[str, Classifier
 def _accuracy(
     teacher: Any, student: nn.Module, data: str | None, validation: ImageData
 ) -> tuple[dict[str, Any], float | None]:
-    """Accuracy where there are labels, agreement where there are real images, else a plain `unmeasured`;
-    and the points lost."""
+    """Accuracy where there are labels, agreement where there are real images, of features where there are no classes,
+    else a plain `unmeasured`; and the points lost."""
     if data is None:
         return {"measured": False, "why": "aligned on generated images: no --data was given"}, None
+    if not has_classes(teacher):
+        models = _classifiers(teacher, student)
+        alike = likeness(models["teacher"], models["castled"], validation)
+        why = "the model has no classes: features are compared"
+        return {"measured": False, "why": why, "held_out": validation.held_out, "features": alike.to_dict()}, None
     opened, unmeasured = with_usable_labels(validation, teacher.num_classes)
     results = measure(_classifiers(teacher, student), opened)
     return {

@@ -77,12 +77,14 @@ class AlignConfig(_Section):
     """The first phase, layers alone: each castled layer learns the teacher's output on the teacher's input.
 
     `share` of all steps. AdamW at `lr` for what a layer inherits, and at `lr * added` for what castling added to it;
-    a linear warm-up, then a linear fall to zero.
+    a linear warm-up, then a linear fall to zero. `echo`: how many steps learn from each batch; what the teacher made
+    of it is kept so long.
     """
 
     share: float = Field(default=0.8, ge=0, le=1)
     lr: float = Field(default=5e-4, gt=0)
     added: float = Field(default=20.0, gt=0)
+    echo: int = Field(default=2, ge=1)
 
 
 class OptimizerConfig(_Section):
@@ -134,6 +136,11 @@ class DistillConfig(_Section):
     mask: MaskConfig = MaskConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    @property
+    def aligned(self) -> int:
+        """The steps of the first phase."""
+        return round(self.align.share * self.steps)
 
 
 def _attention(values: Any) -> Any:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import castling_convert as cc
 from castling_convert import pipeline
+from castling_convert.analysis.evaluate import evaluate
 from castling_convert.bundle import load_trained
 from castling_convert.distill.progress import Progress
 from castling_convert.errors import CastlingError, CheckFailed, DataError, Interrupted
@@ -238,6 +239,30 @@ def test_auto_keeps_the_most_sensitive_block(tmp_path, file, monkeypatch):
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 6  # of the plan that was taken
 
 
+def test_the_layers_learn_alone_once_for_all_plans(tmp_path, file, monkeypatch):
+    """Every plan starts from the same layers; where nothing is kept it is the plain conversion."""
+    phases = []
+    whole = Progress.step
+    monkeypatch.setattr(Progress, "step", lambda self, **v: phases.append((v["step"], v["phase"])) or whole(self, **v))
+    lose(monkeypatch, 5.0, 0.2, 0.2)
+    convert(tmp_path / "out", "distill.align.share=0.5", weights=file, layers="auto", max_drop=1.0)
+    align, rest = [(1, "align"), (2, "align"), (3, "align")], [(4, "closed"), (5, "closed"), (6, "closed")]
+    assert phases == [*align, *rest, *rest]
+    lose(monkeypatch, 0.2, 0.2, 0.2)
+    convert(tmp_path / "all", "distill.align.share=0.5", weights=file, layers="auto", max_drop=1.0)
+    convert(tmp_path / "plain", "distill.align.share=0.5", weights=file)
+    planned, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("all", "plain"))
+    assert all(torch.equal(planned[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_plans_of_a_recipe_with_one_phase(tmp_path, file, monkeypatch, share):
+    lose(monkeypatch, 5.0, 0.2, 0.2)
+    summary = convert(tmp_path / "out", f"distill.align.share={share}", weights=file, layers="auto", max_drop=1.0)
+    assert [len(trial["kept"]) for trial in summary["plan"]["trials"]] == [0, 1]
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 6
+
+
 def test_no_plan_within_the_budget_publishes_nothing(tmp_path, file, monkeypatch):
     lose(monkeypatch, 5.0, 3.0)
     with pytest.raises(CheckFailed, match=r"the best lost 3\.00 points on the 298 planning images"):
@@ -247,12 +272,13 @@ def test_no_plan_within_the_budget_publishes_nothing(tmp_path, file, monkeypatch
         cc.load(tmp_path / "out")
 
 
-@pytest.mark.parametrize("at", [2, 7], ids="at step {} of all plans".format)
+@pytest.mark.parametrize("at", [1, 4, 7], ids="at step {} of all".format)
 def test_auto_interrupted_and_resumed_is_the_uninterrupted_search(tmp_path, file, monkeypatch, at):
     options = {"weights": file, "layers": "auto", "max_drop": 1.0, "steps": 5}
+    phases = "distill.align.share=0.4"  # two steps of layers alone, then three of every plan
     with monkeypatch.context() as patch:
         lose(patch, 5.0, 0.2, 0.2)
-        convert(tmp_path / "whole", **options)
+        convert(tmp_path / "whole", phases, **options)
     seen = []
     with monkeypatch.context() as patch:
         lose(patch, 5.0)
@@ -266,9 +292,9 @@ def test_auto_interrupted_and_resumed_is_the_uninterrupted_search(tmp_path, file
 
         patch.setattr(Progress, "step", stopping)
         with pytest.raises(Interrupted, match="--resume"):
-            convert(tmp_path / "parts", **options)
+            convert(tmp_path / "parts", phases, **options)
     lose(monkeypatch, *([5.0] if at < 5 else []), 0.2, 0.2)
-    convert(tmp_path / "parts", resume=True, **options)
+    convert(tmp_path / "parts", phases, resume=True, **options)
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     plans = [json.loads((tmp_path / name / "summary.json").read_text())["plan"] for name in ("whole", "parts")]
@@ -398,10 +424,17 @@ def test_the_state_of_a_plan_that_failed_is_not_resumed(tmp_path, file, monkeypa
         with pytest.raises(Interrupted, match="--resume"):
             convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0)
     assert (tmp_path / "out" / "train" / "state").exists()
+    assert (tmp_path / "out" / "train" / "aligned.safetensors").exists()
     lose(monkeypatch, 0.2, 0.2)
     summary = convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0, resume=True)
     assert [trial["drop"] for trial in summary["plan"]["trials"]] == [5.0, 0.2]
-    assert summary["distill"]["first_step"] == 0
+    assert summary["distill"]["first_step"] == 5  # after the layers have learned alone
+
+
+def test_a_plan_whose_layers_are_lost(exhausted, file):
+    (exhausted / "train" / "aligned.safetensors").write_bytes(b"")
+    with pytest.raises(CastlingError, match=r"aligned\.safetensors is missing or damaged.*--force"):
+        convert(exhausted, weights=file, layers="auto", max_drop=4.0, resume=True)
 
 
 def test_a_plain_run_is_not_resumed_as_a_planned_one(tmp_path, file, monkeypatch):
@@ -433,6 +466,25 @@ def test_a_budget_for_a_model_without_classes(tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **SMALL)
     with pytest.raises(CastlingError, match=r"no classes.*--max-drop.*--num-classes"):
         convert(tmp_path / "out", model=model, max_drop=1.0)
+
+
+def test_a_model_without_classes_is_matched_by_its_features(tmp_path):
+    """What a classifier's logits are matched by would be nonsense: they are features."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **SMALL)
+    summary = convert(tmp_path / "out", model=model)
+    assert summary["accuracy"]["measured"] is False
+    alike = summary["accuracy"]["features"]
+    assert alike["images"] == 597
+    assert 0.5 < alike["cosine"] <= 1
+    assert 10 < alike["neighbours"] <= 100
+    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert set(records[-1]["losses"]) == {"total", "attention", "features"}
+    assert set(records[-1]["probe"]) == {"cosine"}
+    with pytest.raises(CastlingError, match="returns features, not classes"):
+        evaluate(tmp_path / "out", "digits")
+    with pytest.raises(CastlingError, match="nothing but logits"):
+        convert(tmp_path / "other", "distill.loss.features=0", "distill.loss.attention=0", model=model)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_budget_that_is_no_number(tmp_path, file):

@@ -1,4 +1,4 @@
-"""Top-1, top-5 and agreement of several models on the same images."""
+"""Top-1, top-5 and agreement of several models on the same images; how alike features are without classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distill.data import ImageData, Preprocessing, eval_loader, kept, some_batches
@@ -15,6 +16,7 @@ from ..errors import DataError
 Classifier = Callable[[Tensor], Tensor]
 
 PROBED_IMAGES = 500
+NEIGHBOURS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,19 @@ class Accuracy:
     top1: float | None
     top5: float | None
     agreement: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike the features of two models without classes are, over `images` images: the mean cosine of both
+    models' features of an image, and in how many percent the image nearest to it, by cosine, is the same one."""
+
+    images: int
+    cosine: float
+    neighbours: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,7 +62,7 @@ class Probe:
 
     The images are spread over the whole of `data` and kept in memory, as many as `data.kept` allows.
     Called with a student whose masks are closed, in eval mode. Returns percentages: `agreement`, and `top1`
-    with labels.
+    with labels; the mean `cosine` of the features where there are no classes.
     """
 
     def __init__(self, teacher: nn.Module, data: ImageData, images: int = PROBED_IMAGES) -> None:
@@ -55,18 +70,58 @@ class Probe:
         batches = some_batches(data, kept(images, Preprocessing.of(teacher)))
         self.images = [x for x, _ in batches]
         self.labels = torch.cat([y for _, y in batches]) if data.classes is not None else None
+        self.with_classes = has_classes(teacher)
         with torch.no_grad():
-            self.expected = torch.cat([teacher(x.to(device)).argmax(-1).cpu() for x in self.images])
+            outputs = torch.cat([teacher(x.to(device)).cpu() for x in self.images])
+        self.expected = outputs.argmax(-1) if self.with_classes else outputs
 
     @torch.no_grad()
     def __call__(self, student: nn.Module) -> dict[str, float]:
         device = next(student.parameters()).device
-        top = torch.cat([student(x.to(device)).argmax(-1).cpu() for x in self.images])
+        outputs = torch.cat([student(x.to(device)).cpu() for x in self.images])
+        if not self.with_classes:
+            return {"cosine": F.cosine_similarity(outputs.float(), self.expected.float(), dim=-1).mean().item()}
+        top = outputs.argmax(-1)
         values = {"agreement": 100 * (top == self.expected).float().mean().item()}
         if self.labels is not None:
             values["top1"] = 100 * (top == self.labels).float().mean().item()
             values["teacher_top1"] = 100 * (self.expected == self.labels).float().mean().item()
         return values
+
+
+def has_classes(model: nn.Module) -> bool:
+    """Whether what `model` returns are classes, and not features."""
+    return getattr(model, "num_classes", 1) != 0
+
+
+@torch.no_grad()
+def likeness(reference: Classifier, other: Classifier, data: ImageData) -> Likeness:
+    """Run two models without classes on every image once.
+
+    Args:
+        reference, other: from images [B, C, H, W] to features [B, width].
+        data: opened with the evaluation transform.
+
+    Raises:
+        DataError: fewer than three images: there is no choice of a nearest one.
+    """
+    pairs = [(reference(images).float().cpu(), other(images).float().cpu()) for images, _ in eval_loader(data)]
+    seen = sum(len(features) for features, _ in pairs)
+    if seen < 3:
+        raise DataError(f"{data.spec} has {seen} images to compare features on; at least 3 are needed")
+    expected, found = (F.normalize(torch.cat(part), dim=-1) for part in zip(*pairs, strict=True))
+    same = sum(
+        int((nearest(expected, start) == nearest(found, start)).sum()) for start in range(0, seen, NEIGHBOURS_AT_ONCE)
+    )
+    return Likeness(seen, (expected * found).sum(-1).mean().item(), 100 * same / seen)
+
+
+def nearest(features: Tensor, start: int) -> Tensor:
+    """For some of the normalised features [n, width], from `start` on, the place of the one most like it."""
+    some = features[start : start + NEIGHBOURS_AT_ONCE]
+    products = some @ features.T
+    products[torch.arange(len(some)), torch.arange(len(some)) + start] = -torch.inf  # not itself
+    return products.argmax(-1)
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from torch import nn
 
 from .. import bundle
 from ..distill.data import Preprocessing, open_data
-from ..errors import BundleError, CastlingError
-from .accuracy import Accuracy, Classifier, measure, with_usable_labels
+from ..errors import BundleError, CastlingError, ModelError
+from .accuracy import Accuracy, Classifier, has_classes, measure, with_usable_labels
 
 
 def evaluate(
@@ -37,6 +37,11 @@ def evaluate(
 
     path, runner = open_target(target)
     folded: Any = bundle.load(path)
+    if not has_classes(folded):
+        raise ModelError(
+            f"{target} returns features, not classes: there is no accuracy to evaluate; castling convert says "
+            "how alike its features are to the teacher's"
+        )
     castled: Classifier = runner if runner is not None else folded
     opened, unmeasured = with_usable_labels(open_data(data, Preprocessing.of(folded), "validation"), folded.num_classes)
     try:

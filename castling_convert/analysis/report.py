@@ -101,6 +101,9 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, ...]]:
         rows.append((f"top-1 ({accuracy['teacher']['images']} {where})", *top1))
     else:
         rows.append(("accuracy", "unmeasured", accuracy["why"]))
+    if "features" in accuracy:
+        rows.append(("cosine of features with the teacher's", "", f"{accuracy['features']['cosine']:.4f}"))
+        rows.append(("same nearest neighbour as the teacher's", "", f"{accuracy['features']['neighbours']:.2f} %"))
     if "castled" in accuracy:
         rows.append(("agreement with the teacher", "", f"{accuracy['castled']['agreement']:.2f} %"))
     rows.append(("MACs an image", *(f"{macs[name] / 1e6:,.1f} M" for name in ("teacher", "castled"))))

@@ -21,13 +21,18 @@ class TokenGrid:
         self.width = width
         self.num_prefix_tokens = num_prefix_tokens
 
+    @property
+    def tokens(self) -> int:
+        """N, prefix tokens included."""
+        return self.num_prefix_tokens + self.height * self.width
+
     def follow(self, patch_embed: nn.Module, images: tuple[Any, ...]) -> None:
         """Forward pre-hook of a timm patch embedding: take the grid of the images that come, [B, C, H, W]."""
         self.height, self.width = patch_embed.dynamic_feat_size(tuple(images[0].shape[-2:]))  # type: ignore[operator]
 
     def shape_for(self, tokens: int) -> tuple[int, int]:
         """The grid for a sequence of `tokens`; RuntimeError when they do not fill it."""
-        if self.num_prefix_tokens + self.height * self.width != tokens:
+        if self.tokens != tokens:
             raise RuntimeError(
                 f"{tokens} tokens do not fill a {self.height}x{self.width} patch grid with "
                 f"{self.num_prefix_tokens} prefix tokens; patch dropout can't be used with depthwise 'grid'"

@@ -23,6 +23,10 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
                       *(f"{accuracy[name]['top1']:.2f} %" for name in ("teacher", "castled")))  # fmt: skip
     if "castled" in accuracy:
         table.add_row("agreement with teacher", "", f"{accuracy['castled']['agreement']:.2f} %")
+    elif "features" in accuracy:
+        alike = accuracy["features"]
+        table.add_row(f"features' cosine, {alike['images']} images", "", f"{alike['cosine']:.4f}")
+        table.add_row("same nearest neighbour", "", f"{alike['neighbours']:.2f} %")
     else:
         table.add_row("top-1", "unmeasured", "unmeasured")
     macs, parameters = summary["macs"], summary["parameters"]

@@ -28,6 +28,7 @@ from ..errors import DataError
 from ..recipe import DataConfig
 from .digits import Digits
 from .generated import GeneratedImages
+from .randomness import randomness_of
 from .relations import Relations
 
 Split = Literal["train", "validation"]
@@ -276,8 +277,8 @@ class _Readable(Dataset[tuple[Tensor, int]]):
             raise DataError(f"sample {index} of {self.spec} can't be read ({_first_line(error)}); remove it") from None
 
 
-class Resumable(Sampler[int]):
-    """Shuffled indices for `samples` draws from `start` on: a fresh seeded permutation every epoch.
+class Resumable(Sampler[tuple[int, int]]):
+    """Draws `start` to `samples`, each with its index: a fresh seeded permutation every epoch.
 
     A resumed run draws what the interrupted one would have drawn, without reading what it has seen.
     """
@@ -288,12 +289,25 @@ class Resumable(Sampler[int]):
     def __len__(self) -> int:
         return max(0, self.samples - self.start)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         for draw in range(self.start, self.samples):
             epoch, place = divmod(draw, self.size)
             if place == 0 or draw == self.start:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
-            yield int(order[place])
+            yield draw, int(order[place])
+
+
+class Draws(Dataset[tuple[Tensor, int]]):
+    """A data set by draw and index: how an image is augmented depends on the seed and its draw alone, and neither on
+    what was drawn before nor on which process reads it."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+        draw, index = place
+        with randomness_of(self.seed, draw):
+            return self.dataset[index]
 
 
 def training_loader(data: ImageData, batch_size: int, steps: int, start: int, seed: int, workers: int) -> Any:
@@ -304,8 +318,9 @@ def training_loader(data: ImageData, batch_size: int, steps: int, start: int, se
         return DataLoader(data.dataset, batch_size, num_workers=workers, drop_last=True, generator=generator)
     sampler = Resumable(len(data), batch_size * steps, batch_size * start, seed)
     return DataLoader(
-        data.dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True, generator=generator
-    )
+        Draws(data.dataset, seed), batch_size, sampler=sampler, num_workers=workers, drop_last=True,
+        generator=generator,
+    )  # fmt: skip
 
 
 def eval_loader(data: ImageData, batch_size: int = EVAL_BATCH, workers: int = 0) -> Any:

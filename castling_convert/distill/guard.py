@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .randomness import undone_randomness
 
 TRIED, JUDGED = 8, 2
 """Batches that a rate is tried on, and batches that tell whether the student is better or worse for it."""
@@ -23,18 +22,6 @@ LOWEST = 1e-3
 """Of the recipe's rate; a student that even that makes worse is not helped by a lower one."""
 
 Loss = Callable[[Tensor], tuple[Tensor, Any, Any]]
-
-
-@contextmanager
-def undone_randomness() -> Iterator[None]:
-    """Whatever is drawn inside, what comes after draws as if it had not been."""
-    python, numbers = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numbers)
 
 
 def settle_rate(

@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from ..castle import castled_layers, close_masks
 from ..errors import DataError, ModelError
 from ..recipe import DistillConfig, Recipe
+from .align import Echo, Lessons, align_step
 from .calibrate import calibrate
 from .data import ImageData, Preprocessing, open_data, training_loader
-from .guard import JUDGED, TRIED, settle_rate, undone_randomness
+from .guard import JUDGED, TRIED, settle_rate
 from .interrupt import StopRequest
-from .losses import Taps, attention_loss, channel_error, feature_distance, logit_divergence, tap
+from .losses import Taps, attention_loss, feature_distance, logit_divergence, tap
 from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
 from .progress import Progress
+from .randomness import undone_randomness
 from .schedule import SHUT, Schedule
 from .state import TrainState
 
 Probe = Callable[[nn.Module], dict[str, float]]
-ALIGN_CLIP = 1.0
-"""Largest norm of one layer's gradient in the first phase."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,17 @@ def distill(
     identity: dict[str, Any] | None = None,
     progress: Progress | None = None,
     probe: Probe | None = None,
+    start: int = 0,
+    until: int | None = None,
 ) -> DistillResult:
     """Train `student` in place to match `teacher`, closing every mask on the way. Labels are not used.
 
+    A model without classes (`num_classes=0`) is matched by its features and its layers alone.
+
     0. What has a closed form (a head's gain) is fitted to the teacher's softmax on the first batch.
     1. Align, for `distill.align.share` of the steps: every castled layer, mask closed, learns the output of the
-       teacher's layer from its input. Layers are independent here, and nothing is propagated through depth.
+       teacher's layer from its input, `distill.align.echo` times of every batch. Layers are independent here, and
+       nothing is propagated through depth.
     2. Anneal: the whole student, masks closing by the schedule, matches the teacher's logits, its last features and
        each layer's attention output. Its rate is lowered first until a few steps of it do no harm.
     3. Finish with all masks exactly closed; the softmax branch is no longer computed.
@@ -79,6 +84,8 @@ def distill(
         identity: what else must be the same for a run to be resumed, such as the model's name.
         probe: called with the student, masks closed and in eval mode, about twenty times on the way; what
             it returns is recorded in `metrics.jsonl`.
+        start: begin after this step of the recipe's, as if the ones before had been done on this student.
+        until: end after this one; the last when left out. Two phases of a run, done one by one.
 
     Raises:
         DataError: the data can't be read, or ran out before the last step.
@@ -89,9 +96,14 @@ def distill(
     names = [name for name, _ in castled_layers(student)]
     if not names:
         raise ModelError("the student has no castled layers in training form; make it with castle()")
+    if getattr(teacher, "num_classes", 1) == 0 and not (config.loss.attention or config.loss.features):
+        raise ModelError(
+            "the model has no classes, and the recipe matches nothing but logits; give distill.loss.features or "
+            "distill.loss.attention a weight"
+        )
     set_seed(config.seed)
     accelerator = make_accelerator(device, config.precision)
-    schedule = Schedule.of(config, _tokens(student), len(names))
+    schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
     trained = {id(parameter) for parameter in trained_parameters(student, config.optimizer)}
     for parameter in student.parameters():
         parameter.requires_grad_(id(parameter) in trained)
@@ -110,8 +122,11 @@ def distill(
     student, *optimizers = accelerator.prepare(student.train(), *optimizers)
     schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
-    first = state.load() if resume else 0
-    batches = _batches(data, student, recipe, first, accelerator)
+    first = state.load() if resume else start
+    end = config.steps if until is None else until
+    echo = Echo.of(config, accelerator.unwrap_model(student), aligned)
+    count = echo.first_batch(config.steps)
+    batches = _batches(data, student, recipe, echo.first_batch(first), count, accelerator)
 
     started, losses, seen = time.monotonic(), {}, 0
     with (
@@ -126,27 +141,32 @@ def distill(
             with accelerator.autocast():
                 return distill_loss(student, teacher, images, castled, softmax, recipe)
 
+        lessons = Lessons(teacher, softmax, echo, accelerator)
         if first == 0:
             head = next(batches)
             calibrate(student, teacher, head)
             batches = itertools.chain([head], batches)
-        for step in range(first, config.steps):
+        for step in range(first, end):
             aligning = step < aligned
             optimizer, scheduler = (optimizers[0], schedulers[0]) if aligning else (optimizers[1], schedulers[1])
             masks = [SHUT if aligning else schedule.mask(step, index) for index in range(len(names))]
             if step == aligned and config.optimizer.guard:
                 close_masks(student)
-                some, batches = _ahead(data, batches, student, recipe, step, accelerator)
+                some, batches = _ahead(data, batches, student, recipe, echo.batches, count, accelerator)
                 settle_rate(
                     student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
                     progress.say,
                 )  # fmt: skip
             for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
                 layer.set_mask(*mask)
-            images = next(batches)
             if aligning:
-                loss, parts, layers = align_step(student, teacher, images, softmax, accelerator)
+                lesson = lessons.at(step, batches)
+                size = next(iter(lesson.inputs.values())).shape[0]
+                loss, parts, layers = align_step(student, lesson, accelerator)
             else:
+                lessons.kept.clear()
+                images = next(batches)
+                size = images.shape[0]
                 loss, parts, layers = whole_loss(images)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
@@ -159,7 +179,7 @@ def distill(
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            seen += images.shape[0]
+            seen += size
             losses = {name: part.item() for name, part in parts.items()}
             density = {name: layer.density.item() for name, layer in castled_layers(student)}
             probed = probe is not None and _is_probed(step, config)
@@ -171,10 +191,10 @@ def distill(
                 lr=scheduler.get_last_lr()[0],
                 threshold=min(mask.threshold for mask in masks),
                 density=density,
-                images=images.shape[0],
+                images=size,
                 **({"probe": _probed(probe, accelerator.unwrap_model(student))} if probed else {}),
             )
-            last = step + 1 == config.steps
+            last = step + 1 == end
             if last or stop.requested or (step + 1) % config.checkpoint_every == 0:
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
             if not last and stop.requested:
@@ -182,7 +202,7 @@ def distill(
     close_masks(student)
     accelerator.unwrap_model(student).eval()
     seconds = time.monotonic() - started
-    return DistillResult(first, config.steps, seconds, seen / max(seconds, 1e-9), losses)
+    return DistillResult(first, end, seconds, seen / max(seconds, 1e-9), losses)
 
 
 def make_accelerator(device: str | None, precision: str = "fp32") -> Accelerator:
@@ -226,11 +246,6 @@ def _is_probed(step: int, config: DistillConfig) -> bool:
     return (step + 1) % max(1, config.steps // 20) == 0 or step + 1 == config.steps
 
 
-def _tokens(student: nn.Module) -> int:
-    grid = next(castled_layers(student))[1].grid
-    return grid.num_prefix_tokens + grid.height * grid.width
-
-
 @contextmanager
 def opened_to(teacher: nn.Module | None, student: nn.Module) -> Iterator[None]:
     """While open, what the masks of `student` open to are copies of the layers of `teacher`, where there is one."""
@@ -243,27 +258,6 @@ def opened_to(teacher: nn.Module | None, student: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers.values():
             layer.open_to(None)
-
-
-def align_step(
-    student: nn.Module, teacher: nn.Module, images: Tensor, softmax: Taps, accelerator: Accelerator
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Gradients of every castled layer alone on images [B, C, H, W]; its loss, as `distill_loss` returns it.
-
-    One layer after the other, so that what is kept for the gradients is one layer's.
-    """
-    with torch.no_grad(), accelerator.autocast():
-        teacher(images)
-    layers = {}
-    for name, layer in castled_layers(student):
-        with accelerator.autocast():
-            output = layer(softmax.inputs[name])
-            error = channel_error(output, softmax.outputs[name], layer.grid.num_prefix_tokens)
-        accelerator.backward(error)
-        accelerator.clip_grad_norm_(layer.parameters(), ALIGN_CLIP)
-        layers[name] = error.detach()
-    loss = torch.stack(list(layers.values())).mean()
-    return loss, {"attention": loss}, layers
 
 
 def distill_loss(
@@ -279,7 +273,7 @@ def distill_loss(
     prefix = next((layer.grid.num_prefix_tokens for _, layer in castled_layers(student)), 0)
     attention, layers = attention_loss(castled.outputs, softmax.outputs, prefix)
     used = {"attention": attention} if weights.attention else {}
-    if weights.logits:
+    if weights.logits and getattr(teacher, "num_classes", 1) != 0:
         used["logits"] = logit_divergence(logits, expected, weights.temperature)
     if weights.features:
         used["features"] = feature_distance(features, expected_features, prefix)
@@ -287,15 +281,15 @@ def distill_loss(
     return loss, {name: part.detach() for name, part in used.items()}, layers
 
 
-def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
-    """Image batches on the device, without end for data that can be read again."""
+def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, count: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
+    """Image batches on the device, without end for data that can be read again; of a data set `first` to `count`."""
     config = recipe.distill
     if isinstance(data, str):
         preprocessing = Preprocessing.of(accelerator.unwrap_model(student))
         data = open_data(data, preprocessing, "train", training=recipe.data, seed=config.seed)
     if isinstance(data, ImageData):
         workers = recipe.data.workers if recipe.data.workers is not None else _default_workers(accelerator)
-        data = training_loader(data, config.batch_size, config.steps, first, config.seed, workers)
+        data = training_loader(data, config.batch_size, count, first, config.seed, workers)
     if not isinstance(data, Iterable):
         raise DataError(f"data must be a spec or an iterable of image batches, not {type(data).__name__}")
     if accelerator.num_processes > 1 and isinstance(data, torch.utils.data.DataLoader):
@@ -304,18 +298,24 @@ def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, accelera
 
 
 def _ahead(
-    data: Any, batches: Iterator[Tensor], student: nn.Module, recipe: Recipe, step: int, accelerator: Accelerator
+    data: Any,
+    batches: Iterator[Tensor],
+    student: nn.Module,
+    recipe: Recipe,
+    first: int,
+    count: int,
+    accelerator: Accelerator,
 ) -> tuple[list[Tensor], Iterator[Tensor]]:
-    """Some of the batches from `step` on, for the guard, and `batches` as if they had not been read.
+    """Some of the batches from `first` on, for the guard, and `batches` as if they had not been read.
 
     Data that can be read again is, so that a resumed run meets the same images and augmentations.
     """
-    count = min(TRIED + JUDGED, recipe.distill.steps - step)
+    wanted = min(TRIED + JUDGED, count - first)
     if isinstance(data, Iterator):
-        some = list(itertools.islice(batches, count))
+        some = list(itertools.islice(batches, wanted))
         return some, itertools.chain(some, batches)
     with undone_randomness():
-        return list(itertools.islice(_batches(data, student, recipe, step, accelerator), count)), batches
+        return list(itertools.islice(_batches(data, student, recipe, first, count, accelerator), wanted)), batches
 
 
 def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[no-untyped-def]

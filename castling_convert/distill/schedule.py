@@ -45,7 +45,7 @@ class Schedule:
     @classmethod
     def of(cls, config: DistillConfig, tokens: int, layers: int = 1) -> Schedule:
         mask = config.mask
-        align_until = round(config.align.share * config.steps)
+        align_until = config.aligned
         rest = config.steps - align_until
         if mask.schedule == "none":
             return cls(config.steps, align_until, 0, 0, CLOSED, layers=layers)

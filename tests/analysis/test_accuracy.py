@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import castling_convert as cc
-from castling_convert.analysis.accuracy import Accuracy, Probe, measure
+from castling_convert.analysis.accuracy import Accuracy, Likeness, Probe, likeness, measure
 from castling_convert.castle import close_masks
 from castling_convert.distill.data import ImageData
 from castling_convert.errors import DataError
@@ -105,3 +105,33 @@ def test_the_probe_takes_images_from_the_whole_set():
     assert torch.bincount(probe.labels).tolist() == [5] * 10
     unlabelled = Probe(tiny(), ImageData("made up", sorted_by_class.dataset, None, held_out=True), images=3)
     assert set(unlabelled(cc.castle(tiny()))) == {"agreement"}
+
+
+def points(*angles: float) -> ImageData:
+    """Images whose features, on the unit circle, are these angles in degrees."""
+    return ImageData("points", TensorDataset(torch.tensor(angles).view(-1, 1, 1, 1), torch.zeros(len(angles))), None,
+                     held_out=True)  # fmt: skip
+
+
+def circle(x: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+    angle = (x.flatten() * factor).deg2rad()
+    return 3 * torch.stack([angle.cos(), angle.sin()], -1)
+
+
+def test_likeness_is_the_cosine_and_whether_the_nearest_neighbour_is_the_same(monkeypatch):
+    data = points(0.0, 10.0, 30.0, 40.0)
+    assert likeness(circle, circle, data) == Likeness(4, pytest.approx(1.0), 100.0)
+    # Turned as a whole the cosine falls, and every neighbour stays.
+    turned = likeness(circle, lambda x: circle(x + 60), data)
+    assert turned == Likeness(4, pytest.approx(0.5), 100.0)
+    # The second and third go towards each other: two of four neighbours change.
+    moved = {10.0: 19.0, 30.0: 21.0}
+    other = likeness(circle, lambda x: circle(torch.tensor([moved.get(v, v) for v in x.flatten().tolist()])), data)
+    assert other.neighbours == 50.0
+    monkeypatch.setattr("castling_convert.analysis.accuracy.NEIGHBOURS_AT_ONCE", 3)
+    assert likeness(circle, circle, data).neighbours == 100.0
+
+
+def test_two_images_have_no_choice_of_a_neighbour():
+    with pytest.raises(DataError, match="at least 3"):
+        likeness(circle, circle, points(0.0, 10.0))

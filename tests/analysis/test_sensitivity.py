@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import castling_convert as cc
 from castling_convert.analysis.sensitivity import sensitivities
-from castling_convert.castle import close_masks
+from castling_convert.castle import castled_layers, close_masks, layer_states
 from castling_convert.distill.calibrate import calibrate
+from castling_convert.errors import ModelError
 from tests.models import images, tiny
 
 
@@ -63,3 +66,26 @@ def test_the_teacher_is_not_changed():
 def test_blocks_that_can_not_be_castled_are_left_out():
     teacher = tiny("vit_base_patch16_siglip_224", depth=2)
     assert [entry.block for entry in found(teacher)] == [0, 1]
+
+
+def test_of_layers_that_have_learned_alone():
+    """What they learned is what is measured, and not how they were castled."""
+    teacher, x = tiny(), images(16)
+    aligned = cc.castle(teacher)
+    for _, layer in castled_layers(aligned):
+        with torch.no_grad():
+            layer.proj.weight.mul_(0.5)
+    for entry in sensitivities(teacher, cc.Recipe.load("castling"), x, layer_states(aligned)):
+        student = copy.deepcopy(teacher)
+        student.set_submodule(entry.layers[0], aligned.get_submodule(entry.layers[0]))
+        close_masks(student)
+        with torch.no_grad():
+            expected, actual = teacher(x).log_softmax(-1), student.eval()(x).log_softmax(-1)
+        assert entry.divergence == pytest.approx((expected.exp() * (expected - actual)).sum(-1).mean().item(), rel=1e-3)
+
+
+def test_a_model_without_classes_has_none():
+    teacher = tiny()
+    teacher.reset_classifier(0)
+    with pytest.raises(ModelError, match="no classes"):
+        found(teacher)

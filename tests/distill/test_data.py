@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -197,11 +199,13 @@ def test_digits_are_never_mirrored(monkeypatch):
 
 
 def test_resumable_draws_every_image_once_an_epoch_in_a_new_order():
-    draws = list(Resumable(size=10, samples=30, start=0, seed=0))
+    places = list(Resumable(size=10, samples=30, start=0, seed=0))
+    assert [draw for draw, _ in places] == list(range(30))
+    draws = [index for _, index in places]
     epochs = [draws[:10], draws[10:20], draws[20:]]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert draws != list(Resumable(10, 30, 0, seed=1))
+    assert places != list(Resumable(10, 30, 0, seed=1))
 
 
 @pytest.mark.parametrize("start", [0, 1, 9, 10, 11, 29, 30])
@@ -221,6 +225,23 @@ def test_training_loader_gives_exactly_the_steps_left(tmp_path):
     assert [images.shape[0] for images in whole] == [4] * 5
     assert len(rest) == 3
     assert all(torch.equal(left, right) for left, right in zip(whole[2:], rest, strict=True))
+
+
+def test_augmentations_depend_on_the_draw_alone(tmp_path):
+    """And not on who reads it, on the random state, or on what was read before."""
+    Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "0.png")
+    data = opened(tmp_path, training=DataConfig())
+
+    def images(start: int, workers: int, seed: int = 0) -> list[torch.Tensor]:
+        torch.manual_seed(start + workers)
+        random.seed(start + workers)
+        return [images for images, _ in training_loader(data, 2, 6, start, seed, workers)]
+
+    whole = images(0, workers=0)
+    assert len({batch[0].sum().item() for batch in whole}) == 6  # one image, a crop of its own every time
+    for workers, start in ((2, 0), (0, 3), (2, 3)):
+        assert all(torch.equal(*pair) for pair in zip(images(start, workers), whole[start:], strict=True))
+    assert not torch.equal(images(0, workers=0, seed=1)[0], whole[0])
 
 
 def test_starting_a_loader_leaves_the_random_state_alone(tmp_path):
