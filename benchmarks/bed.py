@@ -39,6 +39,8 @@ KINDS = (
 )  # fmt: skip
 ARCHITECTURE, PATCH, DEPTH = "vit_small_patch14_dinov2", 14, 12
 SIDE, TRAIN, VAL = 192, 2400, 900
+PROBE_C = 0.05
+"""Inverse strength of the linear classifiers' penalty."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SETS = {"photographs": "data/val", "stamps": "unseen"}
 """The two validation sets: new photographs, and new stamps on new photographs."""
@@ -186,7 +188,7 @@ def fit_head(model: Any, folder: Path, size: int) -> None:
         with torch.inference_mode():
             features += [model.forward_head(model.forward_features(x), pre_logits=True) for x in images.split(32)]
         labels += [label] * len(images)
-    fitted = LogisticRegression(C=0.05, max_iter=2000).fit(torch.cat(features).numpy(), np.array(labels))
+    fitted = LogisticRegression(C=PROBE_C, max_iter=2000).fit(torch.cat(features).numpy(), np.array(labels))
     model.head.weight.data = torch.from_numpy(fitted.coef_).float()
     model.head.bias.data = torch.from_numpy(fitted.intercept_).float()
 

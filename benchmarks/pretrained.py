@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 import tempfile
 import time
@@ -29,10 +30,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from bed import SETS, make
+from bed import PROBE_C, SETS, make
 from torch import Tensor
 
 import castling_convert as cc
+from castling_convert.analysis.accuracy import likeness
 from castling_convert.distill.data import Preprocessing, eval_loader, open_data
 from castling_convert.distill.progress import Progress
 from castling_convert.export.onnx import OnnxModel
@@ -41,7 +43,8 @@ HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
 BED = CACHE / "bed"
 RESULTS, TABLE = HERE / "pretrained.jsonl", HERE / "pretrained.md"
-SHORT, LONG, BATCH = 6_000, 20_000, 8
+SHORT, LONG, BATCH = 10_000, 33_000, 8
+"""Images learned from in about 12 and 40 minutes here, and in a step."""
 RECIPES = ("castling", "castling-window", "castling-fast")
 SEEDS = (0, 1)
 DATA = {"labelled scenes": "data/train", "photographs without objects": "photos-train", "generated": "generated"}
@@ -49,13 +52,15 @@ DATA = {"labelled scenes": "data/train", "photographs without objects": "photos-
 
 @dataclass(frozen=True)
 class Job:
-    """One conversion. `changes` are made to the recipe; `note` says what they are in the table."""
+    """One conversion. Without `classes` the teacher is a feature model; `changes` are made to the recipe, and `note`
+    says what they are in the table."""
 
     recipe: str
     images: int
     seed: int = 0
     size: int = 140
     data: str = "labelled scenes"
+    classes: bool = True
     changes: tuple[str, ...] = ()
     note: str = ""
 
@@ -69,7 +74,9 @@ class Job:
         """What decides the outcome."""
         recipe = self.resolved().model_dump(mode="json", include={"layers", "attention", "distill", "data"})
         recipe["distill"].pop("checkpoint_every")
-        return hashlib.sha256(json.dumps([recipe, self.size, self.data], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            json.dumps([recipe, self.size, self.data, self.classes], sort_keys=True).encode()
+        ).hexdigest()[:16]
 
 
 def jobs() -> list[Job]:
@@ -77,11 +84,13 @@ def jobs() -> list[Job]:
     found = [Job(recipe, SHORT, seed) for seed in SEEDS for recipe in RECIPES]
     found += [Job(recipe, LONG, seed) for seed in SEEDS for recipe in RECIPES[:2]]
     found += [Job(recipe, SHORT, seed, size=280) for seed in SEEDS for recipe in RECIPES[:2]]
+    found += [Job("castling", SHORT, seed, classes=False) for seed in SEEDS]
     found += [Job("castling", SHORT, data=data) for data in DATA if data != "labelled scenes"]
     found += [Job("castling", SHORT, changes=changes, note=note) for note, changes in VARIANTS.items()]
     return found
 
 
+FEATURES = "As a feature model: top-1 is a linear probe's on frozen features, agreement the same nearest neighbour"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "layers alone, nothing after": ("distill.align.share=1",),
     "half of the steps with layers alone": ("distill.align.share=0.5",),
@@ -99,14 +108,28 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 def run(job: Job, bed: Path) -> dict[str, Any]:
     """Convert, fold, and measure on every validation set; in onnxruntime int8 as well."""
     teacher = timm.create_model(f"local-dir:{make(bed, job.size)}", pretrained=True).eval()
+    if not job.classes:
+        teacher.reset_classifier(0)
     data = DATA[job.data] if job.data == "generated" else str(bed / DATA[job.data])
     deploy, seconds = converted(teacher, data, job.resolved())
     size = (job.size, job.size)
+    sets = {name: measured(teacher, deploy, str(bed / place), size) for name, place in SETS.items()}
+    if not job.classes:
+        sets = {
+            name: values | found
+            for (name, values), found in zip(sets.items(), probes(teacher, deploy, bed), strict=True)
+        }
     return {
-        "key": job.key, **asdict(job), "steps": job.resolved().distill.steps, "seconds": round(seconds, 1),
-        "sets": {name: measured(teacher, deploy, str(bed / place), size) for name, place in SETS.items()},
-        "int8": int8(teacher, deploy, bed),
+        "key": job.key, **asdict(job), "steps": job.resolved().distill.steps, "different": BATCH * different(job),
+        "seconds": round(seconds, 1), "sets": sets,
+        "int8": int8(teacher, deploy, bed) if job.classes and job.seed == 0 else None,
     }  # fmt: skip
+
+
+def different(job: Job) -> int:
+    """How many batches of a run are read, where some are met more than once."""
+    config = job.resolved().distill
+    return math.ceil(config.aligned / config.align.echo) + config.steps - config.aligned
 
 
 def converted(teacher: Any, data: str, recipe: cc.Recipe) -> tuple[Any, float]:
@@ -146,6 +169,33 @@ def measured(teacher: Any, deploy: Any, spec: str, size: tuple[int, int]) -> dic
             sums[name] = sums.get(name, 0.0) + values.sum().item()
         seen += len(labels)
     return {name: value / seen * (1 if name in ("prefix", "patches") else 100) for name, value in sums.items()}
+
+
+@torch.inference_mode()
+def probes(teacher: Any, deploy: Any, bed: Path) -> list[dict[str, float]]:
+    """Of models without classes: top-1 of a linear probe on the frozen features of each, fitted to the training images,
+    and in how many percent the nearest image, by cosine, is the same for both."""
+    from sklearn.linear_model import LogisticRegression
+
+    def features(model: Any, place: str) -> tuple[Any, Any]:
+        loader = eval_loader(open_data(str(bed / place), Preprocessing.of(teacher), "train"))
+        pairs = [(model(images), labels) for images, labels in loader]
+        return torch.cat([x for x, _ in pairs]).numpy(), torch.cat([y for _, y in pairs]).numpy()
+
+    models = {"teacher": teacher, "castled": deploy}
+    fitted = {
+        name: LogisticRegression(C=PROBE_C, max_iter=2000).fit(*features(model, "data/train"))
+        for name, model in models.items()
+    }
+    return [
+        {name: 100 * float(fitted[name].score(*features(model, place))) for name, model in models.items()}
+        | {
+            "agreement": likeness(
+                teacher, deploy, open_data(str(bed / place), Preprocessing.of(teacher), "validation")
+            ).neighbours
+        }
+        for place in SETS.values()
+    ]
 
 
 def int8(teacher: Any, deploy: Any, bed: Path) -> dict[str, dict[str, float]]:
@@ -199,7 +249,7 @@ HEAD = (
 def cells(records: list[dict[str, Any]]) -> list[str]:
     """Of the same run with several seeds: means, top-1 as points against the teacher."""
     out = [
-        str(records[0]["images"]),
+        f"{records[0]['images']} ({records[0]['different']})",
         f"{mean(r['seconds'] for r in records) / 60:.1f}",
         f"{mean(r['images'] / r['seconds'] for r in records):.1f}",
     ]
@@ -212,8 +262,11 @@ def cells(records: list[dict[str, Any]]) -> list[str]:
             f"{mean(values['agreement'] for values in found):.1f}",
             ", ".join(f"{mean(values[part] for values in found):.3f}" for part in ("prefix", "patches")),
         ]
-    drops = [mean(r["int8"][name]["castled"] - r["sets"][name]["teacher"] for r in records) for name in SETS]
-    same = [mean(r["int8"][name]["agreement"] for r in records) for name in SETS]
+    quantised = [r for r in records if r["int8"] is not None]
+    if not quantised:
+        return [*out, "", ""]
+    drops = [mean(r["int8"][name]["castled"] - r["sets"][name]["teacher"] for r in quantised) for name in SETS]
+    same = [mean(r["int8"][name]["agreement"] for r in quantised) for name in SETS]
     return [*out, ", ".join(f"{drop:+.1f}" for drop in drops), ", ".join(f"{value:.1f}" for value in same)]
 
 
@@ -232,6 +285,7 @@ def page(results: Path) -> str:
             continue
         title = (
             "One thing changed against `castling`" if job.note
+            else FEATURES if not job.classes
             else "Without images of the model's own kind" if job.data != "labelled scenes"
             else f"Recipes at {job.size} pixels"
         )  # fmt: skip
@@ -246,8 +300,9 @@ A DINOv2 ViT-S/14 (12 layers, width 384, LayerScale), a linear head for 12 kinds
 castled, all masks closed, folded. Two validation sets of 900 images: new *photographs*, and new *stamps* on new
 photographs. The teacher at 140 pixels: {levels}. Top-1 is in points against the teacher, mean over the seeds and range
 in brackets; cosines are those of the last class token and of the last patch tokens with the teacher's. int8 is
-onnxruntime's, both sets. Batches of {BATCH}. {torch.get_num_threads()} threads; minutes are those of the training, on a
-machine that had the test suite to run as well, so they are upper bounds.
+onnxruntime's, both sets, of the first seed. Images are those learned from, {BATCH} a step, and in brackets how many of
+them were different crops (see `distill.align.echo`). {torch.get_num_threads()} threads; minutes are those of the
+training, on machines that other work slowed down at times, so they are upper bounds.
 
 Made by `python benchmarks/pretrained.py`; the single runs are in `pretrained.jsonl`."""
     ]

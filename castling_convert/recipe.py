@@ -125,12 +125,14 @@ class DataConfig(_Section):
 
 
 class DistillConfig(_Section):
-    """The distillation run."""
+    """The distillation run. `refit`: at its end the classifier is fitted to the features that the student has then
+    (see `distill.readout`), where the second phase trains it."""
 
     steps: int = Field(default=400, ge=1)
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
     align: AlignConfig = AlignConfig()
+    refit: bool = True
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint_every: int = Field(default=200, ge=1)
     mask: MaskConfig = MaskConfig()
@@ -219,6 +221,7 @@ def migrate(values: dict[str, Any]) -> dict[str, Any]:
         before = {"name": "muon", "weight_decay": 0.01, "added": 1.0, "guard": False}
         distill["optimizer"] = {**before, **optimizer, **rate}
     align = distill.get("align", 0.0)
+    distill["refit"] = distill.get("refit", False)
     distill["align"] = align if isinstance(align, dict) else {"share": align}
     loss = distill.get("loss") or {}
     distill["loss"] = {"features": 0.0, **loss} if isinstance(loss, dict) else loss

@@ -21,7 +21,7 @@ improvement; at a rate that destroys the student it is several times as high."""
 LOWEST = 1e-3
 """Of the recipe's rate; a student that even that makes worse is not helped by a lower one."""
 
-Loss = Callable[[Tensor], tuple[Tensor, Any, Any]]
+Loss = Callable[[Tensor], tuple[Any, ...]]
 
 
 def settle_rate(

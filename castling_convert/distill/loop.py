@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +29,7 @@ from .losses import Taps, attention_loss, feature_distance, logit_divergence, ta
 from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
 from .progress import Progress
 from .randomness import undone_randomness
+from .readout import KEEP_FROM, Readout
 from .schedule import SHUT, Schedule
 from .state import TrainState
 
@@ -72,6 +73,7 @@ def distill(
     2. Anneal: the whole student, masks closing by the schedule, matches the teacher's logits, its last features and
        each layer's attention output. Its rate is lowered first until a few steps of it do no harm.
     3. Finish with all masks exactly closed; the softmax branch is no longer computed.
+    4. The classifier is fitted to the last features of the student (`distill.refit`).
 
     Args:
         student: from `castle`. Left in eval mode on its device, masks closed.
@@ -116,9 +118,13 @@ def distill(
     schedulers: list[Any] = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer, rate in zip(optimizers, rates, strict=True)
     ]
+    readout = Readout(student, accelerator)
+    keeping = aligned + round(KEEP_FROM * (config.steps - aligned))
     progress = progress or Progress(workdir)
     state = TrainState(accelerator, workdir, fingerprint(recipe, identity))
 
+    if config.refit:
+        accelerator.register_for_checkpointing(readout)
     student, *optimizers = accelerator.prepare(student.train(), *optimizers)
     schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
@@ -134,10 +140,11 @@ def distill(
         opened_to(teacher if config.mask.branch == "teacher" else None, student),
         tap(teacher, names) as softmax,
         tap(student, names) as castled,
+        readout.listening(),
         StopRequest() as stop,
     ):
 
-        def whole_loss(images: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        def whole_loss(images: Tensor) -> Whole:
             with accelerator.autocast():
                 return distill_loss(student, teacher, images, castled, softmax, recipe)
 
@@ -167,7 +174,7 @@ def distill(
                 lessons.kept.clear()
                 images = next(batches)
                 size = images.shape[0]
-                loss, parts, layers = whole_loss(images)
+                loss, parts, layers, logits, expected = whole_loss(images)
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
             if not torch.isfinite(loss):
@@ -179,6 +186,8 @@ def distill(
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+            if not aligning and step >= keeping and all(mask.closed for mask in masks):
+                readout.keep(logits, expected)
             seen += size
             losses = {name: part.item() for name, part in parts.items()}
             density = {name: layer.density.item() for name, layer in castled_layers(student)}
@@ -201,6 +210,9 @@ def distill(
                 raise KeyboardInterrupt
     close_masks(student)
     accelerator.unwrap_model(student).eval()
+    left = readout.fit(config.loss.temperature) if config.refit and end == config.steps else None
+    if left is not None:
+        progress.say(f"classifier fitted to the last features: divergence {1 - left:.0%} lower on images set aside")
     seconds = time.monotonic() - started
     return DistillResult(first, end, seconds, seen / max(seconds, 1e-9), losses)
 
@@ -260,10 +272,21 @@ def opened_to(teacher: nn.Module | None, student: nn.Module) -> Iterator[None]:
             layer.open_to(None)
 
 
+class Whole(NamedTuple):
+    """One step's loss of the whole student, its parts, the attention loss of each tapped layer, and the logits of the
+    student and of its teacher, [B, classes]."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    layers: dict[str, Tensor]
+    logits: Tensor
+    expected: Tensor
+
+
 def distill_loss(
     student: nn.Module, teacher: nn.Module, images: Tensor, castled: Taps, softmax: Taps, recipe: Recipe
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """One step's loss on images [B, C, H, W], its parts, and the attention loss of each tapped layer."""
+) -> Whole:
+    """Of images [B, C, H, W]."""
     weights = recipe.distill.loss
     with torch.no_grad():
         expected_features = teacher.forward_features(images)  # type: ignore[operator]
@@ -278,7 +301,7 @@ def distill_loss(
     if weights.features:
         used["features"] = feature_distance(features, expected_features, prefix)
     loss = torch.stack([getattr(weights, name) * part for name, part in used.items()]).sum()
-    return loss, {name: part.detach() for name, part in used.items()}, layers
+    return Whole(loss, {name: part.detach() for name, part in used.items()}, layers, logits, expected)
 
 
 def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, count: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
