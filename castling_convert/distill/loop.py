@@ -29,7 +29,7 @@ from .losses import Taps, attention_loss, feature_distance, logit_divergence, ta
 from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
 from .progress import Progress
 from .randomness import undone_randomness
-from .readout import KEEP_FROM, Readout
+from .readout import Readout
 from .schedule import SHUT, Schedule
 from .state import TrainState
 
@@ -119,7 +119,6 @@ def distill(
         torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer, rate in zip(optimizers, rates, strict=True)
     ]
     readout = Readout(student, accelerator)
-    keeping = aligned + round(KEEP_FROM * (config.steps - aligned))
     progress = progress or Progress(workdir)
     state = TrainState(accelerator, workdir, fingerprint(recipe, identity))
 
@@ -186,7 +185,7 @@ def distill(
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            if not aligning and step >= keeping and all(mask.closed for mask in masks):
+            if not aligning and all(mask.closed for mask in masks):
                 readout.keep(logits, expected)
             seen += size
             losses = {name: part.item() for name, part in parts.items()}
