@@ -1,6 +1,6 @@
 """The first phase: every castled layer alone, on what its teacher's layer received and gave.
 
-Most of a step is the teacher's forward, so its batches are met more than once (data echoing: Choi et al., "Faster
+A third of a step is the teacher's forward, so its batches are met more than once (data echoing: Choi et al., "Faster
 Neural Network Training with Data Echoing", arXiv 1907.05550): some are kept with all that the teacher made of them,
 and learned from `times` over in an order of chance before the next are read.
 """

@@ -3,8 +3,8 @@
 At a rate that a pretrained model bears, the steps of the second phase hardly move its classifier, and a part of what is
 left between student and teacher is one that a linear map of the last features takes back. For fixed features the
 divergence is convex in the classifier's weights, so it is fitted at once, held to where it was by a ridge penalty. The
-features are those of the last steps, when the rate has fallen and the student hardly moves; no forward is added. A
-quarter of them judges how strong the penalty is, and whether the classifier is changed at all.
+features are those of the last images of the second phase, as they were met; no forward is added. A quarter of them
+judges how strong the penalty is, and whether the classifier is changed at all.
 """
 
 from __future__ import annotations
