@@ -57,6 +57,8 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "layers alone, nothing after": ("distill.align.share=1",),
         "half of the steps with layers alone": ("distill.align.share=0.5",),
         "the whole student from the first step on": ("distill.align.share=0",),
+        "every batch once": ("distill.align.echo=1",),
+        "the classifier as it is": ("distill.refit=false",),
     },
     "Masks": {
         "the teacher's layer on a gate, first layer first": (

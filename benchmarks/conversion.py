@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,10 +30,13 @@ from castling_convert.analysis.memory import growth
 from castling_convert.castle import castled_layers, close_masks
 from castling_convert.distill.loop import distill_loss
 from castling_convert.distill.losses import tap
+from castling_convert.distill.optimizers import align_optimizer, whole_optimizer
 
 TABLE = Path(__file__).with_suffix(".md")
 LARGE, SMALL = "vit_large_patch16_224", "deit_small_patch16_224"
-RECIPE = "castling-fast"
+RECIPE, OPTIMIZED = "castling-fast", "castling"
+OLD_CPU = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+"""Libraries then use no bfloat16 kernels, and no AVX-512."""
 SIZES = {224: 16, 512: 4, 768: 2}
 """Images a step, by image size."""
 STEPS = {
@@ -102,9 +106,32 @@ def step_peak(name: str, size: int) -> int:
     return growth(lambda: [step() for _ in range(2)])
 
 
-def alone(*words: object) -> Any:
+def optimizer_times() -> dict[str, float]:
+    """Median seconds of a step of the whole student without its optimiser, and of the step of several optimisers."""
+    step = step_of("castled, masks closed", 224)
+    found = {"forward and backward": Latency.of(interleave({"": step}, 5, 3)[""]).median / 1e3}
+    recipe = cc.Recipe.load(OPTIMIZED)
+    student: Any = cc.castle(random_weights_(timm.create_model(SMALL)), recipe)
+    for parameter in student.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    matrices = [p for n, p in student.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
+    muon = recipe.override("distill.optimizer.name=muon").distill
+    for name, optimizer in {
+        "AdamW, the default": whole_optimizer(student, recipe.distill),
+        "AdamW on the layers alone": align_optimizer(student, recipe.distill.align),
+        "Muon (distill.optimizer.name=muon), float32": whole_optimizer(student, muon),
+        "timm's Muon, which iterates in bfloat16": timm.optim.Muon(matrices, lr=1e-9),
+    }.items():
+        found[name] = Latency.of(interleave({"": optimizer.step}, 2, 2)[""]).median / 1e3
+    return found
+
+
+def alone(*words: object, **environment: str) -> Any:
     """What this script says when it is called with those words, in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, check=True, text=True,
+        env=os.environ | environment,
+    )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -116,6 +143,11 @@ def page() -> str:
     lines = [
         f"| {name} | {seconds:.1f} | {peak / 1e6:,.0f} | {peak / size:.2f} |" for name, (seconds, peak) in found.items()
     ]
+    print("optimisers ...", flush=True)
+    taken = alone("--optimizers", **OLD_CPU)
+    work = taken.pop("forward and backward")
+    shares = [f"| forward and backward | {1e3 * work:.0f} | |"]
+    shares += [f"| {name} | {1e3 * own:.0f} | {own / (own + work):.0%} |" for name, own in taken.items()]
     rows = []
     for image, batch in SIZES.items():
         print(f"training steps at {image}x{image} ...", flush=True)
@@ -139,6 +171,15 @@ times of the exports include parity against the model.
 |---|---|---|---|
 {chr(10).join(lines)}
 
+## The optimiser
+
+One step of DeiT-S, in a process that is told to use no bfloat16 kernels and no AVX-512. The share is of the
+optimiser's own time in that of forward, backward and itself, at a batch of {SIZES[224]}.
+
+| | ms | share |
+|---|---|---|
+{chr(10).join(shares)}
+
 ## A distillation step of DeiT-S
 
 Teacher forward, student forward and backward, losses of the default recipe; without the optimiser, whose share is the
@@ -154,12 +195,15 @@ softmax student over variant, in one interleaved run, with its 95 % bootstrap in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="measure the ViT-L in this process")
+    parser.add_argument("--optimizers", action="store_true", help="measure the optimisers in this process")
     parser.add_argument("--times", type=int, metavar="SIZE", help="measure the training steps in this process")
     parser.add_argument("--peak", nargs=2, metavar=("STUDENT", "SIZE"), help="measure one's memory in this process")
     given = parser.parse_args()
     torch.manual_seed(0)
     if given.large:
         print(json.dumps(large()))
+    elif given.optimizers:
+        print(json.dumps(optimizer_times()))
     elif given.times is not None:
         print(json.dumps(step_times(given.times)))
     elif given.peak is not None:

@@ -156,6 +156,9 @@ def distill(
             aligning = step < aligned
             optimizer, scheduler = (optimizers[0], schedulers[0]) if aligning else (optimizers[1], schedulers[1])
             masks = [SHUT if aligning else schedule.mask(step, index) for index in range(len(names))]
+            if step == aligned:  # what the first phase held is let go: activations, and two numbers for every weight
+                lessons.kept.clear()
+                optimizers[0].optimizer.state.clear()
             if step == aligned and config.optimizer.guard:
                 close_masks(student)
                 some, batches = _ahead(data, batches, student, recipe, echo.batches, count, accelerator)
@@ -170,7 +173,6 @@ def distill(
                 size = next(iter(lesson.inputs.values())).shape[0]
                 loss, parts, layers = align_step(student, lesson, accelerator)
             else:
-                lessons.kept.clear()
                 images = next(batches)
                 size = images.shape[0]
                 loss, parts, layers, logits, expected = whole_loss(images)
