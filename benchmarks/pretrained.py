@@ -10,7 +10,7 @@
 The test bed is that of `bed.py`: a DINOv2 ViT-S/14, photographs with objects on them, made once and kept in
 benchmarks/.cache/bed. Every run is a conversion with a shipped recipe, all layers castled, all masks closed, folded,
 and one line of `pretrained.jsonl`; an interrupted table goes on where it stopped. Minutes are those of the training.
-The machine should have nothing else to do. About five hours on two cores.
+The machine should have nothing else to do. About ten hours on two cores.
 """
 
 from __future__ import annotations
