@@ -43,6 +43,22 @@ def test_any_model_on_anybodys_images(pretrained, tmp_path, capsys):
     assert all(0.5 < values[name] <= 1 + 1e-5 for name in ("prefix", "patches"))
 
 
+def test_probes_of_models_without_classes(pretrained, tmp_path, monkeypatch):
+    """The features of a model and of itself: the same neighbours, and the same probe."""
+    rng = np.random.default_rng(0)
+    for place, kind, index in (
+        (p, k, i) for p in ("data/train", "data/val", "unseen") for k in range(2) for i in range(8)
+    ):
+        folder = tmp_path / place / str(kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 128, (40, 40, 3), dtype=np.uint8) + np.uint8(120 * kind)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    model = tiny(num_classes=0)
+    for found in pretrained.probes(model, model, tmp_path):
+        assert found["teacher"] == found["castled"] == 100  # dark and bright
+        assert found["agreement"] == 100
+
+
 def test_every_run_is_another_one(pretrained):
     jobs = pretrained.jobs()
     assert len({job.key for job in jobs}) == len(jobs) > 15
@@ -55,9 +71,12 @@ def test_the_page_says_what_is_there(pretrained, tmp_path):
     int8 = {name: {"castled": 76.0, "agreement": 83.0} for name in sets}
     results = tmp_path / "results.jsonl"
     for job in pretrained.jobs()[:4]:
-        record = {"key": job.key, "seconds": 60.0, "sets": sets, "int8": int8, "size": job.size, "images": job.images}
+        record = {
+            "key": job.key, "seconds": 60.0, "sets": sets, "int8": int8 if job.seed == 0 else None, "size": job.size,
+            "images": job.images, "different": pretrained.BATCH * pretrained.different(job),
+        }  # fmt: skip
         with results.open("a") as file:
             file.write(json.dumps(record) + "\n")
     page = pretrained.page(results)
-    assert "| castling (2 seeds) | 6000 | 1.0 | 100.0 | -1.0 [-1.0, -1.0] | 84.0 | 0.950, 0.940 |" in page
+    assert "| castling (2 seeds) | 10000 (6000) | 1.0 | 166.7 | -1.0 [-1.0, -1.0] | 84.0 | 0.950, 0.940 |" in page
     assert "-2.0, -2.0 | 83.0, 83.0 |" in page
