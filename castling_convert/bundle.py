@@ -15,7 +15,7 @@ from torch import nn
 from .attention import FoldedAttention, before_forms
 from .castle import Castling
 from .errors import BundleError, FoldError
-from .files import require_space, sha256, writing
+from .files import recover, require_space, sha256, writing
 from .recipe import Recipe
 from .version import __version__
 
@@ -31,6 +31,7 @@ STATE = "train/state"
 REJECTED = "train/rejected"
 PLAN = "train/plan.json"
 ALIGNED = "train/aligned.safetensors"
+IN_TRAIN = {Path(name).name for name in (TRAINED, STATE, REJECTED, PLAN, ALIGNED, METRICS)}
 
 
 def save(
@@ -181,10 +182,17 @@ def refuse_in_the_way(path: Path, *, force: bool) -> None:
         raise BundleError(f"{path} is a file; give a folder with --output")
     if not _is_ours(path):
         raise BundleError(f"{path} exists and is no bundle, so it is not replaced; give another --output")
-    if not force:
+    if not force and not _is_begun_only(path):
         if (path / CONFIG).is_file():
             raise BundleError(f"{path} exists; replace it with --force, or give another --output")
         raise BundleError(f"{path} holds an unfinished conversion; go on with --resume, or start over with --force")
+
+
+def recover_from_kill(path: Path) -> None:
+    """What a conversion into `path` that was killed while it wrote has left half-written is removed, and what it had
+    moved aside is back."""
+    for target in (path, *(path / TRAIN / name for name in IN_TRAIN)):
+        recover(target)
 
 
 def _is_ours(path: Path) -> bool:
@@ -196,14 +204,12 @@ def _is_ours(path: Path) -> bool:
             return False
     if [file.name for file in path.iterdir()] != [TRAIN]:
         return False
-    return {file.name for file in (path / TRAIN).iterdir()} <= {
-        Path(STATE).name,
-        Path(REJECTED).name,
-        Path(TRAINED).name,
-        METRICS,
-        Path(PLAN).name,
-        Path(ALIGNED).name,
-    }
+    return {file.name for file in (path / TRAIN).iterdir()} <= IN_TRAIN
+
+
+def _is_begun_only(path: Path) -> bool:
+    """Whether a conversion was killed before it had anything that could be lost."""
+    return not (path / CONFIG).is_file() and {file.name for file in (path / TRAIN).iterdir()} <= {METRICS}
 
 
 def newest(root: Path = Path("castled")) -> Path:

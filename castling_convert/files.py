@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import glob
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -52,9 +55,13 @@ def writing_file(target: Path) -> Iterator[Path]:
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
-    """Rename `fresh` to `target`; a folder that was there is moved aside first and removed last."""
+    """Put `fresh` in the place of `target`, at once where the system can exchange two folders; what was there is
+    removed last. Elsewhere it is moved aside first, and `recover` brings it back after a kill between the two."""
     if not target.exists():
         fresh.rename(target)
+        return
+    if _exchange(fresh, target):
+        shutil.rmtree(fresh, ignore_errors=True)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent)) / target.name
     target.rename(aside)
@@ -67,6 +74,32 @@ def replace_folder(fresh: Path, target: Path) -> None:
     finally:
         if target.exists():
             shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths of one file system atomically; False where the system, or the file system, can't."""
+    current_folder, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    if rename(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def recover(target: Path) -> None:
+    """After a process that was killed while it wrote `target`: bring back what it had moved aside, and remove what
+    it left half-written beside it."""
+    left = sorted(target.parent.glob(f".{glob.escape(target.name)}.*"))
+    left = [path for path in left if re.fullmatch(r"(old\.)?[a-z0-9_]{8}", path.name[len(target.name) + 2 :])]
+    for path in left:
+        if not target.exists() and path.name.startswith(f".{target.name}.old.") and (path / target.name).exists():
+            (path / target.name).rename(target)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import bundle
-from .analysis.accuracy import PROBED_IMAGES, Classifier, Probe, has_classes, likeness, measure, with_usable_labels
+from .analysis.accuracy import PROBED_IMAGES, Classifier, Probe, likeness, measure, refuse_too_few, with_usable_labels
 from .analysis.macs import count_macs, count_parameters
 from .analysis.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
 from .castle import Castling, adopt_layers, castle, layer_states
 from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
 from .distill.loop import DistillResult, distill, fingerprint, make_accelerator
+from .distill.losses import has_classes
 from .distill.pace import WORTH_TIMING, Pace, measure_pace
 from .distill.progress import Progress
 from .distill.state import refuse_changes, saved_fingerprint, saved_step
@@ -110,6 +111,8 @@ def convert(
     spec = data or GENERATED
     training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
     validation = open_data(spec, preprocessing, "validation")
+    if data is not None and not has_classes(teacher):
+        refuse_too_few(validation)
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
     student = castle(teacher, recipe, "all" if layers == "auto" else layers)
     require_space(output, 8 * bundle.state_bytes(student))
@@ -329,6 +332,7 @@ def _check_options(layers: str, max_drop: float | None, minutes: float | None, d
 def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> None:
     if resume and force:
         raise BundleError("--resume and --force contradict each other; --force starts over")
+    bundle.recover_from_kill(output)
     if not resume:
         bundle.refuse_in_the_way(output, force=force)
         return
@@ -410,7 +414,7 @@ def _accuracy(
     if not has_classes(teacher):
         models = _classifiers(teacher, student)
         alike = likeness(models["teacher"], models["castled"], validation)
-        why = "the model has no classes: features are compared"
+        why = "the model has no classes; its features are compared"
         return {"measured": False, "why": why, "held_out": validation.held_out, "features": alike.to_dict()}, None
     opened, unmeasured = with_usable_labels(validation, teacher.num_classes)
     results = measure(_classifiers(teacher, student), opened)

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from castling_convert import files
 from castling_convert.errors import OutputError
-from castling_convert.files import replace_folder, require_space, sha256, writing, writing_errors, writing_file
+from castling_convert.files import (
+    recover,
+    replace_folder,
+    require_space,
+    sha256,
+    writing,
+    writing_errors,
+    writing_file,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -30,7 +39,25 @@ def test_a_folder_appears_whole(tmp_path):
     assert (tmp_path / "deep" / "target").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_folder_is_replaced_whole(tmp_path, old):
+@pytest.fixture(params=["exchanged", "moved aside"])
+def swap(request, monkeypatch):
+    """Both ways to replace a folder: at once, and as systems without an exchange of folders have to."""
+    if request.param == "moved aside":
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+
+
+def test_folders_are_exchanged_at_once(tmp_path, old, monkeypatch):
+    """On the file systems of Linux; there the path is never without a folder."""
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    if not files._exchange(fresh, old):
+        pytest.skip("this file system can't exchange two folders")
+    assert names(tmp_path) == ["fresh", "fresh/old", "target"]
+    with pytest.raises(FileNotFoundError, match="target"):
+        files._exchange(tmp_path / "nothing", old)
+
+
+def test_a_folder_is_replaced_whole(tmp_path, old, swap):
     with writing(old) as fresh:
         (fresh / "new").write_text("new")
         assert (old / "old").exists()
@@ -47,6 +74,7 @@ def test_what_fails_leaves_the_old_one(tmp_path, old, error):
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_stopped_between_the_two_renames_the_old_one_is_back(tmp_path, old, monkeypatch, error):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     whole = Path.rename
@@ -60,6 +88,23 @@ def test_stopped_between_the_two_renames_the_old_one_is_back(tmp_path, old, monk
     with pytest.raises(error):
         replace_folder(fresh, old)
     assert names(tmp_path) == ["fresh", "target", "target/old"]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path, old):
+    for left in (".target.ab12cd_9", ".target.old.ab12cd_9", ".target.notours", ".other.ab12cd_9"):
+        (tmp_path / left).mkdir()
+    (tmp_path / ".target.ab12cd_9" / "half").write_text("half")
+    recover(old)
+    assert names(tmp_path) == [".other.ab12cd_9", ".target.notours", "target", "target/old"]
+
+
+def test_what_was_moved_aside_comes_back(tmp_path, old):
+    """A process killed between the two renames leaves no target at all."""
+    (tmp_path / ".target.old.ab12cd_9").mkdir()
+    old.rename(tmp_path / ".target.old.ab12cd_9" / "target")
+    (tmp_path / ".target.zz12cd_9").mkdir()
+    recover(old)
+    assert names(tmp_path) == ["target", "target/old"]
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])

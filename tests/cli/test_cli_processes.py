@@ -140,3 +140,65 @@ def test_an_interrupted_run_resumed_by_the_same_command(environment, here, tiny,
     assert [path.name for path in here.iterdir()] == ["out"]
     assert [path.name for path in (here / "out" / "train").iterdir()] == ["trained.safetensors"]
     assert cc.load("out").num_classes == 10
+
+
+KILLED = """
+import os, signal, accelerate
+from pathlib import Path
+from castling_convert import files
+
+def kill(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def second_time(whole):
+    calls = []
+    def counted(*arguments, **options):
+        calls.append(1)
+        whole(*arguments, **options)
+        if len(calls) == 2:
+            kill()
+    return counted
+
+{patch}
+from castling_convert.cli import main
+main()
+"""
+SAVING = "accelerate.Accelerator.save_state = second_time(accelerate.Accelerator.save_state)"
+MOVED = """
+files._exchange = lambda one, other: False
+whole = Path.rename
+Path.rename = lambda self, target: (whole(self, target), kill() if ".old." in str(target) else None)[0]
+"""
+EXCHANGED = "whole = files._exchange; files._exchange = lambda *paths: (whole(*paths), kill())[0]"
+FIRST = "accelerate.Accelerator.save_state = kill"
+
+
+@pytest.mark.parametrize("patch", [SAVING, MOVED, EXCHANGED], ids=["saving", "between two renames", "exchanged"])
+def test_killed_while_a_checkpoint_is_written(environment, here, tiny, castling, patch):
+    """A kill that nothing can catch, at the second checkpoint: the same command with --resume ends as without it."""
+    arguments = ["convert", *tiny, "--data", "digits", "--steps", 12, "--set", "distill.batch_size=4"]
+    arguments += ["--set", "distill.checkpoint_every=4"]
+    command = [sys.executable, "-c", KILLED.format(patch=patch), *map(str, arguments), "-o", "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [path.name for path in (here / "out" / "train").glob(".*")]  # it was killed in the middle
+    castling(*arguments, "-o", "out", "--resume").done()
+    castling(*arguments, "-o", "whole").done()
+    assert sorted(path.name for path in here.iterdir()) == ["out", "whole"]
+    assert sorted(path.name for path in (here / "out").rglob("*")) == sorted(
+        path.name for path in (here / "whole").rglob("*")
+    )
+    weights = [(here / out / "model.safetensors").read_bytes() for out in ("out", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_killed_before_there_was_anything_to_lose(environment, here, tiny, castling):
+    """Killed while the first checkpoint is written: the plain command begins again."""
+    arguments = ["convert", *tiny, "--data", "digits", "--steps", 6, "--set", "distill.batch_size=4", "-o", "out"]
+    arguments += ["--set", "distill.checkpoint_every=3"]
+    command = [sys.executable, "-c", KILLED.format(patch=FIRST), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    castling(*arguments, "--resume").failed(2, "nothing to resume", "leave out --resume")
+    castling(*arguments).done()
+    assert [path.name for path in here.iterdir()] == ["out"]
