@@ -22,6 +22,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.optim import Muon as BfloatMuon
 
 import castling_convert as cc
 from castling_convert.analysis.bench import random_weights_
@@ -120,7 +121,7 @@ def optimizer_times() -> dict[str, float]:
         "AdamW, the default": whole_optimizer(student, recipe.distill),
         "AdamW on the layers alone": align_optimizer(student, recipe.distill.align),
         "Muon (distill.optimizer.name=muon), float32": whole_optimizer(student, muon),
-        "timm's Muon, which iterates in bfloat16": timm.optim.Muon(matrices, lr=1e-9),
+        "timm's Muon, which iterates in bfloat16": BfloatMuon(matrices, lr=1e-9),
     }.items():
         found[name] = Latency.of(interleave({"": optimizer.step}, 2, 2)[""]).median / 1e3
     return found

@@ -34,7 +34,7 @@ from bed import PROBE_C, SETS, make
 from torch import Tensor
 
 import castling_convert as cc
-from castling_convert.analysis.accuracy import likeness
+from castling_convert.analysis.accuracy import alike
 from castling_convert.distill.data import Preprocessing, eval_loader, open_data
 from castling_convert.distill.progress import Progress
 from castling_convert.export.onnx import OnnxModel
@@ -179,25 +179,20 @@ def probes(teacher: Any, deploy: Any, bed: Path) -> list[dict[str, float]]:
     and in how many percent the nearest image, by cosine, is the same for both."""
     from sklearn.linear_model import LogisticRegression
 
-    def features(model: Any, place: str) -> tuple[Any, Any]:
+    def features(place: str) -> tuple[list[Tensor], Any]:
+        """Of the teacher and of the castled model, and the labels."""
         loader = eval_loader(open_data(str(bed / place), Preprocessing.of(teacher), "train"))
-        pairs = [(model(images), labels) for images, labels in loader]
-        return torch.cat([x for x, _ in pairs]).numpy(), torch.cat([y for _, y in pairs]).numpy()
+        *both, labels = (torch.cat(part) for part in zip(*((teacher(x), deploy(x), y) for x, y in loader), strict=True))
+        return both, labels.numpy()
 
-    models = {"teacher": teacher, "castled": deploy}
-    fitted = {
-        name: LogisticRegression(C=PROBE_C, max_iter=2000).fit(*features(model, "data/train"))
-        for name, model in models.items()
-    }
-    return [
-        {name: 100 * float(fitted[name].score(*features(model, place))) for name, model in models.items()}
-        | {
-            "agreement": likeness(
-                teacher, deploy, open_data(str(bed / place), Preprocessing.of(teacher), "validation")
-            ).neighbours
-        }
-        for place in SETS.values()
-    ]
+    trained, labels = features("data/train")
+    fitted = [LogisticRegression(C=PROBE_C, max_iter=2000).fit(x.numpy(), labels) for x in trained]
+    found = []
+    for place in SETS.values():
+        both, labels = features(place)
+        first, second = (100 * float(f.score(x.numpy(), labels)) for f, x in zip(fitted, both, strict=True))
+        found.append({"teacher": first, "castled": second, "agreement": alike(*both).neighbours})
+    return found
 
 
 def int8(teacher: Any, deploy: Any, bed: Path) -> dict[str, dict[str, float]]:

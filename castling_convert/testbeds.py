@@ -73,7 +73,7 @@ def train_teacher(
 ) -> tuple[nn.Module, float]:
     """A small softmax ViT trained on the testbed's training part, in eval mode on the CPU, and its top-1 in
     percent on the validation part."""
-    set_seed(seed)  # Python's generator too: timm's crops draw from it
+    set_seed(seed)
     steps = steps or testbed.steps
     teacher = timm.create_model(MODEL, **testbed.arguments)
     channels, size = testbed.arguments.get("in_chans", 3), testbed.arguments["img_size"]

@@ -482,6 +482,12 @@ def test_a_model_without_classes_is_matched_by_its_features(tmp_path):
     assert set(records[-1]["probe"]) == {"cosine"}
     with pytest.raises(CastlingError, match="returns features, not classes"):
         evaluate(tmp_path / "out", "digits")
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    for index in range(2):
+        Image.new("RGB", (40, 40), (9 * index,) * 3).save(pair / f"{index}.png")
+    with pytest.raises(DataError, match="has 2 images to compare features on; at least 3"):
+        convert(tmp_path / "other", model=model, data=str(pair))
     with pytest.raises(CastlingError, match="nothing but logits"):
         convert(tmp_path / "other", "distill.loss.features=0", "distill.loss.attention=0", model=model)
     assert not (tmp_path / "other").exists()

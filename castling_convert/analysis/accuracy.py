@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distill.data import ImageData, Preprocessing, eval_loader, kept, some_batches
+from ..distill.losses import has_classes
 from ..errors import DataError
 
 Classifier = Callable[[Tensor], Tensor]
 
 PROBED_IMAGES = 500
-NEIGHBOURS_AT_ONCE = 1024
+FEWEST_FEATURES = 3
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,12 @@ class Probe:
         return values
 
 
-def has_classes(model: nn.Module) -> bool:
-    """Whether what `model` returns are classes, and not features."""
-    return getattr(model, "num_classes", 1) != 0
+def refuse_too_few(data: ImageData) -> None:
+    """DataError for fewer images than features can be compared on: of two there is no choice of a nearest one."""
+    if not data.streamed and len(data) < FEWEST_FEATURES:
+        raise DataError(
+            f"{data.spec} has {len(data)} images to compare features on; at least {FEWEST_FEATURES} are needed"
+        )
 
 
 @torch.no_grad()
@@ -103,25 +107,23 @@ def likeness(reference: Classifier, other: Classifier, data: ImageData) -> Liken
         data: opened with the evaluation transform.
 
     Raises:
-        DataError: fewer than three images: there is no choice of a nearest one.
+        DataError: fewer than three images.
     """
+    refuse_too_few(data)
     pairs = [(reference(images).float().cpu(), other(images).float().cpu()) for images, _ in eval_loader(data)]
-    seen = sum(len(features) for features, _ in pairs)
-    if seen < 3:
-        raise DataError(f"{data.spec} has {seen} images to compare features on; at least 3 are needed")
-    expected, found = (F.normalize(torch.cat(part), dim=-1) for part in zip(*pairs, strict=True))
-    same = sum(
-        int((nearest(expected, start) == nearest(found, start)).sum()) for start in range(0, seen, NEIGHBOURS_AT_ONCE)
+    return alike(*(torch.cat(part) for part in zip(*pairs, strict=True)))
+
+
+def alike(expected: Tensor, found: Tensor) -> Likeness:
+    """Of the features of two models for the same images, three or more, [images, width] each."""
+    from sklearn.neighbors import NearestNeighbors
+
+    first, second = (
+        NearestNeighbors(n_neighbors=1, metric="cosine").fit(features.numpy()).kneighbors(return_distance=False)
+        for features in (expected, found)
     )
-    return Likeness(seen, (expected * found).sum(-1).mean().item(), 100 * same / seen)
-
-
-def nearest(features: Tensor, start: int) -> Tensor:
-    """For some of the normalised features [n, width], from `start` on, the place of the one most like it."""
-    some = features[start : start + NEIGHBOURS_AT_ONCE]
-    products = some @ features.T
-    products[torch.arange(len(some)), torch.arange(len(some)) + start] = -torch.inf  # not itself
-    return products.argmax(-1)
+    cosine = F.cosine_similarity(expected, found, dim=-1).mean().item()
+    return Likeness(len(expected), cosine, 100 * float((first == second).mean()))
 
 
 @torch.no_grad()

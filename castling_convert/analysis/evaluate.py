@@ -10,8 +10,9 @@ from torch import nn
 
 from .. import bundle
 from ..distill.data import Preprocessing, open_data
+from ..distill.losses import has_classes
 from ..errors import BundleError, CastlingError, ModelError
-from .accuracy import Accuracy, Classifier, has_classes, measure, with_usable_labels
+from .accuracy import Accuracy, Classifier, measure, with_usable_labels
 
 
 def evaluate(

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from ..castle import adopt_layers, castle, castled_layers, close_masks
 from ..distill.calibrate import calibrate
 from ..distill.data import EVAL_BATCH
-from ..distill.losses import logit_divergence
+from ..distill.losses import has_classes, logit_divergence
 from ..errors import ModelError
 from ..families import family_of
 from ..recipe import Recipe
-from .accuracy import has_classes
 
 SENSITIVITY_IMAGES = 256
 """How many images tell the order of the blocks."""

@@ -67,8 +67,9 @@ class Echo:
     def order(self, part: int) -> list[int]:
         """Which of its batches every step of a part learns from."""
         steps = min(self.part, self.steps - part * self.part)
+        count = math.ceil(steps / self.times)
         rng = np.random.default_rng((self.seed, part))
-        orders = [rng.permutation(math.ceil(steps / self.times)) for _ in range(self.times)]
+        orders = [rng.permutation(count) for _ in range(math.ceil(steps / count))]
         return [int(place) for place in np.concatenate(orders)[:steps]]
 
 
@@ -78,17 +79,17 @@ class Lessons:
     def __init__(self, teacher: nn.Module, softmax: Taps, echo: Echo, accelerator: Accelerator) -> None:
         self.teacher, self.softmax, self.echo, self.accelerator = teacher, softmax, echo, accelerator
         self.part = -1
+        self.order: list[int] = []
         self.kept: list[Taps] = []
 
     def at(self, step: int, batches: Iterator[Tensor]) -> Taps:
         """Of one batch, for a step of the phase; `batches` stand at `Echo.first_batch` of the first one asked for."""
         part, place = divmod(step, self.echo.part)
-        order = self.echo.order(part)
         if part != self.part:
-            self.kept.clear()
-            self.kept += [self._taught(next(batches)) for _ in range(max(order) + 1)]
-            self.part = part
-        return self.kept[order[place]]
+            self.part, self.order = part, self.echo.order(part)
+            self.kept.clear()  # before the next are made
+            self.kept += [self._taught(next(batches)) for _ in range(max(self.order) + 1)]
+        return self.kept[self.order[place]]
 
     @torch.no_grad()
     def _taught(self, images: Tensor) -> Taps:

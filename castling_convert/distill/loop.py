@@ -25,7 +25,7 @@ from .calibrate import calibrate
 from .data import ImageData, Preprocessing, open_data, training_loader
 from .guard import JUDGED, TRIED, settle_rate
 from .interrupt import StopRequest
-from .losses import Taps, attention_loss, feature_distance, logit_divergence, tap
+from .losses import Taps, attention_loss, feature_distance, has_classes, logit_divergence, tap
 from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
 from .progress import Progress
 from .randomness import undone_randomness
@@ -98,7 +98,7 @@ def distill(
     names = [name for name, _ in castled_layers(student)]
     if not names:
         raise ModelError("the student has no castled layers in training form; make it with castle()")
-    if getattr(teacher, "num_classes", 1) == 0 and not (config.loss.attention or config.loss.features):
+    if not has_classes(teacher) and not (config.loss.attention or config.loss.features):
         raise ModelError(
             "the model has no classes, and the recipe matches nothing but logits; give distill.loss.features or "
             "distill.loss.attention a weight"
@@ -297,7 +297,7 @@ def distill_loss(
     prefix = next((layer.grid.num_prefix_tokens for _, layer in castled_layers(student)), 0)
     attention, layers = attention_loss(castled.outputs, softmax.outputs, prefix)
     used = {"attention": attention} if weights.attention else {}
-    if weights.logits and getattr(teacher, "num_classes", 1) != 0:
+    if weights.logits and has_classes(teacher):
         used["logits"] = logit_divergence(logits, expected, weights.temperature)
     if weights.features:
         used["features"] = feature_distance(features, expected_features, prefix)

@@ -14,6 +14,11 @@ PREFIX_WEIGHT = 0.2
 """What the mean error of prefix tokens counts for beside that of the patches, however few they are."""
 
 
+def has_classes(model: nn.Module) -> bool:
+    """Whether what `model` returns are classes, and not features."""
+    return getattr(model, "num_classes", 1) != 0
+
+
 def channel_error(student: Tensor, teacher: Tensor, prefix: int = 0) -> Tensor:
     """Squared error over the teacher's variance, channel by channel: 0 is a match, 1 as bad as the channel's mean.
 

@@ -69,7 +69,7 @@ def measure_pace(student: nn.Module, teacher: nn.Module, data: Any, recipe: Reci
     def timed(share: float, echo: int = 1) -> float:
         few = recipe.override(
             f"distill.steps={1 + TIMED}", f"distill.align.share={share}", f"distill.align.echo={echo}",
-            "distill.optimizer.guard=false",
+            "distill.optimizer.guard=false", "distill.refit=false",
         )  # fmt: skip
         stops = _Stops()
         distill(copy.deepcopy(student), teacher, data, few, device=device, progress=stops)

@@ -9,6 +9,7 @@ judges how strong the penalty is, and whether the classifier is changed at all.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from .losses import logit_divergence
 
 KEPT = 2048
-"""Images whose features are kept: with some hundreds the fit follows the images it is made on, and wins nothing."""
+"""Images whose features are kept."""
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
 """On the squared change of the weights, in units of the features' mean square."""
 JUDGES = 4
@@ -85,46 +86,39 @@ class Readout:
         """
         if self.classifier is None or len(self.features) < 2 * JUDGES:
             return None
-        weight, bias = (
-            None if p is None else p.detach().float().cpu() for p in (self.classifier.weight, self.classifier.bias)
-        )
-        assert weight is not None
-        bias = torch.zeros(len(weight)) if bias is None else bias
         judging = torch.arange(len(self.features)) % JUDGES == 0
 
-        def divergence(values: tuple[Tensor, Tensor], chosen: Tensor) -> Tensor:
-            logits = self.features[chosen] @ values[0].T + values[1]
-            return logit_divergence(logits, self.expected[chosen], temperature)
+        def judged(classifier: nn.Linear) -> float:
+            with torch.no_grad():
+                return logit_divergence(classifier(self.features[judging]), self.expected[judging], temperature).item()
 
-        before = divergence((weight, bias), judging).item()
-        penalty, after = min(
-            ((p, divergence(self._fitted(weight, bias, ~judging, p, divergence), judging).item()) for p in PENALTIES),
-            key=lambda found: found[1],
-        )
-        if not after < before:
+        before = judged(_on_cpu(self.classifier))
+        judgements = {p: judged(self._fitted(p, ~judging, temperature)) for p in PENALTIES}
+        penalty = min(judgements, key=judgements.__getitem__)
+        if not judgements[penalty] < before:
             return None
-        everything = torch.ones_like(judging)
-        fitted = self._fitted(weight, bias, everything, penalty, divergence)
-        with torch.no_grad():
-            self.classifier.weight.copy_(fitted[0])
-            if self.classifier.bias is not None:
-                self.classifier.bias.copy_(fitted[1])
-        return after / before
+        fitted = self._fitted(penalty, torch.ones_like(judging), temperature)
+        self.classifier.load_state_dict(fitted.state_dict())
+        return judgements[penalty] / before
 
-    def _fitted(
-        self, weight: Tensor, bias: Tensor, chosen: Tensor, penalty: float, divergence: Any
-    ) -> tuple[Tensor, Tensor]:
+    def _fitted(self, penalty: float, chosen: Tensor, temperature: float) -> nn.Linear:
+        """A copy of the classifier, fitted to the chosen images."""
         assert self.classifier is not None
-        change, shift = torch.zeros_like(weight).requires_grad_(), torch.zeros_like(bias).requires_grad_()
-        learned = [change] if self.classifier.bias is None else [change, shift]
-        ridge = penalty * self.features[chosen].square().mean()
-        optimizer = torch.optim.LBFGS(learned, max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+        fitted = _on_cpu(self.classifier)
+        start, features, expected = fitted.weight.detach().clone(), self.features[chosen], self.expected[chosen]
+        ridge = penalty * features.square().mean()
+        optimizer = torch.optim.LBFGS(fitted.parameters(), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = divergence((weight + change, bias + shift), chosen) + ridge * change.square().sum()
+            change = (fitted.weight - start).square().sum()
+            loss = logit_divergence(fitted(features), expected, temperature) + ridge * change
             loss.backward()
             return loss
 
         optimizer.step(closure)
-        return (weight + change).detach(), (bias + shift).detach()
+        return fitted
+
+
+def _on_cpu(classifier: nn.Linear) -> nn.Linear:
+    return copy.deepcopy(classifier).float().cpu()

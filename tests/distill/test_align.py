@@ -35,6 +35,11 @@ def test_batches_come_in_an_order_of_chance_that_the_seed_decides():
     assert met(Echo(16, 2, kept=8)) != met(Echo(16, 2, kept=8, seed=1))
 
 
+def test_more_often_than_there_are_steps():
+    echo = Echo(5, 10**9, kept=4)
+    assert met(echo) == [0] * 5
+
+
 def test_once_is_in_order():
     assert met(Echo(7, 1, kept=1)) == list(range(7))
 
@@ -58,7 +63,7 @@ def test_what_is_kept_has_a_limit():
     assert kept("distill.align.echo=1") == 1
 
 
-def test_the_teacher_runs_once_a_batch(tmp_path):
+def test_the_teacher_runs_once_a_batch():
     teacher = timm.create_model("vit_tiny_patch16_224", **SMALL).eval()
     runs = []
     teacher.register_forward_hook(lambda *_: runs.append(1))

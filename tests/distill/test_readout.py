@@ -62,7 +62,7 @@ def test_what_a_linear_map_takes_back_is_taken_back(bias):
 
 
 def test_nothing_is_changed_where_nothing_can_be_won():
-    """What differs is noise, which no linear map takes back: a fit would only follow the images it was made on."""
+    """A student that has its teacher's features."""
     model = Model()
     before = copy.deepcopy(model.state_dict())
     readout = fed(model, lambda x: x, lambda x: x)
