@@ -49,7 +49,8 @@ RECIPES = ("castling", "castling-window", "castling-fast", "reference")
 # What is changed against the recipe `castling`; the group is a section of the table.
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "Attention": {
-        "squares in place of cubes": ("attention.power=2",),
+        "half as many landmarks": ("attention.landmarks=32",),
+        "learned angular features in place of landmarks": ("attention={form: features}",),
         "no softmax rows for the class token": ("attention.prefix_rows=false",),
         "no depthwise": ("attention.depthwise=none",),
     },

@@ -97,7 +97,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "the whole student from the first step on": ("distill.align.share=0",),
     "every batch once": ("distill.align.echo=1",),
     "the classifier as it is": ("distill.refit=false",),
-    "squares in place of cubes": ("attention.power=2",),
+    "half as many landmarks": ("attention.landmarks=32",),
+    "learned angular features in place of landmarks": ("attention={form: features}",),
     "no softmax rows for the class token": ("attention.prefix_rows=false",),
     "no depthwise residual": ("attention.depthwise=none",),
     "annealed from the teacher's own layers, the first one first": (

@@ -82,8 +82,8 @@ class AlignConfig(_Section):
     """
 
     share: float = Field(default=0.8, ge=0, le=1)
-    lr: float = Field(default=5e-4, gt=0)
-    added: float = Field(default=20.0, gt=0)
+    lr: float = Field(default=2.5e-4, gt=0)
+    added: float = Field(default=40.0, gt=0)
     echo: int = Field(default=2, ge=1)
 
 

@@ -27,8 +27,9 @@ KINDS = {
 ATTENTION: dict[str, Any] = {"form": "angular", "normalization": "row_sum", "depthwise": "grid", "kernel_size": 3}
 
 FAST: dict[str, Any] = {"form": "angular", "normalization": "gain", "center": True}
+LANDMARKS: dict[str, Any] = {"form": "landmarks", "landmarks": 5}
+WINDOW: dict[str, Any] = {"form": "landmarks", "landmarks": 5, "window": 3}
 FEATURES: dict[str, Any] = {"form": "features"}
-WINDOW: dict[str, Any] = {"form": "features", "window": 3}
 SNIPPET: dict[str, Any] = {"form": "snippet", "depthwise": "tokens", "kernel_size": 9}
 """What the shipped recipes have in place of that; windows of 3, which do not divide grids of 4."""
 

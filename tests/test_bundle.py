@@ -16,7 +16,19 @@ import torch
 import castling_convert as cc
 from castling_convert import bundle
 from castling_convert.errors import BundleError, CastlingError, FoldError, OutputError
-from tests.models import ATTENTION, FAST, FEATURES, KINDS, SNIPPET, WINDOW, closed_student, images, recipe, tiny
+from tests.models import (
+    ATTENTION,
+    FAST,
+    FEATURES,
+    KINDS,
+    LANDMARKS,
+    SNIPPET,
+    WINDOW,
+    closed_student,
+    images,
+    recipe,
+    tiny,
+)
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +429,9 @@ def test_bundles_from_before_there_were_forms_still_load(form: str) -> None:
     assert cc.Recipe.load(path / "recipe.yaml").attention == model.castling.attention
 
 
-@pytest.mark.parametrize("form", [FEATURES, WINDOW, FAST, SNIPPET], ids=lambda form: "-".join(map(str, form.values())))
+@pytest.mark.parametrize(
+    "form", [LANDMARKS, WINDOW, FEATURES, FAST, SNIPPET], ids=lambda form: "-".join(map(str, form.values()))
+)
 def test_every_form_makes_the_round_trip(form: dict[str, Any], tmp_path: Path) -> None:
     student = closed_student(tiny(KINDS["dinov2"]), **form)
     folded = cc.fold(student)

@@ -21,6 +21,8 @@ FORMS = [
     {"form": "features"},
     {"form": "features", "power": 2, "prefix_rows": False, "depthwise": "none"},
     {"form": "features", "window": 3},
+    {"form": "landmarks", "landmarks": 5},
+    {"form": "landmarks", "landmarks": 3, "prefix_rows": False, "window": 3},
 ]
 
 

@@ -52,6 +52,8 @@ class _Castled(nn.Module):
     from tokens to tokens."""
 
     window_share: Tensor | None
+    windows_apart = True
+    """Whether windows have a softmax of their own beside the linear form, and are not a part of it."""
 
     def __init__(self, source: Projections, config: AttentionConfig, grid: TokenGrid) -> None:
         super().__init__()
@@ -85,9 +87,18 @@ class _Castled(nn.Module):
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether exact softmax rows take the place of what the linear form says of prefix tokens."""
+        return self.config.prefix_rows and self.grid.num_prefix_tokens > 0
+
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The linear form itself: q, k, v, [B, heads, N, d], to [B, heads, N, d]."""
         raise NotImplementedError
+
+    def patches(self, y: Tensor) -> Tensor:
+        """Of the output of `linear`, what is of patches."""
+        return y[:, :, self.grid.num_prefix_tokens :]
 
     def attend(self, x: Tensor) -> Tensor:
         """Tokens [B, N, C] to merged heads, [B, N, heads·d]."""
@@ -97,13 +108,11 @@ class _Castled(nn.Module):
     def finish(self, y: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output y of the linear form on tokens x with all that stands beside it, heads merged."""
         prefix = self.grid.num_prefix_tokens
-        with_rows = self.config.prefix_rows and prefix > 0
-        if self.window_share is not None or with_rows:
-            rows, patches = y[:, :, :prefix], y[:, :, prefix:]
+        if self.window_share is not None or self.has_rows:
+            patches = self.patches(y)
             if self.window_share is not None:
                 patches = patches + self.window_share * (self.window(q, k, v) - patches)
-            if with_rows:
-                rows = self.rows(x, q, k, v)
+            rows = self.rows(x, q, k, v) if self.has_rows else y[:, :, :prefix]
             y = torch.cat([rows, patches], 2) if prefix else patches
         y = merge_heads(y)
         if self.depthwise is None:
@@ -148,7 +157,7 @@ class CastledAttention(_Castled):
         super().__init__(source, config, grid)
         weight = source.qkv.weight
         share = weight.new_full((source.num_heads, 1, 1), WINDOW_SHARE)
-        self.window_share = nn.Parameter(share) if config.window else None
+        self.window_share = nn.Parameter(share) if config.window and self.windows_apart else None
         self.proj_drop = nn.Dropout(source.proj_drop)
         self.register_buffer("threshold", torch.zeros((), device=weight.device), persistent=False)
         self.register_buffer("mask_gate", torch.ones((), device=weight.device), persistent=False)

@@ -15,6 +15,7 @@ from .config import AttentionConfig
 from .cost import AttentionCost, Shape
 from .features import FeaturesAttention, FeaturesConfig, FoldedFeatures, features_cost
 from .grid import TokenGrid
+from .landmarks import FoldedLandmarks, LandmarksAttention, LandmarksConfig, landmarks_cost
 from .snippet import FoldedSnippet, SnippetAttention, SnippetConfig, snippet_cost
 
 
@@ -29,11 +30,12 @@ class Form:
 
 
 FORMS: dict[str, Form] = {
+    "landmarks": Form(LandmarksConfig, LandmarksAttention, FoldedLandmarks, landmarks_cost),
     "features": Form(FeaturesConfig, FeaturesAttention, FoldedFeatures, features_cost),
     "angular": Form(AngularConfig, AngularAttention, FoldedAngular, angular_cost),
     "snippet": Form(SnippetConfig, SnippetAttention, FoldedSnippet, snippet_cost),
 }
-DEFAULT = "features"
+DEFAULT = "landmarks"
 
 
 def config_of(values: Mapping[str, Any]) -> AttentionConfig:

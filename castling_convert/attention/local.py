@@ -18,7 +18,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, bias: Tenso
     return (logits if bias is None else logits + bias).softmax(-1) @ v
 
 
-def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: TokenGrid, side: int) -> Tensor:
+def window_softmax(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softmax_scale: float,
+    grid: TokenGrid,
+    side: int,
+    beside: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
     """Softmax attention of every patch to the patches of its window.
 
     Windows of `side` x `side` patches tile the grid without overlap, from its upper left corner on; those at the
@@ -26,6 +34,8 @@ def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: 
 
     Args:
         q, k, v: [B, heads, N, d], prefix tokens included.
+        beside: more keys and values, [B, heads, M, d], in every window's softmax, and what is added to their logits,
+            [B, heads, 1, M].
 
     Returns:
         [B, heads, N - prefix, d].
@@ -52,7 +62,42 @@ def window_softmax(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, grid: 
         inside = inside.reshape(1, rows * columns, 1, side * side)
         outside = torch.zeros_like(inside, dtype=q.dtype).masked_fill(~inside, -torch.inf).repeat(1, heads, 1, 1)
     q, k, v = (windows(x[:, :, grid.num_prefix_tokens :]) for x in (q, k, v))
-    y = attention(q, k, v, softmax_scale, outside)
+    if beside is None:
+        y = attention(q, k, v, softmax_scale, outside)
+    else:
+        y = _with_others(q, k, v, softmax_scale, outside, *beside)
     y = y.reshape(B, heads * rows, columns, side, side, d).transpose(2, 3)
     y = y.reshape(B, heads, rows * side, columns * side, d)[:, :, :height, :width]
     return y.reshape(B, heads, height * width, d)
+
+
+def _with_others(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softmax_scale: float,
+    bias: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    added: Tensor,
+) -> Tensor:
+    """Softmax within windows, [B, heads·windows, side², d], and over `keys`, [B, heads, M, d], that all windows of an
+    image share."""
+    (B, heads, M, d), (_, groups, size, _) = keys.shape, q.shape
+    windows = groups // heads
+    if not torch.compiler.is_exporting():
+
+        def for_each(x: Tensor) -> Tensor:
+            return x.unsqueeze(2).expand(-1, -1, windows, -1, -1).reshape(B, groups, *x.shape[2:])
+
+        bias = k.new_zeros(1, 1, 1, 1) if bias is None else bias
+        bias = torch.cat([bias.expand(B, groups, -1, size), for_each(added)], -1)
+        return attention(q, torch.cat([k, for_each(keys)], 2), torch.cat([v, for_each(values)], 2), softmax_scale, bias)
+    # No copy of the keys for every window.
+    q = q * softmax_scale
+    near = q @ k.transpose(-2, -1)
+    near = near if bias is None else near + bias
+    far = q.reshape(B, heads, windows * size, d) @ keys.transpose(-2, -1) + added
+    weights = torch.cat([near, far.reshape(B, groups, size, M)], -1).softmax(-1)
+    near, far = weights.split((size, M), -1)
+    return near @ v + (far.reshape(B, heads, windows * size, M) @ values).reshape(B, groups, size, d)

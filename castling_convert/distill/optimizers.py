@@ -14,6 +14,8 @@ from .muon import Muon
 
 ALIGN_WARMUP = 0.05
 """Share of the first phase."""
+ALIGN_BETAS = (0.9, 0.95)
+"""Of the first phase, whose few hundred steps are too few for AdamW's own 0.999."""
 
 
 def align_optimizer(student: nn.Module, config: AlignConfig) -> torch.optim.Optimizer:
@@ -24,7 +26,7 @@ def align_optimizer(student: nn.Module, config: AlignConfig) -> torch.optim.Opti
         {"params": list(added.values()), "lr": config.lr * config.added},
         {"params": inherited, "lr": config.lr},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=ALIGN_BETAS, weight_decay=0.0)
 
 
 def added_parameters(student: nn.Module) -> dict[int, nn.Parameter]:
@@ -42,7 +44,7 @@ def whole_optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Op
         if id(parameter) not in trained:
             continue
         # timm's convention: no decay on biases, norms, tokens; gains and shares are as few.
-        plain = parameter.ndim <= 1 or name.endswith(("gain", "share", "token", "pos_embed"))
+        plain = parameter.ndim <= 1 or name.endswith(("gain", "share", "bias", "token", "pos_embed"))
         kind = "plain" if plain else "matrix" if parameter.ndim == 2 and name.startswith("blocks.") else "decayed"
         groups.setdefault((kind, id(parameter) in added), []).append(parameter)
     listed = [

@@ -52,6 +52,8 @@ def test_folded(depthwise, residual):
     "overrides",
     [(), ("attention.depthwise=none",), ("attention.depthwise=tokens", "attention.kernel_size=9"),
      ("attention.form=features",), ("attention.form=features", "attention.prefix_rows=false"),
+     ("attention.form=landmarks", "attention.landmarks=7"), ("attention.form=landmarks", "attention.prefix_rows=false"),
+     ("attention.form=landmarks", "attention.window=4"),
      ("attention.form=features", "attention.window=4"), ("attention.prefix_rows=true", "attention.window=2"),
      ("attention.center=false", "attention.normalization=row_sum", "attention.kernel_size=3")],
     ids=str,

@@ -59,11 +59,36 @@ def features(q: Tensor, k: Tensor, v: Tensor, layer: Any, config: Any) -> Tensor
     return torch.where(total > 0, weights @ v / total, torch.zeros_like(v))
 
 
-def windows(q: Tensor, k: Tensor, v: Tensor, scale: float, side: int, height: int, width: int, prefix: int) -> Tensor:
-    """Softmax of every patch over the patches whose row and column fall into the same window; prefix rows are zero."""
+def landmarks(q: Tensor, k: Tensor, v: Tensor, layer: Any, place: tuple[int, int, int]) -> Tensor:
+    """Softmax over what the layer's directions pool, and for patches over their windows' patches."""
+    keys, values, numbers = [], [], []
+    for m in range(layer.config.landmarks):
+        weights = (k @ layer.directions[:, m, :, None]).exp()
+        keys.append((weights * k).sum(2) / weights.sum(2))
+        values.append((weights * v).sum(2) / weights.sum(2))
+        share = weights / weights.sum(2, keepdim=True)
+        numbers.append((-(share * share.log()).sum(2) * layer.gain[:, 0] + layer.bias[:, m]).exp())
+    keys, values, numbers = torch.stack(keys, 2), torch.stack(values, 2), torch.stack(numbers, -1)
+    far = (q @ keys.transpose(-2, -1) / math.sqrt(q.shape[-1])).exp() * numbers
+    y, total = far @ values, far.sum(-1, keepdim=True)
+    if layer.config.window:
+        near = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).exp() * in_window(layer.config.window, *place)
+        y, total = y + near @ v, total + near.sum(-1, keepdim=True)
+    return y / total
+
+
+def in_window(side: int, height: int, width: int, prefix: int) -> Tensor:
+    """1 where two tokens are patches of one window, [N, N]."""
     rows, columns = torch.arange(height) // side, torch.arange(width) // side
     window = (rows[:, None] * width + columns[None, :]).flatten()
-    same = window[:, None] == window[None, :]
+    same = torch.zeros(prefix + height * width, prefix + height * width, dtype=torch.float64)
+    same[prefix:, prefix:] = (window[:, None] == window[None, :]).double()
+    return same
+
+
+def windows(q: Tensor, k: Tensor, v: Tensor, scale: float, side: int, height: int, width: int, prefix: int) -> Tensor:
+    """Softmax of every patch over the patches whose row and column fall into the same window; prefix rows are zero."""
+    same = in_window(side, height, width, prefix)[prefix:, prefix:] > 0
     logits = (q[:, :, prefix:] @ k[:, :, prefix:].transpose(-2, -1)) * scale
     out = torch.zeros_like(v)
     out[:, :, prefix:] = logits.masked_fill(~same, -math.inf).softmax(-1) @ v[:, :, prefix:]
@@ -110,10 +135,12 @@ def castled(layer: Any, x: Tensor, threshold: float) -> Tensor:
         y = angular(q, k, v, layer.gain, config)
     elif config.form == "snippet":
         y = normalised_sum(q, k, v, config, sparse)
+    elif config.form == "landmarks":
+        y = landmarks(q, k, v, layer, place)
     else:
         y = features(q, k, v, layer, config)
     prefix = grid.num_prefix_tokens
-    if config.window:
+    if config.window and config.form != "landmarks":
         share = layer.window_share * (torch.arange(v.shape[2])[:, None] >= prefix)
         y = (1 - share) * y + share * windows(q, k, v, scale, config.window, *place)
     if config.prefix_rows:

@@ -31,6 +31,10 @@ _FORMS: tuple[dict[str, Any], ...] = (
     {"form": "features", "power": 3, "prefix_rows": False},
     {"form": "features", "power": 3, "window": 3},
     {"form": "features", "power": 2, "window": 2},
+    {"form": "landmarks", "landmarks": 3},
+    {"form": "landmarks", "landmarks": 5, "prefix_rows": False},
+    {"form": "landmarks", "landmarks": 3, "window": 3},
+    {"form": "landmarks", "landmarks": 4, "prefix_rows": False, "window": 2},
 )
 
 
@@ -71,6 +75,9 @@ def layer(config: AttentionConfig, height: int = 4, width: int = 3, prefix: int 
         if config.form == "features":
             for parameter in (made.rotate_q, made.rotate_k, made.key_direction):
                 parameter.add_(0.3 * torch.randn_like(parameter))
+        if config.form == "landmarks":
+            made.bias.add_(torch.randn_like(made.bias))
+            made.gain.uniform_(0.3, 1.5)
         if made.window_share is not None:
             made.window_share.uniform_(0.2, 0.8)
         if made.depthwise is not None:

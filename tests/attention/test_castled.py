@@ -50,7 +50,9 @@ def test_channels_first_is_the_formula(form: AttentionConfig, how: str, monkeypa
     torch.testing.assert_close(folded(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
     values = form.model_dump()
     gained = values.get("normalization") == "gain" and values["constant"] == "mean" and not form.prefix_rows
-    assert len(taken) == ((gained or form.form == "features") and not form.window and form.depthwise != "tokens")
+    assert len(taken) == (
+        (gained or form.form in ("features", "landmarks")) and not form.window and form.depthwise != "tokens"
+    )
 
 
 @pytest.mark.parametrize("name", ["castling", "castling-fast"])

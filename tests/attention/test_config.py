@@ -14,7 +14,8 @@ from castling_convert.attention import config_of
         ({"kernel_size": 4}, "odd"),
         ({"kernel_size": 0}, "kernel_size"),
         ({"window": -1}, "window"),
-        ({"power": 5}, "power"),
+        ({"form": "features", "power": 5}, "power"),
+        ({"landmarks": 0}, "landmarks"),
         ({"form": "angular", "constant": "token", "normalization": "row_sum"}, "row sums"),
         ({"form": "angular", "center": True, "normalization": "row_sum"}, "center"),
         ({"form": "angular", "center": True, "normalization": "gain", "constant": "token"}, "center"),
@@ -34,10 +35,11 @@ def test_form_can_not_be_changed_under_a_layer() -> None:
 
 
 def test_an_unknown_key_names_those_of_the_form() -> None:
-    with pytest.raises(ValueError, match="form features has no key 'center'; it has form, prefix_rows"):
+    with pytest.raises(ValueError, match="form landmarks has no key 'center'; it has form, prefix_rows"):
         config_of({"center": True})
 
 
 def test_an_unknown_form_names_those_there_are() -> None:
-    with pytest.raises(ValueError, match="form 'cosine' is not known; the linear forms are features, angular, snippet"):
+    known = "landmarks, features, angular, snippet"
+    with pytest.raises(ValueError, match=f"form 'cosine' is not known; the linear forms are {known}"):
         config_of({"form": "cosine"})

@@ -204,7 +204,7 @@ def test_the_rates_of_muon_and_of_its_fallback(student, teacher, batches):
 
 
 def added(student) -> set[str]:
-    names = ("rotate_q", "rotate_k", "key_direction", "depthwise.weight")
+    names = ("directions", "bias", "gain", "depthwise.weight")
     return {f"blocks.{block}.attn.{name}" for block in range(2) for name in names}
 
 

@@ -16,17 +16,17 @@ from castling_convert.errors import CheckFailed, DataError, ExportError
 from castling_convert.export import format_of
 from castling_convert.export import prepare as prepare_module
 from castling_convert.export.prepare import Signature, cubic_weights
-from tests.models import FAST, FEATURES, KINDS, WINDOW, closed_student, images, tiny
+from tests.models import FAST, FEATURES, KINDS, LANDMARKS, WINDOW, closed_student, images, tiny
 
 RANGE = {"image_size": (32, 32), "image_range": ((16, 16), (48, 64))}
 SIZES = [(16, 16), (32, 32), (24, 64), (48, 16), (48, 64)]
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 
-FORMS = {"features": FEATURES, "window": WINDOW, "fast": FAST}
+FORMS = {"landmarks": LANDMARKS, "features": FEATURES, "window": WINDOW, "fast": FAST}
 
 
-def folded(kind: str = "deit", layers: str | None = None, form: str = "features") -> Any:
+def folded(kind: str = "deit", layers: str | None = None, form: str = "landmarks") -> Any:
     torch.manual_seed(0)
     return cc.fold(closed_student(tiny(KINDS[kind]), layers, **FORMS[form]))
 
@@ -49,8 +49,8 @@ def test_the_weights_are_those_of_antialiased_bicubic_interpolation(old, new):
 @pytest.mark.parametrize("format", SUFFIXES)
 @pytest.mark.parametrize(
     ("kind", "layers", "form"),
-    [*((kind, None, "features") for kind in KINDS), ("deit", "1", "features"), ("deit", None, "fast"),
-     ("deit", None, "window"), ("dinov2", None, "window")],
+    [*((kind, None, "landmarks") for kind in KINDS), ("deit", "1", "landmarks"), ("deit", None, "features"),
+     ("deit", None, "fast"), ("deit", None, "window"), ("dinov2", None, "window")],
 )  # fmt: skip
 def test_every_kind_at_sizes_it_was_not_traced_with(tmp_path, kind, layers, form, format):
     model = folded(kind, layers, form)

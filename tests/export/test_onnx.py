@@ -19,7 +19,7 @@ from castling_convert.errors import CheckFailed, ExportError, FoldError, OutputE
 from castling_convert.export import onnx as onnx_format
 from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
-from tests.models import FAST, FEATURES, KINDS, WINDOW, closed_student, images, recipe, tiny
+from tests.models import FAST, FEATURES, KINDS, LANDMARKS, WINDOW, closed_student, images, recipe, tiny
 
 pytestmark = pytest.mark.xdist_group("onnx")  # exports are shared, so one worker runs them all
 
@@ -51,14 +51,18 @@ def export(model: Any, path: Path, **options: Any) -> Exported:
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
     """An export of each kind in a form, made when it is first asked for."""
 
-    def make(kind: str, form: str = "features") -> Exported:
+    def make(kind: str, form: str = "landmarks") -> Exported:
         return export(folded(kind, **FORMS[form]), tmp_path_factory.mktemp(kind) / "model.onnx")
 
     return cache(make)
 
 
-FORMS: dict[str, dict[str, Any]] = {"features": FEATURES, "window": WINDOW, "fast": FAST, "row_sum": {}}
-CASES = [(kind, form) for kind in KINDS for form in FORMS if form in ("features", "window") or kind in ("deit", "clip")]
+FORMS: dict[str, dict[str, Any]] = {
+    "landmarks": LANDMARKS, "window": WINDOW, "features": FEATURES, "fast": FAST, "row_sum": {},
+}  # fmt: skip
+CASES = [
+    (kind, form) for kind in KINDS for form in FORMS if form in ("landmarks", "window") or kind in ("deit", "clip")
+]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
@@ -95,8 +99,9 @@ class TestEveryKind:
         castled = [exported.model.get_submodule(name) for name in exported.model.castling.castled]
         linear = sum(
             (layer.config.form == "features")  # the weights of the keys
-            + (layer.config.prefix_rows and layer.grid.num_prefix_tokens > 0)
-            + (layer.config.window > 0)
+            + (layer.config.form == "landmarks" and not layer.can_be_channels_first)  # elsewhere by Exp
+            + layer.has_rows
+            + (layer.config.window > 0 and layer.windows_apart)
             for layer in castled
         )
         assert exported.operators["Softmax"] == len(kept) + linear
@@ -116,9 +121,11 @@ class TestEveryKind:
     def test_norms_of_q_and_k_are_one_node_each_or_none_with_channels_first(self, exported: Exported) -> None:
         castled = [exported.model.get_submodule(name) for name in exported.model.castling.castled]
         first = sum(layer.can_be_channels_first for layer in castled)
-        plain = castled[0].config.form == "features" or getattr(castled[0].config, "normalization", "") == "gain"
+        form = castled[0].config.form
+        plain = form in ("features", "landmarks") or getattr(castled[0].config, "normalization", "") == "gain"
         assert first == (len(castled) if plain and not castled[0].config.window else 0)
-        assert exported.operators["RMSNormalization"] == 2 * (len(castled) - first)
+        normed = 0 if form == "landmarks" else len(castled) - first
+        assert exported.operators["RMSNormalization"] == 2 * normed
 
     def test_no_dead_nodes(self, exported: Exported) -> None:
         graph = exported.proto.graph

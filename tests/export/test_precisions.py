@@ -28,12 +28,12 @@ from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.prepare import Signature, prepare
 from castling_convert.export.quantize import split_gemm
-from tests.models import FAST, FEATURES, KINDS, WINDOW, closed_student, images, tiny
+from tests.models import FAST, FEATURES, KINDS, LANDMARKS, WINDOW, closed_student, images, tiny
 
 HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
-def folded(kind: str = "deit", layers: str | None = None, form: dict[str, Any] = FEATURES) -> Any:
+def folded(kind: str = "deit", layers: str | None = None, form: dict[str, Any] = LANDMARKS) -> Any:
     torch.manual_seed(0)
     return cc.fold(closed_student(tiny(KINDS[kind]), layers, **form))
 
@@ -75,7 +75,7 @@ def test_every_kind_runs_within_its_bounds(exports, kind, layers, precision) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [FAST, WINDOW], ids=["fast", "window"])
+@pytest.mark.parametrize("form", [FAST, FEATURES, WINDOW], ids=["fast", "features", "window"])
 @pytest.mark.parametrize(
     ("format", "precision"),
     [
@@ -181,8 +181,8 @@ def test_large_activations_stay_finite_at_1024(large, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("island", ["norms", "sums"])
 def test_without_its_islands_float16_would_not_hold_them(large, monkeypatch, island) -> None:
-    if island == "sums" and large.castling.attention.form == "features":
-        pytest.skip("the weights of its keys sum to one; float32 keeps their precision, not their range")
+    if island == "sums" and large.castling.attention.form in ("features", "landmarks"):
+        pytest.skip("its weights sum to one; float32 keeps their precision, not their range")
     if island == "norms":
         monkeypatch.setattr(prepare_module, "NORMS", ())
     else:

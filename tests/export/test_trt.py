@@ -22,7 +22,7 @@ from castling_convert.errors import CheckFailed, ExportError, Interrupted
 from castling_convert.export import FORMATS, trt
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.trt_operators import operators, refused
-from tests.models import FAST, FEATURES, KINDS, WINDOW, closed_student, tiny
+from tests.models import FAST, FEATURES, KINDS, LANDMARKS, WINDOW, closed_student, tiny
 
 from .trt_api import SUPPORTED, attributes, names, there
 
@@ -35,7 +35,7 @@ HOLDS = {
 }  # fmt: skip
 
 
-def folded(kind: str = "deit", layers: str | None = None, form: dict[str, Any] = FEATURES) -> Any:
+def folded(kind: str = "deit", layers: str | None = None, form: dict[str, Any] = LANDMARKS) -> Any:
     torch.manual_seed(0)
     return cc.fold(closed_student(tiny(KINDS[kind]), layers, **form))
 
@@ -80,8 +80,9 @@ def test_what_the_table_says_is_gone_is_gone():
 @pytest.mark.parametrize(
     ("kind", "layers", "form"),
     [
-        *((kind, None, FEATURES) for kind in KINDS),
-        ("deit", "0", FEATURES),
+        *((kind, None, LANDMARKS) for kind in KINDS),
+        ("deit", "0", LANDMARKS),
+        ("deit", None, FEATURES),
         ("deit", None, FAST),
         ("deit", None, WINDOW),
     ],

@@ -1,0 +1,173 @@
+"""Learned landmarks: tokens attend to a few summaries of all tokens, by softmax, linear in the tokens.
+
+M learned directions a head, a_m, pool the keys and the values of all N tokens, and every token attends to what they
+have pooled:
+
+    p_mj = softmax_j(a_m·k_j)        k̃_m = Σ_j p_mj k_j        ṽ_m = Σ_j p_mj v_j
+    y_i = softmax_m(s q_i·k̃_m + c H_m + b_m) ṽ        H_m = -Σ_j p_mj log p_mj = log Σ_j exp(a_m·k_j) - a_m·k̃_m
+
+with the softmax's own scale s. exp(H_m) is the number of tokens that a landmark stands for: of n equal keys softmax
+has n terms, a landmark one, n times as large. How far that is believed is learned, c a head from one, b a landmark
+from zero. That are 5·N·M·d multiply-accumulates a head, where softmax has 2·N²·d, and nothing in it is flatter than
+softmax is: where M tokens matter, M landmarks can be these tokens. The directions are learned, so a layer finds what
+its keys can be summed up by: places, where keys say them, and contents.
+
+With a window, its tokens and the landmarks share one softmax: near tokens one by one, all of them in sum.
+
+Sources: softmax through a few learned queries from Lee et al., "Set Transformer" (inducing points), ICML 2019, arXiv
+1810.00825; through pooled ones from Xiong et al., "Nyströmformer" (landmarks), AAAI 2021, arXiv 2102.03902, and Han et
+al., "Agent Attention", ECCV 2024, arXiv 2312.08874. One row sum over a window and what stands for the rest from Zhang
+et al., "LoLCATs", arXiv 2410.10254. Pooling a pretrained layer's own keys by learned directions, so that the layer
+keeps its queries, its keys and its scale, is our own; what it reaches is in `benchmarks/pretrained.md`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from .castled import CastledAttention, FoldedAttention, Projections, _Castled
+from .config import AttentionConfig
+from .cost import Shape
+from .grid import TokenGrid
+from .local import attention, window_softmax
+from .norms import wide
+
+
+class LandmarksConfig(AttentionConfig):
+    """`attention.form: landmarks`.
+
+    Attributes:
+        landmarks: M, for every head.
+        prefix_rows: as for every form, but on unless it is turned off.
+    """
+
+    form: Literal["landmarks"] = "landmarks"
+    prefix_rows: bool = True
+    landmarks: int = Field(default=64, ge=1, le=1024)
+
+
+def pooled(k: Tensor, v: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """k̃ and ṽ of above, [B, heads, d, M], and H, [B, heads, M, 1], of k and v, [B, heads, d, N], and a,
+    [heads, M, d]."""
+    logits = directions @ k
+    largest = logits.amax(-1, keepdim=True).detach()
+    weights = (logits - largest).exp()
+    total = weights.sum(-1, keepdim=True)
+    keys, values = (x @ weights.transpose(-2, -1) / total.transpose(-2, -1) for x in (k, v))
+    entropy = total.log() + largest - (directions * keys.transpose(-2, -1)).sum(-1, keepdim=True)
+    return keys, values, entropy
+
+
+class _Landmarks(_Castled):
+    """What both forms share, on the directions a, [heads, M, d], b, [heads, M, 1], and c, [heads, 1, 1]."""
+
+    config: LandmarksConfig
+    windows_apart = False
+    directions: Tensor
+    bias: Tensor
+    gain: Tensor
+
+    def patches(self, y: Tensor) -> Tensor:
+        return y if self.has_rows else super().patches(y)
+
+    def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v, [B, heads, N, d], to the outputs of all tokens, or, where prefix tokens have exact rows, of the
+        patches alone."""
+        prefix = self.grid.num_prefix_tokens
+        # What is summed over tokens is float32: at 4,096 of them a weight is below what float16 holds well.
+        tokens, each = (wide(x).transpose(-2, -1) for x in (k, v))
+        keys, values, entropy = pooled(tokens, each, wide(self.directions))
+        keys, values = (x.transpose(-2, -1).to(v.dtype) for x in (keys, values))
+        mass = (self.gain * entropy + self.bias).transpose(-2, -1).to(q.dtype)
+
+        def to_landmarks(q: Tensor) -> Tensor:
+            return attention(q, keys, values, self.softmax_scale, mass)
+
+        if not self.config.window:
+            return to_landmarks(q[:, :, prefix:] if self.has_rows else q)
+        beside = keys, values, mass
+        patches = window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window, beside)
+        if self.has_rows or not prefix:
+            return patches
+        return torch.cat([to_landmarks(q[:, :, :prefix]), patches], 2)
+
+
+class LandmarksAttention(_Landmarks, CastledAttention):
+    """Training form. Directions start at chance, the same for every layer, so that castling is repeatable."""
+
+    config: LandmarksConfig
+
+    def __init__(self, source: Projections, config: LandmarksConfig, grid: TokenGrid) -> None:
+        super().__init__(source, config, grid)
+        weight, shape = source.qkv.weight, (source.num_heads, config.landmarks, source.head_dim)
+        chance = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.directions = nn.Parameter((chance * source.softmax_scale).to(weight))
+        self.bias = nn.Parameter(weight.new_zeros(source.num_heads, config.landmarks, 1))
+        self.gain = nn.Parameter(weight.new_ones(source.num_heads, 1, 1))
+
+
+class FoldedLandmarks(_Landmarks, FoldedAttention):
+    """Inference form. Where no norm stands between, the softmax's scale is in the projection to q, and the projection
+    to k has no bias: it adds the same to all logits of a softmax, and is large in pretrained models."""
+
+    config: LandmarksConfig
+
+    def __init__(self, trained: LandmarksAttention) -> None:
+        super().__init__(trained)
+        for name in ("directions", "bias", "gain"):
+            self.register_buffer(name, getattr(trained, name).detach().clone())
+        plain_q, plain_k = (isinstance(norm, nn.Identity) for norm in (self.q_norm, self.k_norm))
+        self.qkv = _with_parts(self.qkv, self.softmax_scale if plain_q else 1.0, keeps_bias_of_k=not plain_k)
+        self.softmax_scale = 1.0 if plain_q else self.softmax_scale
+
+    @property
+    def can_be_channels_first(self) -> bool:
+        """Whether nothing but the landmarks works on the last axis of a head."""
+        return self.is_plain and not self.config.window and self.config.depthwise != "tokens"
+
+    def attend_channels_first(self, x: Tensor) -> Tensor:
+        """`attend` on tokens x, [B, N, C], as [heads·d, N] throughout. Float32 alone."""
+        B, N, _ = x.shape
+        heads, d, size, prefix = self.num_heads, self.head_dim, self.num_heads * self.head_dim, 0
+        q, k, v = self.channels(x, size, size, size)
+        queries, tokens, each = (z.reshape(B, heads, d, N) for z in (q, k, v))
+        keys, values, entropy = pooled(tokens, each, self.directions)
+        # A softmax over the axis that is not the last one, divided by its sum where the numbers are fewest.
+        logits = keys.transpose(-2, -1) @ queries + (self.gain * entropy + self.bias)  # B, heads, M, N
+        weights = (logits - logits.amax(2, keepdim=True)).exp()
+        y = (values @ weights / weights.sum(2, keepdim=True)).reshape(B, size, N)
+        rows = None
+        if self.has_rows:
+            prefix = self.grid.num_prefix_tokens
+            shares = (queries[..., :prefix].transpose(-2, -1) @ tokens).softmax(-1)  # B, heads, prefix, N
+            # Beside y, as the convolution is: y is not taken apart, and what it has there is taken off.
+            rows = (each @ shares.transpose(-2, -1)).reshape(B, size, prefix) - y[:, :, :prefix]
+        residual = self.residual(v, rows)
+        return (y if residual is None else y + residual).transpose(1, 2)
+
+
+@torch.no_grad()
+def _with_parts(qkv: nn.Linear, scale: float, *, keeps_bias_of_k: bool) -> nn.Linear:
+    """A copy with queries times `scale`."""
+    copied = copy.deepcopy(qkv)
+    copied.weight.chunk(3)[0].mul_(scale)
+    if copied.bias is not None:
+        q, k, _ = copied.bias.chunk(3)
+        q.mul_(scale)
+        k.mul_(float(keeps_bias_of_k))
+    return copied
+
+
+def landmarks_cost(shape: Shape, config: LandmarksConfig) -> tuple[int, int]:
+    """MACs of a·k, of two sums over the tokens, and of q·k̃ and its product with ṽ: N·M·d a head each. Held are the
+    weights of both softmaxes and what is pooled."""
+    rows_apart = config.prefix_rows and shape.prefix > 0
+    queries = shape.tokens - shape.prefix if rows_apart else shape.tokens
+    macs = (3 * shape.tokens + 2 * queries) * config.landmarks * shape.size
+    values = (shape.tokens + queries) * config.landmarks * shape.num_heads + 2 * config.landmarks * shape.size
+    return macs, values
