@@ -81,7 +81,8 @@ class Job:
 
 def jobs() -> list[Job]:
     """Every run, the ones that matter most first."""
-    found = [Job(recipe, SHORT, seed) for seed in SEEDS for recipe in RECIPES]
+    found = [Job(recipe, SHORT, seed) for seed in SEEDS for recipe in RECIPES[:2]]
+    found += [Job(recipe, SHORT, seed) for seed in SEEDS for recipe in RECIPES[2:]]
     found += [Job(recipe, LONG, seed) for seed in SEEDS for recipe in RECIPES[:2]]
     found += [Job(recipe, SHORT, seed, size=280) for seed in SEEDS for recipe in RECIPES[:2]]
     found += [Job("castling", SHORT, seed, classes=False) for seed in SEEDS]
