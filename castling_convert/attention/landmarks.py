@@ -137,10 +137,9 @@ class FoldedLandmarks(_Landmarks, FoldedAttention):
         q, k, v = self.channels(x, size, size, size)
         queries, tokens, each = (z.reshape(B, heads, d, N) for z in (q, k, v))
         keys, values, entropy = pooled(tokens, each, self.directions)
-        # A softmax over the axis that is not the last one, divided by its sum where the numbers are fewest.
-        logits = keys.transpose(-2, -1) @ queries + (self.gain * entropy + self.bias)  # B, heads, M, N
-        weights = (logits - logits.amax(2, keepdim=True)).exp()
-        y = (values @ weights / weights.sum(2, keepdim=True)).reshape(B, size, N)
+        mass = (self.gain * entropy + self.bias).transpose(-2, -1)  # B, heads, 1, M
+        weights = (queries.transpose(-2, -1) @ keys + mass).softmax(-1)  # B, heads, N, M
+        y = (values @ weights.transpose(-2, -1)).reshape(B, size, N)
         rows = None
         if self.has_rows:
             prefix = self.grid.num_prefix_tokens

@@ -98,8 +98,7 @@ class TestEveryKind:
         assert [layer.name for layer in kept] == (["attn_pool"] if exported.model.global_pool == "map" else [])
         castled = [exported.model.get_submodule(name) for name in exported.model.castling.castled]
         linear = sum(
-            (layer.config.form == "features")  # the weights of the keys
-            + (layer.config.form == "landmarks" and not layer.can_be_channels_first)  # elsewhere by Exp
+            (layer.config.form in ("features", "landmarks"))  # weights of the keys; over the landmarks
             + layer.has_rows
             + (layer.config.window > 0 and layer.windows_apart)
             for layer in castled
