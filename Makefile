@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/castling demo
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

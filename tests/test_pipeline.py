@@ -145,7 +145,7 @@ def test_layers_that_are_kept_stay_softmax(tmp_path, file):
     summary = convert(tmp_path / "out", weights=file, layers="1")
     assert [layer["status"] for layer in summary["layers"]] == ["kept", "castled"]
     kinds = [type(block.attn).__name__ for block in cc.load(tmp_path / "out").blocks]
-    assert kinds == ["Attention", "FoldedFeatures"]
+    assert kinds == ["Attention", "FoldedLandmarks"]
 
 
 def folders(root, *classes: str, count: int = 2) -> str:

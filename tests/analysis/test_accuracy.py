@@ -118,7 +118,7 @@ def circle(x: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
     return 3 * torch.stack([angle.cos(), angle.sin()], -1)
 
 
-def test_likeness_is_the_cosine_and_whether_the_nearest_neighbour_is_the_same():
+def test_likeness_is_the_cosine_and_whether_the_nearest_neighbour_is_the_same(monkeypatch):
     data = points(0.0, 10.0, 30.0, 40.0)
     assert likeness(circle, circle, data) == Likeness(4, pytest.approx(1.0), 100.0)
     # Turned as a whole the cosine falls, and every neighbour stays.
@@ -128,6 +128,8 @@ def test_likeness_is_the_cosine_and_whether_the_nearest_neighbour_is_the_same():
     moved = {10.0: 19.0, 30.0: 21.0}
     other = likeness(circle, lambda x: circle(torch.tensor([moved.get(v, v) for v in x.flatten().tolist()])), data)
     assert other.neighbours == 50.0
+    monkeypatch.setattr("castling_convert.analysis.accuracy.NEIGHBOURS_AT_ONCE", 3)
+    assert likeness(circle, circle, data).neighbours == 100.0
 
 
 def test_two_images_have_no_choice_of_a_neighbour():

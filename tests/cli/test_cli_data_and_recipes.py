@@ -156,7 +156,7 @@ def test_show_resolves_every_key(castling):
     shown = yaml.safe_load(castling("recipes", "show", "castling", "--set", "distill.steps=7").done().out)
     assert shown["distill"]["steps"] == 7
     assert shown["distill"]["mask"]["closed_from"] == 0.3
-    assert shown["attention"]["power"] == 3
+    assert shown["attention"]["landmarks"] == 64
 
 
 def test_copy_change_validate_and_use(castling, tiny, here):

@@ -188,7 +188,9 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(student):
     assert muon == {f"blocks.{block}.{layer}.weight" for block in range(2) for layer in layers}
     plain = {name for name, group in groups.items() if group["weight_decay"] == 0}
     assert plain == {
-        name for name, p in student.named_parameters() if p.ndim == 1 or name.endswith(("gain", "token", "pos_embed"))
+        name
+        for name, p in student.named_parameters()
+        if p.ndim == 1 or name.endswith(("gain", "bias", "token", "pos_embed"))
     }
 
 

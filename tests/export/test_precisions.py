@@ -143,18 +143,20 @@ class LargestSum(TorchDispatchMode):
 @pytest.fixture(scope="module", params=["castling", "castling-fast"])
 def large(request: pytest.FixtureRequest) -> Any:
     """A DeiT-S at 1024x1024 with values of which a sum over 4,097 tokens, and queries and keys of which a sum of
-    squares over 64 channels, exceed float16."""
+    squares over 64 channels, exceed float16. Landmarks are a softmax of them, so theirs are as large as softmax itself
+    bears in half precision: with logits in the hundreds it is another one, the teacher's as well."""
     torch.manual_seed(0)
     teacher = timm.create_model("deit_small_patch16_224", img_size=1024, depth=12).eval()
     student = cc.castle(teacher, request.param)
     close_masks(student)
     model = cc.fold(student)
+    sharp = 6 if request.param == "castling" else 120
     with torch.no_grad():
         for block in model.blocks:
             size = block.attn.num_heads * block.attn.head_dim
             q, k, v, *_ = block.attn.qkv.weight.split(size)
-            q.mul_(120)
-            k.mul_(120)
+            q.mul_(sharp)
+            k.mul_(sharp)
             v.mul_(120)
             block.attn.qkv.bias[2 * size : 3 * size].add_(20)
             block.attn.proj.weight.div_(120)
@@ -251,7 +253,7 @@ class TestInt8:
     def test_weights_have_a_scale_a_channel(self, exports) -> None:
         proto = onnx.load(exports("deit", "int8")[1])
         scales = [t for t in proto.graph.initializer if t.name.endswith("_scale")]
-        assert sorted(tuple(t.dims) for t in scales if t.dims) == sorted([(147,), (48,), (192,), (48,)] * 2 + [(10,)])
+        assert sorted(tuple(t.dims) for t in scales if t.dims) == sorted([(144,), (48,), (192,), (48,)] * 2 + [(10,)])
 
     def test_onnxruntime_multiplies_in_int8(self, exports, tmp_path) -> None:
         """And not in float, with weights that it dequantises anew at every call."""
