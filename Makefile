@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/castling demo
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -8,12 +8,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import castling_convert as cc
 from castling_convert.castle import castled_layers
-from tests.models import FAST, FEATURES, KINDS, SNIPPET, WINDOW, closed_student, images, recipe, shake_, tiny
+from tests.models import FAST, FEATURES, KINDS, LANDMARKS, SNIPPET, WINDOW, closed_student, images, recipe, shake_, tiny
 
 FORMS = {
     "row_sum": {},
     "fast": FAST,
-    "default": FEATURES,
+    "default": LANDMARKS,
+    "features": FEATURES,
     "window": WINDOW,
     "snippet": SNIPPET,
 }
