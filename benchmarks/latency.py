@@ -164,7 +164,8 @@ Made by `python benchmarks/latency.py --anew`.
 
 {_table(found)}
 
-Rows with empty cells were measured before those recipes were there, with torch 2.15.0 and onnxruntime 1.31.1.
+Rows with empty cells were measured before those recipes were as they are, some with torch 2.15.0 and onnxruntime
+1.31.1.
 *target* is what was aimed at. *bare* and *most* are ratios of medians to the same softmax model in the same run, as
 uncertain as the others: *bare* of `castling-fast` without norms of q and k, centring and constant, so that all that is
 left of its attention are the two products and the convolution; *most* of a model with all linear layers and **no
