@@ -15,7 +15,7 @@ from torch import nn
 from .attention import FoldedAttention, before_forms
 from .castle import Castling
 from .errors import BundleError, FoldError
-from .files import recover, require_space, sha256, writing
+from .files import recover, require_space, sha256, writing, written_half
 from .recipe import Recipe
 from .version import __version__
 
@@ -182,9 +182,11 @@ def refuse_in_the_way(path: Path, *, force: bool) -> None:
         raise BundleError(f"{path} is a file; give a folder with --output")
     if not _is_ours(path):
         raise BundleError(f"{path} exists and is no bundle, so it is not replaced; give another --output")
-    if not force and not _is_begun_only(path):
+    if not force:
         if (path / CONFIG).is_file():
             raise BundleError(f"{path} exists; replace it with --force, or give another --output")
+        if [file.name for file in (path / TRAIN).iterdir()] == [METRICS]:
+            raise BundleError(f"{path} holds a conversion without a saved step; start over with --force")
         raise BundleError(f"{path} holds an unfinished conversion; go on with --resume, or start over with --force")
 
 
@@ -204,12 +206,7 @@ def _is_ours(path: Path) -> bool:
             return False
     if [file.name for file in path.iterdir()] != [TRAIN]:
         return False
-    return {file.name for file in (path / TRAIN).iterdir()} <= IN_TRAIN
-
-
-def _is_begun_only(path: Path) -> bool:
-    """Whether a conversion was killed before it had anything that could be lost."""
-    return not (path / CONFIG).is_file() and {file.name for file in (path / TRAIN).iterdir()} <= {METRICS}
+    return {written_half(file) or file.name for file in (path / TRAIN).iterdir()} <= IN_TRAIN
 
 
 def newest(root: Path = Path("castled")) -> Path:

@@ -77,29 +77,30 @@ def replace_folder(fresh: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two paths of one file system atomically; False where the system, or the file system, can't."""
+    """Exchange two paths of one file system atomically; False, and nothing is done, where that can't be."""
     current_folder, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
     try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        rename = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):
         return False
-    if rename(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        return False
-    raise OSError(number, os.strerror(number), str(other))
+    return rename(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0
 
 
 def recover(target: Path) -> None:
     """After a process that was killed while it wrote `target`: bring back what it had moved aside, and remove what
     it left half-written beside it."""
-    left = sorted(target.parent.glob(f".{glob.escape(target.name)}.*"))
-    left = [path for path in left if re.fullmatch(r"(old\.)?[a-z0-9_]{8}", path.name[len(target.name) + 2 :])]
-    for path in left:
+    for path in sorted(target.parent.glob(f".{glob.escape(target.name)}.*")):
+        if written_half(path) != target.name:
+            continue
         if not target.exists() and path.name.startswith(f".{target.name}.old.") and (path / target.name).exists():
             (path / target.name).rename(target)
         shutil.rmtree(path, ignore_errors=True)
+
+
+def written_half(path: Path) -> str | None:
+    """The name of what is, or was when the process was killed, being written by way of `path`; None for others."""
+    found = re.fullmatch(r"\.(.+?)(\.old)?\.[a-z0-9_]{8}", path.name)
+    return found[1] if found else None
 
 
 @contextmanager

@@ -332,9 +332,10 @@ def _check_options(layers: str, max_drop: float | None, minutes: float | None, d
 def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> None:
     if resume and force:
         raise BundleError("--resume and --force contradict each other; --force starts over")
-    bundle.recover_from_kill(output)
     if not resume:
         bundle.refuse_in_the_way(output, force=force)
+    bundle.recover_from_kill(output)  # after the refusal: another process may be writing there
+    if not resume:
         return
     plan = planned and (output / bundle.PLAN).is_file()
     if saved_step(output / bundle.STATE) is None and not plan:

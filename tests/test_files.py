@@ -46,15 +46,17 @@ def swap(request, monkeypatch):
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
 
 
-def test_folders_are_exchanged_at_once(tmp_path, old, monkeypatch):
+def test_folders_are_exchanged_at_once(tmp_path, old):
     """On the file systems of Linux; there the path is never without a folder."""
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     if not files._exchange(fresh, old):
         pytest.skip("this file system can't exchange two folders")
     assert names(tmp_path) == ["fresh", "fresh/old", "target"]
-    with pytest.raises(FileNotFoundError, match="target"):
-        files._exchange(tmp_path / "nothing", old)
+    assert not files._exchange(tmp_path / "nothing", old)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        replace_folder(tmp_path / "nothing", old)
+    assert names(tmp_path) == ["fresh", "fresh/old", "target"]
 
 
 def test_a_folder_is_replaced_whole(tmp_path, old, swap):

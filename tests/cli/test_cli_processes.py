@@ -193,12 +193,15 @@ def test_killed_while_a_checkpoint_is_written(environment, here, tiny, castling,
 
 
 def test_killed_before_there_was_anything_to_lose(environment, here, tiny, castling):
-    """Killed while the first checkpoint is written: the plain command begins again."""
+    """Killed while the first checkpoint is written: --force begins again. Without it nothing is touched, for another
+    process may be writing there."""
     arguments = ["convert", *tiny, "--data", "digits", "--steps", 6, "--set", "distill.batch_size=4", "-o", "out"]
     arguments += ["--set", "distill.checkpoint_every=3"]
     command = [sys.executable, "-c", KILLED.format(patch=FIRST), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
+    castling(*arguments).refused("unfinished conversion", "--force")
     castling(*arguments, "--resume").failed(2, "nothing to resume", "leave out --resume")
-    castling(*arguments).done()
+    castling(*arguments).refused("without a saved step", "--force")
+    castling(*arguments, "--force").done()
     assert [path.name for path in here.iterdir()] == ["out"]
