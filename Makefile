@@ -2,8 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# In parts, so that no process runs for all too long; a process that dies ends the tests.
-TESTS := -n 2 --dist loadfile --max-worker-restart 0
 
 .PHONY: demo test lint clean
 
@@ -11,9 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/castling demo
 
 test: $(VENV)/.installed
-	$(BIN)/pytest $(TESTS) tests/export
-	$(BIN)/pytest $(TESTS) tests/analysis tests/cli
-	$(BIN)/pytest $(TESTS) tests --ignore=tests/export --ignore=tests/analysis --ignore=tests/cli
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -20,8 +20,8 @@ class _Stack(ctypes.Structure):
 
 @pytest.fixture(autouse=True)
 def _signals_come_on_the_ordinary_stack() -> None:
-    """Libraries give signals a stack of their own that is too small where a CPU has AMX and a test has used it: the
-    first signal that Python handles then kills the process, without a word."""
+    """On a CPU with AMX a worker died without a word at the first signal that Python handled, after some minutes of
+    tests: there was no room for it on the stack that a library had set apart for signals."""
     disable = 2  # SS_DISABLE of Linux
     if sys.platform == "linux":
         ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(None, disable, 0)), None)

@@ -115,7 +115,7 @@ class FoldedFeatures(FoldedAttention):
         self.merged = identities and not self.config.window
         for name in ("rotate_q", "rotate_k", "key_direction"):
             self.register_buffer(name, None if self.merged else getattr(trained, name).detach().clone())
-        with_rows = self.merged and self.config.prefix_rows and self.grid.num_prefix_tokens > 0
+        with_rows = self.merged and self.has_rows
         weights = _row_weights(trained) if with_rows else (None, None, None)
         for name, value in zip(("row_query", "row_key", "row_bias"), weights, strict=True):
             self.register_buffer(name, value)

@@ -122,8 +122,15 @@ class FoldedLandmarks(_Landmarks, FoldedAttention):
         for name in ("directions", "bias", "gain"):
             self.register_buffer(name, getattr(trained, name).detach().clone())
         plain_q, plain_k = (isinstance(norm, nn.Identity) for norm in (self.q_norm, self.k_norm))
-        self.qkv = _with_parts(self.qkv, self.softmax_scale if plain_q else 1.0, keeps_bias_of_k=not plain_k)
-        self.softmax_scale = 1.0 if plain_q else self.softmax_scale
+        self.qkv = copy.deepcopy(self.qkv)
+        parameters = [p for p in (self.qkv.weight, self.qkv.bias) if p is not None]
+        with torch.no_grad():
+            if plain_q:
+                for parameter in parameters:
+                    parameter.chunk(3)[0].mul_(self.softmax_scale)
+                self.softmax_scale = 1.0
+            if plain_k and self.qkv.bias is not None:
+                self.qkv.bias.chunk(3)[1].zero_()
 
     @property
     def can_be_channels_first(self) -> bool:
@@ -133,7 +140,7 @@ class FoldedLandmarks(_Landmarks, FoldedAttention):
     def attend_channels_first(self, x: Tensor) -> Tensor:
         """`attend` on tokens x, [B, N, C], as [heads·d, N] throughout. Float32 alone."""
         B, N, _ = x.shape
-        heads, d, size, prefix = self.num_heads, self.head_dim, self.num_heads * self.head_dim, 0
+        heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
         q, k, v = self.channels(x, size, size, size)
         queries, tokens, each = (z.reshape(B, heads, d, N) for z in (q, k, v))
         keys, values, entropy = pooled(tokens, each, self.directions)
@@ -148,18 +155,6 @@ class FoldedLandmarks(_Landmarks, FoldedAttention):
             rows = (each @ shares.transpose(-2, -1)).reshape(B, size, prefix) - y[:, :, :prefix]
         residual = self.residual(v, rows)
         return (y if residual is None else y + residual).transpose(1, 2)
-
-
-@torch.no_grad()
-def _with_parts(qkv: nn.Linear, scale: float, *, keeps_bias_of_k: bool) -> nn.Linear:
-    """A copy with queries times `scale`."""
-    copied = copy.deepcopy(qkv)
-    copied.weight.chunk(3)[0].mul_(scale)
-    if copied.bias is not None:
-        q, k, _ = copied.bias.chunk(3)
-        q.mul_(scale)
-        k.mul_(float(keeps_bias_of_k))
-    return copied
 
 
 def landmarks_cost(shape: Shape, config: LandmarksConfig) -> tuple[int, int]:
