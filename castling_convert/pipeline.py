@@ -341,7 +341,8 @@ def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> 
     if saved_step(output / bundle.STATE) is None and not plan:
         done = (output / bundle.CONFIG).is_file()
         what = f"{output} is finished" if done else f"{output} holds no interrupted run"
-        raise BundleError(f"nothing to resume: {what}; leave out --resume" + (" or use --force" if done else ""))
+        hint = " or use --force" if done or (output / bundle.TRAIN).exists() else ""
+        raise BundleError(f"nothing to resume: {what}; leave out --resume{hint}")
 
 
 @contextmanager
