@@ -83,9 +83,13 @@ class _Castled(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of the tokens x, each [B, heads, N, d]."""
-        B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.projected(x)
         return self.q_norm(q), self.k_norm(k), v
+
+    def projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """`heads` before their norms."""
+        B, N, _ = x.shape
+        return self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
 
     @property
     def has_rows(self) -> bool:
@@ -253,6 +257,15 @@ class FoldedAttention(_Castled):
         if self.channels_first and attn_mask is None and not is_causal and self.can_be_channels_first:
             return self.project(self.attend_channels_first(x))
         return super().forward(x, attn_mask, is_causal)
+
+    def projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.channels_first != "product":
+            return super().projected(x)
+        # Where products may be taken apart, three of them save the copies that taking their output apart is.
+        weights = self.qkv.weight.chunk(3)
+        biases = (None, None, None) if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        parts = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        return tuple(part.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
 
     @property
     def can_be_channels_first(self) -> bool:

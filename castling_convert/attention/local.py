@@ -10,12 +10,17 @@ from .grid import TokenGrid
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention; in a graph that is exported as products and a softmax, which every runtime takes, fuses, and
-    can take apart, and not as one operator."""
-    if not torch.compiler.is_exporting():
+    """Softmax attention. As products and a softmax every runtime takes, fuses, and can take it apart, and on a CPU
+    that is faster where queries or keys are few; in half precision torch's fused operator is exacter, because it keeps
+    the logits in float32."""
+    if _is_half(q):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=softmax_scale)
     logits = (q * softmax_scale) @ k.transpose(-2, -1)
     return (logits if bias is None else logits + bias).softmax(-1) @ v
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype.itemsize < 4 and not torch.compiler.is_exporting()
 
 
 def window_softmax(
@@ -85,7 +90,7 @@ def _with_others(
     image share."""
     (B, heads, M, d), (_, groups, size, _) = keys.shape, q.shape
     windows = groups // heads
-    if not torch.compiler.is_exporting():
+    if _is_half(q):
 
         def for_each(x: Tensor) -> Tensor:
             return x.unsqueeze(2).expand(-1, -1, windows, -1, -1).reshape(B, groups, *x.shape[2:])
@@ -93,7 +98,7 @@ def _with_others(
         bias = k.new_zeros(1, 1, 1, 1) if bias is None else bias
         bias = torch.cat([bias.expand(B, groups, -1, size), for_each(added)], -1)
         return attention(q, torch.cat([k, for_each(keys)], 2), torch.cat([v, for_each(values)], 2), softmax_scale, bias)
-    # No copy of the keys for every window.
+    # Keys and values that are shared are not copied for every window.
     q = q * softmax_scale
     near = q @ k.transpose(-2, -1)
     near = near if bias is None else near + bias
