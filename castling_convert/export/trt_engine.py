@@ -221,6 +221,15 @@ def parse(parser: tensorrt.OnnxParser, graph: Path) -> None:
     )
 
 
+def count_layers(network: tensorrt.INetworkDefinition) -> dict[str, int]:
+    """The layers of a network as the parser made it: `all`, those that give whole numbers (`integer`: mostly the
+    arithmetic of shapes, which the builder folds where they are fixed), and the `casts` between floating types."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    floating = [layer for layer in layers if layer.get_output(0).dtype.name not in ("INT32", "INT64")]
+    casts = sum(layer.type.name == "CAST" for layer in floating)
+    return {"all": len(layers), "integer": len(layers) - len(floating), "casts": casts}
+
+
 def one_line(text: str) -> str:
     """TensorRT's message without what it adds on a machine without a driver, on one line."""
     return "; ".join(line.strip() for line in text.splitlines() if line.strip() and "catchCudaError" not in line)

@@ -17,7 +17,7 @@ import castling_convert as cc
 from castling_convert.errors import CheckFailed, ExportError
 from castling_convert.export import FORMATS, trt_rtx
 from castling_convert.export.options import ExportOptions
-from castling_convert.export.trt_engine import EngineBuild, EngineModel, Sidecar, parse, signature_in
+from castling_convert.export.trt_engine import EngineBuild, EngineModel, Sidecar, count_layers, parse, signature_in
 from castling_convert.export.trt_precision import products_of, products_read, prove_network
 from castling_convert.files import sha256
 from tests.models import KINDS, LANDMARKS, closed_student, images, tiny
@@ -150,6 +150,23 @@ def test_compute_capabilities_that_can_not_be(tmp_path, rtx, format, target, wor
         cc.export(folded(), tmp_path / "model.rtxplan", format=format, **options)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_are_counted(network, parser, tmp_path):
+    """Of x.half() * y, with the shape of x beside it, for which TensorRT needs two layers."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], "cast", to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["half", "y"], ["z"], "times"),
+        helper.make_node("Shape", ["x"], ["shape"], "shape"),
+    ]
+    kinds = {"x": TensorProto.FLOAT, "y": TensorProto.FLOAT16, "z": TensorProto.FLOAT16, "shape": TensorProto.INT64}
+    values = [helper.make_tensor_value_info(name, kind, [2] if name == "shape" else [2, 3])
+              for name, kind in kinds.items()]  # fmt: skip
+    graph = helper.make_graph(nodes, "g", values[:2], values[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    parse(parser, tmp_path / "model.onnx")
+    assert count_layers(network) == {"all": 4, "integer": 2, "casts": 1}
 
 
 # --- graphs that were edited by hand
