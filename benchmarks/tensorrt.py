@@ -4,9 +4,9 @@
     python benchmarks/tensorrt.py --quick     one small case
 
 Prints a table: the layers of the network as the parser made it (of them those that give whole numbers, and the casts
-between floating types), bytes of the engine, seconds of export and build. Where an engine can be run, its latency too, the two in turn, host
-to host, and their ratio (above 1 castled is faster). Where it can't, the table says so. Weights are random; int8 is
-quantised for latency alone.
+between floating types), bytes of the engine, seconds of export and build. Where an engine can be run, its latency too,
+the two in turn, host to host, and their ratio (above 1 castled is faster). Where it can't, the table says so. Weights
+are random; int8 is quantised for latency alone.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_the_page_says_what_is_there(pretrained, tmp_path):
 
 @pytest.mark.slow
 def test_the_table_of_tensorrt_says_what_was_not_run():
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX, which is for Linux x86-64")
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which [dev] has on Linux x86-64")
     command = [sys.executable, str(BENCHMARKS / "tensorrt.py"), "--quick"]
     out = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     rows = [

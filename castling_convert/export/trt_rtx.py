@@ -30,7 +30,7 @@ PORTABLE = "portable: Ampere and later"
 def missing() -> str | None:
     """Why engines can't be built here, and what to do. Building needs no GPU."""
     if find_spec("tensorrt_rtx") is None:
-        return "needs TensorRT for RTX, on Linux x86-64: pip install 'castling-convert[tensorrt-rtx]'"
+        return "needs the tensorrt-rtx package: pip install 'castling-convert[tensorrt-rtx]'"
     return None
 
 

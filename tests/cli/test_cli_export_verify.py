@@ -87,7 +87,7 @@ def test_trt_here_says_why_not_and_how_to_go_on(castling, bundle, here):
 
 @pytest.fixture
 def rtx():
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX, which is for Linux x86-64")
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which [dev] has on Linux x86-64")
     if torch.cuda.is_available():
         pytest.skip("here is a GPU: engines are run")
 

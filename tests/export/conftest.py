@@ -9,9 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def rtx() -> Any:
     """The module `tensorrt_rtx`; without it the test is skipped."""
-    return pytest.importorskip(
-        "tensorrt_rtx", reason="TensorRT for RTX can't be installed here: it is for Linux x86-64"
-    )
+    return pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which [dev] has on Linux x86-64")
 
 
 @pytest.fixture
