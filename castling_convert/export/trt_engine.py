@@ -215,10 +215,10 @@ def parse(parser: tensorrt.OnnxParser, graph: Path) -> None:
     error = parser.get_error(0) if parser.num_errors else None
     if error is None:
         raise ExportError(f"TensorRT can't read {graph.name} and does not say why")
-    node = f"{error.node_operator()} {error.node_name()}: ".lstrip(" :")
-    raise ExportError(
-        f"TensorRT can't read {graph.name}: {node}{error.code().name} in {error.func()}: {one_line(error.desc())}"
-    )
+    said = f"{error.code().name} in {error.func()}: {one_line(error.desc())}"
+    if error.node_name():
+        said = f"{error.node_operator()} {error.node_name()}: {said}; try another --opset, or report this model"
+    raise ExportError(f"TensorRT can't read {graph.name}: {said}")
 
 
 def count_layers(network: tensorrt.INetworkDefinition) -> dict[str, int]:

@@ -68,7 +68,7 @@ def products_read(network: INetworkDefinition) -> dict[str, str]:
         else:
             types = {tensor.dtype.name for tensor in (*operands, layer.get_output(0))}
             word = " and ".join(sorted(_READ.get(name, name) for name in types))
-        for name in _NAMED.findall(layer.metadata):
+        for name in _NAMED.findall(layer.metadata) or [layer.name]:
             found[name] = word
     return found
 

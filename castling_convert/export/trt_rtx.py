@@ -25,6 +25,7 @@ from .trt_engine import OPSET, EngineBuild, EngineModel, Profile, Sidecar, gpu, 
 NOT_RUN = "built, not run: no GPU here"
 PORTABLE = "portable: Ampere and later"
 """The target where no compute capability is asked for."""
+WITHOUT = "without --compute-capability the engine runs on Ampere and later"
 
 
 def missing() -> str | None:
@@ -100,10 +101,8 @@ def refuse_unknown(api: Any, targets: tuple[str, ...]) -> None:
     known = known_targets(api)
     for target in targets:
         if target not in known:
-            raise ExportError(
-                f"TensorRT for RTX {api.__version__} builds for compute capability {', '.join(known)}, not for "
-                f"{target}; without --compute-capability the engine runs on Ampere and later"
-            )
+            here = f"TensorRT for RTX {api.__version__}"
+            raise ExportError(f"{here} builds for compute capability {', '.join(known)}, not for {target}; {WITHOUT}")
 
 
 def build(graph: Path, fresh: Path, signature: Signature, options: ExportOptions) -> Sidecar:
@@ -118,7 +117,12 @@ def build(graph: Path, fresh: Path, signature: Signature, options: ExportOptions
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         config.set_compute_capability(known[target], index)
-    engine = making.build()
+    try:
+        engine = making.build()
+    except ExportError as error:
+        if not targets:
+            raise
+        raise ExportError(f"{error}; {WITHOUT}") from None
     if gpu() is not None:
         making.prove(engine)
     fresh.write_bytes(engine)
