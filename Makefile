@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed $(VENV)/stubs/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -20,6 +20,15 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# The types of tensorrt without tensorrt, in a folder of their own: among the packages they would pass for it. They are
+# published with two mistakes of grammar.
+$(VENV)/stubs/.installed: $(VENV)/.installed
+	rm -rf $(VENV)/stubs
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/stubs tensorrt-stubs==10.13.0.35.1
+	sed -i.published -e 's/ in: list/ in_: list/' -e 's/channel_axis: int)/channel_axis: int = ...)/' \
+		$(VENV)/stubs/tensorrt_bindings/tensorrt.pyi
 	touch $@
 
 clean:

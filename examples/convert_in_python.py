@@ -31,7 +31,7 @@ def main() -> None:
     artifact = cc.export(deploy, Path(folder, "model.onnx"))  # parity is checked before the file appears
 
     images = torch.randn(2, 3, 64, 64)
-    session = cc.Session(artifact)  # the same call for .onnx, .xml, .pt2 and .plan files
+    session = cc.Session(artifact)  # the same call for files of every format
     with torch.no_grad():
         error = (session(images) - deploy(images)).abs().max()
     print(f"{artifact}: {artifact.stat().st_size / 1e6:.1f} MB, differs from torch by {error:.1e}")

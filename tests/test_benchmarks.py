@@ -1,13 +1,15 @@
-"""The benchmark of pretrained models, a few steps long, on a model and images made here."""
+"""The benchmark of pretrained models, a few steps long, on a model and images made here; and that of TensorRT."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from timm.models import save_for_hf
 
@@ -80,3 +82,19 @@ def test_the_page_says_what_is_there(pretrained, tmp_path):
     page = pretrained.page(results)
     assert "| castling (2 seeds) | 10000 (6000) | 1.0 | 166.7 | -1.0 [-1.0, -1.0] | 84.0 | 0.950, 0.940 |" in page
     assert "-2.0, -2.0 | 83.0, 83.0 |" in page
+
+
+@pytest.mark.slow
+def test_the_table_of_tensorrt_says_what_was_not_run():
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which [dev] has on Linux x86-64")
+    command = [sys.executable, str(BENCHMARKS / "tensorrt.py"), "--quick"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| trt-rtx")
+    ]
+    assert [row[4] for row in rows] == ["softmax", "castling", "castling-fast"]
+    for row in rows:
+        layers, integer, casts = (int(cell.replace(",", "")) for cell in row[5:8])
+        assert layers > integer + casts > 0
+        assert float(row[8]) > 1
+        assert (row[10] == "not run") is not torch.cuda.is_available()

@@ -7,7 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-HEAVY = "torch timm onnx onnxruntime onnxscript onnxsim accelerate tensorrt openvino matplotlib sklearn safetensors"
+HEAVY = (
+    "torch timm onnx onnxruntime onnxscript onnxsim accelerate tensorrt tensorrt_rtx openvino matplotlib sklearn "
+    "safetensors"
+)
 
 
 def run(code: str) -> str:

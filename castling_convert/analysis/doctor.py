@@ -7,6 +7,10 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..export import Format
 
 
 def examine() -> dict[str, dict[str, str]]:
@@ -25,13 +29,11 @@ def examine() -> dict[str, dict[str, str]]:
         devices[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     if not torch.cuda.is_available():
         devices["cuda"] = "no GPU that torch can use"
-    formats = {
-        name: found.exporter.missing() or f"ready: {', '.join(found.precisions)}" for name, found in FORMATS.items()
-    }
+    formats = {name: _readiness(found) for name, found in FORMATS.items()}
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     return {
         "versions": {**versions(), "platform": platform.platform()},
-        "optional": {name: _version(name) for name in ("tensorrt", "openvino", "nncf")},
+        "optional": {name: _version(name) for name in ("tensorrt", "tensorrt-rtx", "openvino", "nncf")},
         "devices": devices,
         "onnxruntime": {"providers": ", ".join(onnxruntime.get_available_providers())},
         "formats": formats,
@@ -42,6 +44,15 @@ def examine() -> dict[str, dict[str, str]]:
             "weights cache": f"{cache} ({'there' if cache.is_dir() else 'empty'})",
         },
     }
+
+
+def _readiness(format: Format) -> str:
+    """Why a format can't be made here, or its precisions; and why it can't be run here, if it can only be made."""
+    missing, cannot_run = format.exporter.missing(), format.exporter.cannot_run()
+    if missing is not None:
+        return missing
+    ready = f"ready: {', '.join(format.precisions)}"
+    return ready if cannot_run is None else f"{ready}; is built here and not run: it {cannot_run}"
 
 
 def _version(package: str) -> str:

@@ -18,13 +18,22 @@ from .options import PATH, ImageSizes, json_option, print_json, progress_console
 @click.option(
     "--image-size", type=ImageSizes(), help="224, HEIGHTxWIDTH, or MIN:OPT:MAX of them [default: the bundle's]."
 )
-@click.option("--opset", type=int, help="ONNX operator set, 18 to 24 [default: 23, for trt 20].")
+@click.option("--opset", type=int, help="ONNX operator set, 18 to 24 [default: 23, for TensorRT 20].")
 @click.option("--simplify/--no-simplify", default=True, help="Run onnxsim [default].")
 @click.option("--preprocess/--no-preprocess", default=False, help="uint8 [B, H, W, C] in, probabilities out.")
 @click.option("--io", default="fp32", show_default=True, help="Inputs and outputs of an fp16 file: fp32, same.")
 @click.option("--calibration", help="Images for int8, at least 100: as --data of convert [default: generated].")
 @click.option(
-    "--onnx-only", is_flag=True, help="For trt: the checked ONNX graph and the trtexec line to build it with."
+    "--onnx-only",
+    is_flag=True,
+    help="For trt, trt-rtx: the checked ONNX graph, and NVIDIA's command line to build it with.",
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    metavar="X.Y",
+    multiple=True,
+    help="For trt-rtx: of a GPU to build for, such as 8.9; repeatable [default: Ampere and later].",
 )
 @click.option("--triton", type=PATH, help="Also write a model repository for NVIDIA's Triton Inference Server there.")
 @click.option("--output", "-o", type=PATH, help="The file [default: model[.PRECISION].SUFFIX inside the bundle].")
@@ -73,17 +82,26 @@ def command(
                 ", "
             )
         )
+    if "products" in made.notes:
+        counted = ", ".join(f"{count} in {word}" for word, count in sorted(made.notes["products"].items()))
+        click.echo(f"products of matrices, as TensorRT reads them: {counted}")
     if "warning" in made.notes:
         click.echo(f"warning: {made.notes['warning']}", err=True)
     if parity is None:
         click.echo("parity was not checked (--no-verify)")
     else:
+        of = f" of {made.notes['parity_of']}" if "parity_of" in made.notes else ""
         click.echo(
-            f"parity with the folded model: max error {parity.max_error:.1e}, mean {parity.mean_error:.1e}, "
+            f"parity{of} with the folded model: max error {parity.max_error:.1e}, mean {parity.mean_error:.1e}, "
             f"noise {parity.noise:.1e} of the spread"
         )
     if served is not None:
         click.echo(f"Triton: {served}")
     if "trtexec" in made.notes:
         click.echo(f"on the GPU machine: {made.notes['trtexec']}")
+    if "tensorrt_rtx" in made.notes:
+        click.echo(f"with TensorRT for RTX: {made.notes['tensorrt_rtx']}")
+    if "engine" in made.notes:
+        click.echo(made.notes["engine"])
+        return
     click.echo(f"next: castling verify {artifact}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,8 +26,11 @@ class Exporter(Protocol):
     """An artifact in its runtime."""
 
     def missing(self) -> str | None:
-        """Why artifacts can't be made or run here, and the command that helps; None where they can."""
+        """Why artifacts can't be made here, and the command that helps; None where they can."""
         ...
+
+    cannot_run: Callable[[], str | None]
+    """Why they can't be run here, in the same words where that is the same."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ _ALL = (
     Format("openvino", "openvino", ".xml", ("fp32", "fp16", "int8")),
     Format("torch", "torch", ".pt2", ("fp32", "fp16", "bf16")),
     Format("trt", "trt", ".plan", ("fp32", "fp16", "bf16", "int8")),
+    Format("trt-rtx", "trt_rtx", ".rtxplan", ("fp32", "fp16", "bf16", "int8")),
 )
 FORMATS = {found.name: found for found in _ALL}
 
@@ -106,7 +110,7 @@ def export(
     chosen = find_format(format, precision)
     if output is None:
         raise ExportError("give the output file: export(model, 'model.onnx')")
-    return chosen.exporter.export(model, Path(output), ExportOptions.make(precision=precision, **options)).artifact
+    return chosen.exporter.export(model, Path(output), _make_options(chosen, precision=precision, **options)).artifact
 
 
 def export_bundle(
@@ -122,8 +126,18 @@ def export_bundle(
     from .. import bundle
 
     chosen = find_format(format, precision)
+    made = _make_options(chosen, precision=precision, **options)
     model = bundle.load(path)
     identity = bundle.read_summary(path)["sha256"][bundle.WEIGHTS]
     name = "model" if precision == "fp32" else f"model.{precision}"
     target = Path(output) if output is not None else path / f"{name}{chosen.suffix}"
-    return chosen.exporter.export(model, target, ExportOptions.make(precision=precision, identity=identity, **options))
+    return chosen.exporter.export(model, target, replace(made, identity=identity))
+
+
+def _make_options(chosen: Format, **options: Any) -> ExportOptions:
+    made = ExportOptions.make(**options)
+    if made.compute_capabilities and chosen.name != "trt-rtx":
+        raise ExportError(
+            f"a compute capability is for --format trt-rtx, not for {chosen.name}; leave out --compute-capability"
+        )
+    return made

@@ -108,7 +108,7 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
         rungs.append(Rung("folded", "fp32", str(tolerance), compare(outputs, reference, tolerance), top1(outputs)))
     for artifact in artifacts_of(path):
         exporter = format_of(artifact).exporter
-        reason = exporter.missing()
+        reason = exporter.cannot_run()
         if reason is not None:
             rungs.append(Rung(artifact.name, "", None, None, None, f"not run: {reason}"))
             continue

@@ -193,6 +193,10 @@ def missing() -> None:
     return None
 
 
+cannot_run = missing
+"""What makes an artifact runs it."""
+
+
 def describe(proto: onnx.ModelProto, signature: Signature, options: ExportOptions) -> None:
     """Say in the file where it comes from and what it takes."""
     proto.producer_name, proto.producer_version = "castling-convert", __version__

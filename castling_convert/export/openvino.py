@@ -36,6 +36,10 @@ def missing() -> str | None:
     return f"needs {' and '.join(absent)}: pip install 'castling-convert[openvino]'" if absent else None
 
 
+cannot_run = missing
+"""What makes an artifact runs it."""
+
+
 def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     """Write `output`, an .xml file, and its .bin beside it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -36,7 +37,9 @@ class ExportOptions:
         image_range: the smallest and the largest (height, width) of an artifact that takes any size between
             them, `image_size` being the one it is made best for. Sides are multiples of the patch.
         opset: of the ONNX graph; the format's own when left out.
-        onnx_only: for `trt`, write the checked ONNX graph and not the engine.
+        onnx_only: for `trt` and `trt-rtx`, write the checked ONNX graph and not the engine.
+        compute_capabilities: of the GPUs that an engine of `trt-rtx` is for, such as `8.9`; all from Ampere on when
+            left out.
         console: where progress goes; silent when left out.
         simplify: run the simplifier.
         verify: check parity; without it the artifact is not known to be right.
@@ -55,6 +58,7 @@ class ExportOptions:
     image_range: tuple[tuple[int, int], tuple[int, int]] | None = None
     opset: int | None = None
     onnx_only: bool = False
+    compute_capabilities: tuple[str, ...] = ()
     console: Console | None = None
     simplify: bool = True
     verify: bool = True
@@ -79,6 +83,9 @@ class ExportOptions:
             raise ExportError("bf16 artifacts take and give float32: numpy has no bfloat16; leave out --io same")
         if not all(value is None or value >= 0 for value in (options.atol, options.rtol)):
             raise ExportError("atol and rtol must be numbers from zero up")
+        for target in options.compute_capabilities:
+            if not re.fullmatch(r"\d+\.\d", target):
+                raise ExportError(f"a compute capability is written X.Y, such as 8.9, not '{target}'")
         if options.latency_only and (options.verify or options.calibration is not None):
             raise ExportError("latency_only has no accuracy to verify and no use for calibration images")
         options.batch_sizes()

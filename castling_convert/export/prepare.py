@@ -105,7 +105,8 @@ class Deployable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.signature.input == "pixels":
-            x = x.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+            # Cast first: TensorRT does nothing else with uint8.
+            x = x.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
         features = self.model.forward_features(x.to(self.dtype))  # type: ignore[operator]
         logits = self.model.forward_head(features.float())  # type: ignore[operator]
         out = logits.softmax(-1) if self.signature.output == "probabilities" else logits

@@ -30,6 +30,10 @@ def missing() -> None:
     return None
 
 
+cannot_run = missing
+"""What makes an artifact runs it."""
+
+
 def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     """Write `output`, a .pt2 file.
 

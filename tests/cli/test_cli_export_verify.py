@@ -74,7 +74,7 @@ def test_what_is_not_available_is_no_silent_fallback(castling, bundle, arguments
 
 def test_trt_here_says_why_not_and_how_to_go_on(castling, bundle, here):
     result = castling("export", "out", "--format", "trt", "--precision", "fp16")
-    result.failed(2, "tensorrt package", "pip install", "--onnx-only")
+    result.failed(2, "tensorrt package", "pip install", "--onnx-only", "--format trt-rtx")
     assert result.after == result.before
     out = (
         castling("export", "out", "--format", "trt", "--precision", "fp16", "--batch", "1:4:8", "--onnx-only")
@@ -83,6 +83,59 @@ def test_trt_here_says_why_not_and_how_to_go_on(castling, bundle, here):
     )
     assert "wrote out/model.fp16.trt.onnx" in out
     assert "trtexec --onnx=out/model.fp16.trt.onnx --stronglyTyped --saveEngine=out/model.fp16.plan" in out
+
+
+@pytest.fixture
+def rtx():
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which [dev] has on Linux x86-64")
+    if torch.cuda.is_available():
+        pytest.skip("here is a GPU: engines are run")
+
+
+NOT_RUN = "built, not run: no GPU here"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "bf16"])
+def test_an_engine_for_rtx_is_built_and_never_said_to_have_run(castling, bundle, rtx, precision):
+    out = castling("export", "out", "--format", "trt-rtx", "--precision", precision).done().out
+    engine = f"out/model.{precision}.rtxplan"
+    assert f"wrote {engine}" in out
+    assert f"parity of out/model.{precision}.rtx.onnx in onnxruntime with the folded model" in out
+    assert f" in {precision}" in out
+    assert out.splitlines()[-1] == NOT_RUN
+    assert (bundle / f"model.{precision}.rtxplan.json").is_file()
+    castling("verify", engine).failed(2, "can't be run here", f"out/model.{precision}.rtx.onnx")
+    castling("evaluate", engine, "--data", "digits").failed(2, "can't be run here")
+
+
+def test_an_engine_for_rtx_as_json(castling, bundle, rtx):
+    arguments = ("--compute-capability", "8.9", "--compute-capability", "12.0", "--json")
+    values = json.loads(castling("export", "out", "--format", "trt-rtx", *arguments).done().out)
+    assert values["engine"] == NOT_RUN
+    assert values["parity_of"] == "out/model.rtx.onnx in onnxruntime"
+    assert values["target"] == "8.9, 12.0"
+    ladder = json.loads(castling("verify", "out", "--json").done().out)
+    (rung,) = [rung for rung in ladder["rungs"] if rung["name"] == "model.rtxplan"]
+    assert rung["parity"] is None
+    assert "not run: needs an NVIDIA GPU" in rung["note"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--format", "trt-rtx", "--compute-capability", "9.9"],
+            ["8.9", "not for 9.9", "without --compute-capability"],
+        ),
+        (["--format", "trt-rtx", "--compute-capability", "ada"], ["written X.Y", "'ada'"]),
+        (["--format", "onnx", "--compute-capability", "8.9"], ["--format trt-rtx", "leave out"]),
+        (["--format", "trt-rtx", "--triton", "models"], ["Triton has no backend for .rtxplan"]),
+    ],
+)
+def test_what_is_not_for_rtx(castling, bundle, rtx, arguments, words):
+    result = castling("export", "out", *arguments)
+    result.failed(2, *words)
+    assert result.after == result.before
 
 
 def test_the_ladder_of_a_bundle(castling, bundle):

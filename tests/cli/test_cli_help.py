@@ -6,9 +6,11 @@ import json
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 
 import click
 import pytest
+import torch
 
 from castling_convert.cli import cli
 
@@ -92,6 +94,11 @@ def test_doctor(castling):
     assert report["formats"]["onnx"].startswith("ready")
     assert "tensorrt package" in report["formats"]["trt"]
     assert "pip install" in report["formats"]["trt"]
+    if find_spec("tensorrt_rtx") is None:
+        assert "pip install 'castling-convert[tensorrt-rtx]'" in report["formats"]["trt-rtx"]
+    else:
+        assert report["formats"]["trt-rtx"].startswith("ready: fp32, fp16, bf16, int8")
+        assert ("is built here and not run" in report["formats"]["trt-rtx"]) is not torch.cuda.is_available()
 
 
 def test_models(castling):

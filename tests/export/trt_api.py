@@ -1,4 +1,4 @@
-"""TensorRT's Python names by version, and a strict stand-in that has no others."""
+"""The Python names of `tensorrt` by version."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def there(owner: str, member: str, version: str) -> bool:
 
 
 def attributes(source: str) -> set[tuple[str, ...]]:
-    """Every dotted name that starts with `trt`, such as ("Logger", "WARNING")."""
+    """Every dotted name that starts with `trt` or `api`, such as ("Logger", "WARNING")."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         parts: list[str] = []
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
             node = node.value
-        if parts and isinstance(node, ast.Name) and node.id in ("trt", "tensorrt"):
+        if parts and isinstance(node, ast.Name) and node.id in ("trt", "tensorrt", "api"):
             found.add(tuple(reversed(parts)))
     return found
