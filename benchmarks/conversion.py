@@ -1,4 +1,5 @@
-"""What a conversion takes: castling, folding and exporting a ViT-L, and a training step of a DeiT-S.
+"""What a conversion takes: castling, folding and exporting a ViT-L, a training step of a DeiT-S, and whole conversions
+by the default recipe, up to the largest ViT that 24 GB hold.
 
     python benchmarks/conversion.py      writes conversion.md; about 20 minutes on two cores
 
@@ -12,6 +13,7 @@ import argparse
 import copy
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ from castling_convert.castle import castled_layers, close_masks
 from castling_convert.distill.loop import distill_loss
 from castling_convert.distill.losses import tap
 from castling_convert.distill.optimizers import align_optimizer, whole_optimizer
+from castling_convert.distill.pace import measure_pace
 
 TABLE = Path(__file__).with_suffix(".md")
 LARGE, SMALL = "vit_large_patch16_224", "deit_small_patch16_224"
@@ -47,6 +50,13 @@ STEPS = {
     "castled, masks closed": (1.0, 1.0),
 }
 SECONDS = 20
+CONVERSIONS = (
+    ("vit_small_patch14_dinov2", 140, 8), ("vit_small_patch14_dinov2", 224, 8), ("vit_small_patch14_dinov2", 518, 8),
+    ("vit_base_patch14_dinov2", 224, 8), ("vit_large_patch14_dinov2", 224, 4), ("vit_huge_patch14_224", 224, 1),
+)  # fmt: skip
+"""Model, image size, images a step."""
+IMAGES = 10_000
+"""Learned from in a conversion."""
 
 
 def watched(work: Callable[[], Any]) -> tuple[Any, float, int]:
@@ -127,6 +137,44 @@ def optimizer_times() -> dict[str, float]:
     return found
 
 
+def conversion(name: str, size: int, batch: int) -> dict[str, float]:
+    """Of a conversion by the default recipe: seconds of a step in each phase, its tokens, and the process' peak of
+    memory, all models and states included."""
+    teacher: Any = random_weights_(timm.create_model(name, img_size=size)).eval()
+    recipe = cc.Recipe.load(OPTIMIZED, (f"distill.batch_size={batch}",))
+    student = cc.castle(teacher, recipe)
+    pace = measure_pace(student, teacher, [torch.randn(batch, 3, size, size) for _ in range(4)], recipe, "cpu")
+    parameters = sum(parameter.numel() for parameter in teacher.parameters())
+    return {
+        "parameters": parameters, "tokens": next(castled_layers(student))[1].grid.tokens,
+        "align": pace.align or 0.0, "whole": pace.whole or 0.0,
+        "step": pace.step(recipe.distill), "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }  # fmt: skip
+
+
+def conversions() -> str:
+    """The section about them."""
+    rows = []
+    for name, size, batch in CONVERSIONS:
+        print(f"a conversion of {name} at {size}x{size} ...", flush=True)
+        found = alone("--conversion", name, size, batch)
+        minutes = IMAGES / batch * found["step"] / 60
+        rows.append(
+            f"| {name}, {found['parameters'] / 1e6:,.0f} M | {size} | {found['tokens']} | {batch} | "
+            f"{found['align']:.2f} | {found['whole']:.2f} | {minutes:,.0f} | {found['peak'] / 1e9:.1f} |"
+        )
+    return f"""## A conversion by the default recipe
+
+Seconds of a step of each phase, from the few that `castling convert` takes to tell how long it will train; what
+{IMAGES:,} images take by them; and the peak of the process' memory, everything in it. That of the conversion itself is
+not higher: the steps are taken on one more copy of the student.
+
+| model | image | tokens | batch | layers alone, s | whole student, s | minutes | memory, GB |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+"""
+
+
 def alone(*words: object, **environment: str) -> Any:
     """What this script says when it is called with those words, in a process of its own."""
     done = subprocess.run(
@@ -190,7 +238,8 @@ softmax student over variant, in one interleaved run, with its 95 % bootstrap in
 | image | batch | student | ms | ratio | peak memory, MB |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
-"""
+
+{conversions()}"""
 
 
 def main() -> None:
@@ -199,6 +248,9 @@ def main() -> None:
     parser.add_argument("--optimizers", action="store_true", help="measure the optimisers in this process")
     parser.add_argument("--times", type=int, metavar="SIZE", help="measure the training steps in this process")
     parser.add_argument("--peak", nargs=2, metavar=("STUDENT", "SIZE"), help="measure one's memory in this process")
+    parser.add_argument(
+        "--conversion", nargs=3, metavar=("MODEL", "SIZE", "BATCH"), help="measure a conversion in this process"
+    )
     given = parser.parse_args()
     torch.manual_seed(0)
     if given.large:
@@ -207,6 +259,9 @@ def main() -> None:
         print(json.dumps(optimizer_times()))
     elif given.times is not None:
         print(json.dumps(step_times(given.times)))
+    elif given.conversion is not None:
+        name, size, batch = given.conversion
+        print(json.dumps(conversion(name, int(size), int(batch))))
     elif given.peak is not None:
         print(json.dumps(step_peak(given.peak[0], int(given.peak[1]))))
     else:
