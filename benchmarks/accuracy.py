@@ -44,6 +44,8 @@ RESULTS, TABLE = HERE / "accuracy.jsonl", HERE / "accuracy.md"
 SEEDS = (0, 1, 2)
 BEDS = ("digits", "relations")
 SHORT, LONG = (100, 400), 1600
+ATTEMPTS = 5
+"""At a teacher."""
 
 RECIPES = ("castling", "castling-window", "castling-fast", "reference")
 # What is changed against the recipe `castling`; the group is a section of the table.
@@ -107,15 +109,20 @@ def key_of(bed: str, variant: str, seed: int, steps: int) -> str:
 
 
 def teacher_for(bed: str, seed: int) -> Any:
-    """The testbed's softmax teacher, trained once and kept in the cache."""
+    """The testbed's softmax teacher, trained once and kept in the cache. One that does not learn its task teaches
+    nothing: the next seed's, ten further on, takes its place."""
     testbed = TESTBEDS[bed]
     digest = hashlib.sha256(repr(testbed).encode()).hexdigest()[:8]
     folder = CACHE / f"{bed}-{seed}-{digest}"
     if not folder.is_dir():
         fresh = folder.with_suffix(".part")
-        teacher, top1 = train_teacher(testbed, seed)
-        if top1 < testbed.floor:
-            raise SystemExit(f"the {bed} teacher of seed {seed} reached {top1} %, {testbed.floor} % is needed")
+        for attempt in range(seed, seed + 10 * ATTEMPTS, 10):
+            teacher, top1 = train_teacher(testbed, attempt)
+            if top1 >= testbed.floor:
+                break
+            print(f"the {bed} teacher of seed {attempt} reached {top1} %, {testbed.floor} % is needed", flush=True)
+        else:
+            raise SystemExit(f"no {bed} teacher of {ATTEMPTS} reached {testbed.floor} %")
         save_for_hf(teacher, fresh, safe_serialization=True)
         fresh.rename(folder)
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

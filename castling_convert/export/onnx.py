@@ -6,7 +6,7 @@ import hashlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,11 @@ CHANNELS_FIRST: dict[str, Layout] = {"fp32": "product", "int8": "transpose"}
 """How castled layers are faster in onnxruntime; its int8 kernels need the weights on the right."""
 
 
-def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
-    """Write `output`, an ONNX file with what `prepare.Signature` says goes in and comes out.
+def export(
+    model: nn.Module, output: Path, options: ExportOptions, rewrite_: Callable[[onnx.ModelProto], None] | None = None
+) -> Exported:
+    """Write `output`, an ONNX file with what `prepare.Signature` says goes in and comes out; its graph as `rewrite_`
+    leaves it, where a format has one.
 
     Castled layers are already linear; layers kept as softmax are exported as MatMul and Softmax, which
     every runtime fuses, and not as the Attention operator, which some can't take apart.
@@ -49,6 +52,8 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
         from .quantize import quantize
 
         proto, notes = quantize(proto, prepared, options)
+    if rewrite_ is not None:
+        rewrite_(proto)
     if proto.ByteSize() > SINGLE_FILE_LIMIT:
         raise ExportError(
             f"the graph has {proto.ByteSize() / 1e9:.1f} GB, ONNX files end at 2 GB; export a smaller model"

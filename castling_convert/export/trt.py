@@ -21,6 +21,7 @@ from .prepare import Signature
 from .runner import Exported, check
 from .trt_engine import OPSET, EngineBuild, EngineModel, Profile, Sidecar, gpu, signature_in
 from .trt_operators import refused
+from .trt_slices import split_slices_
 
 OLDEST = (10, 12)
 WORKSPACE_BYTES = 4 * 2**30
@@ -85,7 +86,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
 
 def _graph(model: nn.Module, graph: Path, options: ExportOptions) -> Exported:
     """Export `graph`, and hold it against the table of TensorRT's operators."""
-    made = onnx_format.export(model, graph, options)
+    made = onnx_format.export(model, graph, options, split_slices_)
     complaints = list(refused(onnx.load(graph)))
     if complaints:
         raise ExportError(

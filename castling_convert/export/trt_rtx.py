@@ -21,6 +21,7 @@ from .options import ExportOptions
 from .prepare import Signature
 from .runner import Exported, check
 from .trt_engine import OPSET, EngineBuild, EngineModel, Profile, Sidecar, gpu, signature_in
+from .trt_slices import split_slices_
 
 NOT_RUN = "built, not run: no GPU here"
 PORTABLE = "portable: Ampere and later"
@@ -53,7 +54,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     options = replace(options, opset=options.opset or OPSET)
     beside = output.with_suffix(".rtx.onnx")
     if options.onnx_only:
-        made = onnx_format.export(model, beside, options)
+        made = onnx_format.export(model, beside, options, split_slices_)
         line = command_line(beside, output, signature_in(onnx.load(beside)), options)
         return replace(made, notes={**made.notes, "tensorrt_rtx": line})
     reason = missing()
@@ -64,7 +65,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     refuse_unknown(tensorrt_rtx, options.compute_capabilities)
     with writing_file(output) as fresh:
         graph = fresh.with_name(beside.name)
-        made = onnx_format.export(model, graph, options)
+        made = onnx_format.export(model, graph, options, split_slices_)
         sidecar = build(graph, fresh, signature_in(onnx.load(graph)), options)
         notes = {name: value for name, value in made.notes.items() if name != "nodes"}
         notes |= {"tensorrt": sidecar.tensorrt, "target": sidecar.target, "products": sidecar.products}
