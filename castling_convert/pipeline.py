@@ -24,11 +24,11 @@ from .analysis.macs import count_macs, count_parameters
 from .analysis.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
 from .castle import Castling, adopt_layers, castle, layer_states
 from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
-from .distill.loop import DistillResult, distill, fingerprint, make_accelerator
+from .distill.loop import DistillResult, distill, make_accelerator
 from .distill.losses import has_classes
 from .distill.pace import WORTH_TIMING, Pace, measure_pace
 from .distill.progress import Progress
-from .distill.state import refuse_changes, saved_fingerprint, saved_step
+from .distill.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
 from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
 from .files import require_space, writing_errors, writing_file
 from .fold import certify
@@ -128,6 +128,7 @@ def convert(
         "arguments": {key: str(value) for key, value in (model_args or {}).items()},
         "classes": getattr(teacher, "num_classes", None),
         "data": spec,
+        "images": None if training.streamed else len(training),
         "input_size": list(preprocessing.input_size),
     }
     run = _Run(teacher, recipe, device, output, resume, identity, validation, console)
@@ -265,7 +266,7 @@ def _hybrid(
     run = replace(run, planning=len(planning), validation=validation)
     planning, unmeasured = with_usable_labels(planning, run.teacher.num_classes)  # type: ignore[arg-type]
     file = run.output / bundle.PLAN
-    identity = fingerprint(run.recipe, {**run.identity, "planning": run.planning})
+    identity = fingerprint(run.recipe, run.teacher, {**run.identity, "planning": run.planning})
     alone = run.recipe.distill.aligned
     if run.resume and file.is_file():
         plan = replace(Plan.load(file), max_drop=max_drop)

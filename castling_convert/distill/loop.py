@@ -31,7 +31,7 @@ from .progress import Progress
 from .randomness import undone_randomness
 from .readout import Readout
 from .schedule import SHUT, Schedule
-from .state import TrainState
+from .state import TrainState, fingerprint
 
 Probe = Callable[[nn.Module], dict[str, float]]
 
@@ -120,7 +120,7 @@ def distill(
     ]
     readout = Readout(student, accelerator)
     progress = progress or Progress(workdir)
-    state = TrainState(accelerator, workdir, fingerprint(recipe, identity))
+    state = TrainState(accelerator, workdir, fingerprint(recipe, teacher, identity) if workdir else {})
 
     if config.refit:
         accelerator.register_for_checkpointing(readout)
@@ -239,11 +239,6 @@ def _is_here(kind: str, index: str) -> bool:
     if kind == "cuda":
         return (not index or index.isdecimal()) and int(index or 0) < torch.cuda.device_count()
     return not index and (kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
-
-
-def fingerprint(recipe: Recipe, identity: dict[str, Any] | None) -> dict[str, Any]:
-    """What may not change between an interrupted run and the one that resumes it."""
-    return recipe.model_dump(mode="json", include={"attention", "distill", "data"}) | (identity or {})
 
 
 def _probed(probe: Any, student: nn.Module) -> dict[str, float]:
