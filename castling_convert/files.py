@@ -20,6 +20,9 @@ _NOT_WRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY
 }  # fmt: skip
 
+_FULL = ("No space left", "File too large", "file write failed", "unexpected pos")
+"""What safetensors and torch say of a full disk, in exceptions of their own."""
+
 
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
@@ -116,9 +119,8 @@ def writing_errors(target: Path) -> Iterator[None]:
             raise OutputError(f"can't write {target}: {reason}; use another --output") from None
         raise
     except Exception as error:
-        # safetensors and torch report a full disk with exceptions of their own.
         text = str(error)
-        if "No space left" in text or "File too large" in text or "file write failed" in text:
+        if any(words in text for words in _FULL):
             raise OutputError(f"no space left for {target}; free some, or use another --output") from None
         raise
 

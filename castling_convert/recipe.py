@@ -126,7 +126,8 @@ class DataConfig(_Section):
 
 class DistillConfig(_Section):
     """The distillation run. `refit`: at its end the classifier is fitted to the features that the student has then
-    (see `distill.readout`), where the second phase trains it."""
+    (see `distill.readout`), where the second phase trains it. A checkpoint is written after `checkpoint_every` steps,
+    and after `checkpoint_minutes` where the steps are slow."""
 
     steps: int = Field(default=400, ge=1)
     batch_size: int = Field(default=64, ge=1)
@@ -135,6 +136,7 @@ class DistillConfig(_Section):
     refit: bool = True
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint_every: int = Field(default=200, ge=1)
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
     mask: MaskConfig = MaskConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

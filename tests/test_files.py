@@ -142,6 +142,7 @@ def test_a_folder_in_the_place_of_a_file(old):
         (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "can't write out: not a directory"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left for out"),
         (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter file write failed"), "no space left"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "no space left"),
     ],
 )
 def test_what_the_system_says_is_one_line(error, words):

@@ -91,7 +91,7 @@ def distill(
 
     Raises:
         DataError: the data can't be read, or ran out before the last step.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step was finished and the state saved.
+        KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the step was finished and the state saved.
     """
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     config = recipe.distill
@@ -134,6 +134,7 @@ def distill(
     batches = _batches(data, student, recipe, echo.first_batch(first), count, accelerator)
 
     started, losses, seen = time.monotonic(), {}, 0
+    saved = started
     with (
         progress.running(config.steps, first),
         opened_to(teacher if config.mask.branch == "teacher" else None, student),
@@ -205,8 +206,10 @@ def distill(
                 **({"probe": _probed(probe, accelerator.unwrap_model(student))} if probed else {}),
             )
             last = step + 1 == end
-            if last or stop.requested or (step + 1) % config.checkpoint_every == 0:
+            overdue = time.monotonic() - saved >= 60 * config.checkpoint_minutes
+            if last or stop.requested or overdue or (step + 1) % config.checkpoint_every == 0:
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
+                saved = time.monotonic()
             if not last and stop.requested:
                 raise KeyboardInterrupt
     close_masks(student)

@@ -15,7 +15,7 @@ from ..errors import BundleError
 from ..files import sha256, writing
 from ..recipe import Recipe
 
-FREE = {"distill.checkpoint_every", "data.workers"}
+FREE = {"distill.checkpoint_every", "distill.checkpoint_minutes", "data.workers"}
 """What of a recipe may change when a run is resumed: the weights are the same."""
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -16,12 +19,12 @@ import castling_convert as cc
 from castling_convert.errors import BundleError
 
 SCRIPT = Path(sys.executable).with_name("castling")
-COMMAND = [sys.executable, "-c", "from castling_convert.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "castling_convert"]
 pytestmark = pytest.mark.xdist_group("processes")
 
 
-def start(environment, *arguments):
-    command = [*COMMAND, *map(str, arguments)]
+def start(environment, *arguments, nohup=False):
+    command = [*(["nohup"] if nohup else []), *COMMAND, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -97,6 +100,83 @@ def test_a_signal_before_training_leaves_nothing(environment, here, tiny, number
     assert line.startswith("error: interrupted")
     if "--resume" not in line:  # on a fast machine the training has begun: the test above
         assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("imported", ["click", "castling_convert.errors", "torch"])
+def test_ctrl_c_while_the_command_is_still_imported(environment, here, tmp_path, imported):
+    """The signal comes from within the import: of click first, of torch by the command itself."""
+    (tmp_path / "early.py").write_text(f"""
+import os, runpy, signal, sys
+
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{imported}":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Early())
+runpy.run_module("castling_convert", run_name="__main__")
+""")
+    arguments = ("convert", "--model", "vit_t", "--no-pretrained")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "early.py", *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 130
+    assert done.stderr.strip() == "error: interrupted"
+    assert list(here.iterdir()) == []
+
+
+def test_a_closed_terminal_loses_no_step(environment, here, tiny, castling):
+    """What still shows its progress there gets a SIGHUP, and an error from everything it writes."""
+    arguments = [*map(str, ["convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out"])]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [*COMMAND, *arguments], environment)
+    metrics = here / "out" / "train" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.02)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    step = json.loads((here / "out" / "train" / "state" / "run.json").read_text())["step"]
+    assert step == metrics.read_text().count("\n") < 2000
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGHUP], [signal.SIGHUP] * 2, [signal.SIGTERM, signal.SIGHUP]], ids=str)
+def test_a_hangup_never_counts_as_the_second_signal(environment, here, tiny, signals):
+    process = start(environment, "convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out")
+    metrics = here / "out" / "train" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
+    for number in signals:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert re.search(r"interrupted after step \d+ of 2000; go on with the same command and --resume", only_error(err))
+
+
+def test_nohup_is_respected(environment, here, tiny):
+    process = start(environment, "convert", *tiny, "--data", "digits", "--steps", 30, "-o", "out", nohup=True)
+    metrics = here / "out" / "train" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert (here / "out" / "config.json").is_file()
+
+
+def test_a_checkpoint_every_so_many_minutes(environment, here, tiny, castling):
+    """Long before `checkpoint_every` steps; a kill loses what came after it alone."""
+    settings = ("--set", "distill.checkpoint_every=100000", "--set", "distill.checkpoint_minutes=0.005")
+    process = start(environment, "convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out", *settings)
+    state = here / "out" / "train" / "state" / "run.json"
+    until(state.exists, process)
+    process.kill()
+    process.communicate()
+    step = json.loads(state.read_text())["step"]
+    assert 1 < step < 2000
 
 
 def refused_download(environment, here) -> str:
