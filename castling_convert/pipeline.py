@@ -371,8 +371,8 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
                 _remove_empty(output)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(_interrupted(step, recipe.distill.steps, plan.is_file())) from None
-        if isinstance(error, ModelError) and (step is not None or plan.is_file()):
-            raise ModelError(f"{error}, and start over with --force") from None
+        if isinstance(error, ModelError | RecipeError) and (step is not None or plan.is_file()):
+            raise type(error)(f"{error}, and start over with --force") from None
         if isinstance(error, OutputError | DataError) and (step is not None or plan.is_file()):
             where = f"step {step}" if step is not None else "the last plan"
             raise type(error)(f"{error}; then go on from {where} with the same command and --resume") from None

@@ -23,6 +23,7 @@ from ..recipe import DistillConfig, Recipe
 from .align import Echo, Lessons, align_step
 from .calibrate import calibrate
 from .data import ImageData, Preprocessing, open_data, training_loader
+from .finite import diverged, explained, refuse_bad_weights
 from .guard import JUDGED, TRIED, settle_rate
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, has_classes, logit_divergence, tap
@@ -103,6 +104,7 @@ def distill(
             "the model has no classes, and the recipe matches nothing but logits; give distill.loss.features or "
             "distill.loss.attention a weight"
         )
+    refuse_bad_weights(teacher)
     set_seed(config.seed)
     accelerator = make_accelerator(device, config.precision)
     schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
@@ -170,7 +172,7 @@ def distill(
             for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
                 layer.set_mask(*mask)
             if aligning:
-                lesson = lessons.at(step, batches)
+                lesson, images = lessons.at(step, batches), lessons.images
                 size = next(iter(lesson.inputs.values())).shape[0]
                 loss, parts, layers = align_step(student, lesson, accelerator)
             else:
@@ -180,11 +182,10 @@ def distill(
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
             if not torch.isfinite(loss):
-                rate = ("align.lr", config.align.lr) if aligning else ("optimizer.lr", config.optimizer.lr)
-                raise ModelError(
-                    f"the loss is {loss.item()} at step {step + 1}; lower the learning rate: "
-                    f"--set distill.{rate[0]}={rate[1] / 3:.1g}"
-                )
+                faulty = next((name for name, error in layers.items() if not error.isfinite()), names[0])
+                alone = (faulty, lesson.inputs[faulty]) if aligning else None
+                with accelerator.autocast():
+                    raise explained(loss, parts, step, config, teacher, student, images, alone)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -208,6 +209,9 @@ def distill(
             last = step + 1 == end
             overdue = time.monotonic() - saved >= 60 * config.checkpoint_minutes
             if last or stop.requested or overdue or (step + 1) % config.checkpoint_every == 0:
+                wrong = diverged(student, step + 1, config)
+                if wrong is not None:  # the checkpoint before stays
+                    raise wrong
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
                 saved = time.monotonic()
             if not last and stop.requested:
@@ -347,6 +351,10 @@ def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[n
         for batch in loader:
             empty, seen = False, True
             images = batch if isinstance(batch, Tensor) else batch[0]
+            if not images.isfinite().all():
+                raise DataError(
+                    "a batch of images holds numbers that are not finite; look at the data and its transforms"
+                )
             yield images.to(accelerator.device, non_blocking=True)
         if empty:
             what = "ran out before the last step; pass one that can be read again" if seen else "gave no batch"

@@ -8,13 +8,14 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import castling_convert as cc
 from castling_convert.castle import castled_layers
 from castling_convert.distill.loop import distill
 from castling_convert.distill.optimizers import align_optimizer, whole_optimizer
 from castling_convert.distill.progress import Progress
-from castling_convert.errors import BundleError, DataError, ModelError
+from castling_convert.errors import BundleError, DataError, ModelError, RecipeError, WeightsError
 
 WHOLE = ("distill.align.share=0", "distill.optimizer.guard=false")
 """The second phase alone, at the rate that is given."""
@@ -336,9 +337,83 @@ def test_data_that_is_none(student, teacher):
 
 def test_a_loss_that_is_not_finite_names_the_learning_rate(student, teacher, batches):
     with pytest.raises(
-        ModelError, match=r"the loss is .* at step \d+; lower the learning rate.*distill\.optimizer\.lr"
+        ModelError,
+        match=r"the loss is .* at step \d+: .* is not finite; lower the learning rate.*distill\.optimizer\.lr",
     ):
         run(student, teacher, batches, "distill.optimizer.lr=1e20", "distill.optimizer.clip_grad=1e20")
+
+
+def test_the_rate_that_is_named_is_of_the_phase_that_did_the_harm(student, teacher, batches):
+    settings = ("distill.align.share=0.5", "distill.align.lr=1e15", "distill.align.added=1")
+    with pytest.raises(ModelError, match=r"at step 2: .*blocks\.0\.attn.* is not finite; .*distill\.align\.lr=3e\+14"):
+        run(student, teacher, batches, *settings)
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_weights_of_the_teacher_that_are_not_finite(teacher, student, batches, share):
+    teacher.blocks[1].mlp.fc1.weight.data[0, 0] = torch.nan
+    with pytest.raises(WeightsError, match=r"the teacher's blocks\.1\.mlp\.fc1\.weight .*not finite; .*--weights"):
+        run(student, teacher, batches, f"distill.align.share={share}")
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_teacher_that_makes_numbers_that_are_not_finite(teacher, student, batches, share):
+    teacher.blocks[0].mlp.fc2.bias.data[0] = 3e38
+    teacher.blocks[0].mlp.fc2.weight.data[0] = 3e38
+    with pytest.raises(ModelError, match=r"at step 1: the teacher's blocks\.0\.\S+ is not finite") as caught:
+        run(student, teacher, batches, f"distill.align.share={share}")
+    assert "learning rate" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_images_that_are_not_finite(student, teacher, batches, bad):
+    batches[1][0, 0, 0, 0] = bad
+    with pytest.raises(DataError, match="a batch of images holds numbers that are not finite"):
+        run(student, teacher, batches)
+
+
+def test_a_loss_weight_that_is_too_large(student, teacher, batches):
+    with pytest.raises(RecipeError, match=r"at step 1: distill\.loss\.features is 1e\+300, too large for a loss of"):
+        run(student, teacher, batches, "distill.loss.features=1e300")
+
+
+def test_a_layer_that_is_not_finite_before_anything_was_learned(student, teacher, batches):
+    student.blocks[1].attn.qkv.weight.data[0, 0] = torch.nan
+    with pytest.raises(ModelError, match=r"blocks\.1\.attn\.qkv\.weight is not finite, before anything was learned"):
+        run(student, teacher, batches, "distill.align.share=1")
+
+
+def test_a_checkpoint_never_holds_what_is_not_finite(student, teacher, batches, tmp_path):
+    """The step that ends so is not saved, and the checkpoint before it is still there."""
+
+    class Spoils(Progress):
+        def step(self, **values):
+            super().step(**values)
+            if values["step"] == 6:
+                student.norm.weight.data[0] = torch.inf
+
+    settings = ("distill.align.share=0.5", "distill.checkpoint_every=1")
+    with pytest.raises(
+        ModelError, match=r"norm\.weight is not finite after step 6; lower the learning rate: .*optimizer\.lr=0.0003"
+    ):
+        run(student, teacher, batches, *settings, workdir=tmp_path, progress=Spoils(tmp_path))
+    assert json.loads((tmp_path / "state" / "run.json").read_text())["step"] == 5
+    saved = load_file(tmp_path / "state" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_the_guard_does_not_blame_the_rate_for_a_student_without_a_loss(student, teacher, batches):
+    teacher.blocks[1].mlp.fc2.weight.data *= 1e38
+    said = []
+
+    class Said(Progress):
+        def say(self, line):
+            said.append(line)
+
+    guarded = ("distill.align.share=0.5", "distill.optimizer.guard=true")
+    with pytest.raises(ModelError, match=r"the teacher's \S+ is not finite"):
+        run(student, teacher, batches, *guarded, progress=Said())
+    assert said == []
 
 
 def test_no_schedule_never_opens_the_branch(student, teacher, batches, tmp_path):
