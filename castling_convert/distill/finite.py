@@ -45,10 +45,11 @@ def refuse_bad_weights(teacher: nn.Module) -> None:
         raise WeightsError(f"the teacher's {name} holds numbers that are not finite; give other weights with --weights")
 
 
-def diverged(student: nn.Module, step: int, config: DistillConfig) -> ModelError | None:
-    """For weights that are not finite after `step` steps; None while all are."""
+def refuse_diverged(student: nn.Module, step: int, config: DistillConfig) -> None:
+    """Raise ModelError for weights that are not finite after `step` steps."""
     name = bad_weight(student)
-    return None if name is None else ModelError(f"{name} is not finite after step {step}; {_lower_rate(step, config)}")
+    if name is not None:
+        raise ModelError(f"{name} is not finite after step {step}; {_lower_rate(step, config)}")
 
 
 def explained(

@@ -23,7 +23,7 @@ from ..recipe import DistillConfig, Recipe
 from .align import Echo, Lessons, align_step
 from .calibrate import calibrate
 from .data import ImageData, Preprocessing, open_data, training_loader
-from .finite import diverged, explained, refuse_bad_weights
+from .finite import explained, refuse_bad_weights, refuse_diverged
 from .guard import JUDGED, TRIED, settle_rate
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, has_classes, logit_divergence, tap
@@ -209,9 +209,7 @@ def distill(
             last = step + 1 == end
             overdue = time.monotonic() - saved >= 60 * config.checkpoint_minutes
             if last or stop.requested or overdue or (step + 1) % config.checkpoint_every == 0:
-                wrong = diverged(student, step + 1, config)
-                if wrong is not None:  # the checkpoint before stays
-                    raise wrong
+                refuse_diverged(student, step + 1, config)  # the checkpoint before stays
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
                 saved = time.monotonic()
             if not last and stop.requested:
