@@ -125,6 +125,13 @@ def writing_errors(target: Path) -> Iterator[None]:
         raise
 
 
+def refuse_long_name(path: Path) -> None:
+    """Raise OutputError for a name beside which `writing` could have no name of its own."""
+    longest = 255 - len("..old.") - 8
+    if len(os.fsencode(path.name)) > longest:
+        raise OutputError(f"{path.name[:40]}... is too long a name; give one of up to {longest} letters with --output")
+
+
 def require_space(folder: Path, needed: int) -> None:
     """Raise OutputError when the disk that holds `folder` has fewer than `needed` bytes free."""
     existing = folder

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from .errors import BundleError, ModelError, WeightsError
 from .families import castable_names, family_of
+from .recipe import read_yaml
 
 ALIASES = {
     "deit_t": "deit_tiny_patch16_224",
@@ -304,8 +304,8 @@ def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not separator or not key.strip().isidentifier():
             raise ModelError(f"--model-arg takes key=value, such as drop_path_rate=0.1, not '{pair}'")
         try:
-            arguments[key.strip()] = _number(yaml.safe_load(value))
-        except yaml.YAMLError:
+            arguments[key.strip()] = _number(read_yaml(value))
+        except ValueError:
             raise ModelError(f"--model-arg {key}: '{value}' can't be read") from None
     return arguments
 

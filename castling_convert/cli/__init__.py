@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import signal
 import sys
@@ -64,6 +65,9 @@ def _run() -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: a defect, still one line
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _complain(f"{str(error.filename)[:40]}... is too long for the name of a file; give a shorter one")
+            return 2
         _complain(
             f"unexpected {type(error).__name__}: {_one_line(error)}; run again as castling --debug ... and report it"
         )

@@ -107,6 +107,12 @@ def test_labels_of_other_classes_are_not_needed_and_not_counted(castling, tiny, 
         ("", ["mine.yaml", "mapping"]),
         ("\x00\xff", ["mine.yaml", "not valid YAML"]),
         ("distill: {mask: {schedule: gate, open_until: 0.9}}\n", ["mine.yaml", "distill.mask", "before closed_from"]),
+        ("distill: {steps: 3}\ndistill: {steps: 4}\n", ["mine.yaml", "the key 'distill' is there twice", "line 2"]),
+        ("distill: {seed: 1, seed: 2}\n", ["mine.yaml", "the key 'seed' is there twice"]),
+        ("distill: " + "[" * 3000, ["mine.yaml", "nested too deeply"]),
+        ("{a: " * 3000, ["mine.yaml", "nested too deeply"]),
+        ("name: 2024-13-45\n", ["mine.yaml", "not valid YAML", "month"]),
+        ("distill: {steps: " + "9" * 5000 + "}\n", ["mine.yaml", "not valid YAML", "digits"]),
     ],
 )
 @pytest.mark.parametrize("command", [("recipes", "validate"), ("convert", "--recipe")], ids=["validate", "convert"])
@@ -126,10 +132,70 @@ def test_a_recipe_with_a_mistake(castling, tiny, here, monkeypatch, command, con
         ("distill.steps=[1", ["distill.steps", "[1"]),
         ("attention.kernel_size=4", ["attention", "odd"]),
         ("data.scale=2", ["data.scale"]),
+        ("distill=3", ["distill", "dictionary"]),
+        ("distill.seed=4294967296", ["distill.seed", "less than 4294967296"]),
+        ("distill.seed=-1", ["distill.seed"]),
+        ("distill.steps=true", ["distill", "steps", "true"]),
+        ("distill.optimizer.lr=yes", ["distill.optimizer", "lr", "true"]),
+        ("attention.kernel_size=true", ["attention", "kernel_size", "true"]),
+        ("version=true", ["version", "true"]),
+        ("data.workers=1000000", ["data.workers", "256"]),
+        ("distill.optimizer.lr=.inf", ["distill.optimizer.lr", "finite"]),
+        ("distill.optimizer.lr=1e39", ["distill.optimizer.lr", "less than or equal"]),
+        ("distill.align.lr=.nan", ["distill.align.lr", "finite"]),
+        ("distill.loss.logits=.inf", ["distill.loss.logits", "finite"]),
+        ("distill.loss.temperature=1e30", ["distill.loss.temperature", "1000"]),
+        ("distill.checkpoint_minutes=.inf", ["distill.checkpoint_minutes", "finite"]),
+        ("distill.steps=" + "9" * 5000, ["distill.steps"]),
+        ("distill.steps=" + "9" * 400, ["distill.steps"]),
+        ("distill.steps=" + "[" * 3000, ["distill.steps", "not a YAML value"]),
     ],
 )
 def test_a_set_with_a_mistake(castling, tiny, override, words):
     castling("convert", *tiny, "--set", override, "-o", "out").refused(*words)
+
+
+def test_a_section_that_is_set_before_a_key_of_it(castling, tiny):
+    """`--steps 2` is one more `--set`, after the user's own."""
+    result = castling("convert", *tiny, "--set", "distill=3", "--steps", 2, "-o", "out")
+    result.refused("--set distill: it is a section and can't be 3; set a key of it, distill.steps=VALUE")
+
+
+def test_a_seed_beyond_32_bits(castling, tiny):
+    castling("convert", *tiny, "--seed", 2**32, "-o", "out").refused("distill.seed", "less than 4294967296")
+
+
+def test_a_model_argument_that_is_nested_too_deeply(castling):
+    castling("convert", "--model", "vit_t", "--model-arg", "depth=" + "[" * 3000, "-o", "out").refused("depth")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "--model", "{}"),
+        ("convert", "--model", "local-dir:{}", "-o", "out"),
+        ("convert", "--model", "vit_t", "--weights", "{}", "-o", "out"),
+        ("convert", "--model", "vit_t", "--recipe", "{}", "-o", "out"),
+        ("convert", "--model", "vit_t", "--no-pretrained", "--data", "{}", "-o", "out"),
+        ("convert", "--model", "vit_t", "-o", "{}"),
+        ("export", "{}"),
+        ("verify", "{}"),
+        ("report", "{}"),
+        ("recipes", "validate", "{}"),
+        ("recipes", "copy", "castling", "{}"),
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_too_long_for_a_file(castling, arguments):
+    result = castling(*(argument.format("a" * 300) for argument in arguments))
+    assert len(result.failed(2, "too long")) < 160
+    assert result.after == result.before
+
+
+def test_a_name_beside_which_nothing_can_be_written(castling, tiny):
+    """A folder could have it, but not the one that the bundle is written to before it is renamed."""
+    castling("convert", *tiny, "--steps", 1, "-o", "a" * 250).refused("too long", "--output")
+    castling("convert", *tiny, "--data", "digits", "--steps", 1, "-o", "a" * 241).done()
 
 
 @pytest.mark.parametrize(
