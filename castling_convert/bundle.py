@@ -18,7 +18,7 @@ from .attention import FoldedAttention, before_forms
 from .bundle_config import check_config, check_structure
 from .castle import Castling
 from .errors import BundleError, CastlingError, FoldError
-from .files import recover, refuse_long_name, require_space, sha256, writing, written_half
+from .files import expanded, recover, refuse_long_name, require_space, sha256, writing, written_half
 from .recipe import Recipe
 from .version import __version__
 
@@ -61,7 +61,7 @@ def save(
         BundleError: something is in the way, or timm did not create the model.
         OutputError: no space or no permission.
     """
-    path = Path(path)
+    path = expanded(path)
     if not any(isinstance(module, FoldedAttention) for module in model.modules()):
         raise FoldError("only a folded model can be saved as a bundle; call fold() first")
     refuse_in_the_way(path, force=force)
@@ -94,7 +94,7 @@ def load(path: str | Path) -> nn.Module:
 
     from . import timm_entry  # noqa: F401 - registers the architecture
 
-    path = Path(path)
+    path = expanded(path)
     config = check(path)
     with _loading(path):
         model = timm.create_model(f"local-dir:{path.resolve()}", pretrained=True).eval()

@@ -125,6 +125,14 @@ def writing_errors(target: Path) -> Iterator[None]:
         raise
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` as the home folder, which a shell leaves as it is in `--output=~/mine` and Python everywhere."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody has that name
+        return Path(path)
+
+
 def refuse_long_name(path: Path) -> None:
     """Raise OutputError for a name beside which `writing` could have no name of its own."""
     longest = 255 - len("..old.") - 8

@@ -12,6 +12,7 @@ from torch import nn
 
 from .errors import BundleError, ModelError, WeightsError
 from .families import castable_names, family_of
+from .files import expanded
 from .recipe import read_yaml
 
 ALIASES = {
@@ -44,10 +45,10 @@ def resolve_name(name: str) -> str:
 
     name = ALIASES.get(name, name)
     if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
+        folder = expanded(name.removeprefix("local-dir:"))
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} holds no config.json; local-dir: takes a folder saved by timm's save_for_hf")
-        return name
+        return f"local-dir:{folder}"
     if name.startswith("hf-hub:"):
         return name
     if Path(name).is_dir():
@@ -92,7 +93,7 @@ def load_model(
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     if weights is not None:
-        arguments |= _weights_arguments(resolved, Path(weights), num_classes)
+        arguments |= _weights_arguments(resolved, expanded(weights), num_classes)
         pretrained = True
     if resolved.startswith("local-dir:"):
         resolved = f"local-dir:{Path(resolved.removeprefix('local-dir:')).resolve()}"

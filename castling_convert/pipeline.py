@@ -30,7 +30,7 @@ from .distill.pace import WORTH_TIMING, Pace, measure_pace
 from .distill.progress import Progress
 from .distill.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
 from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
-from .files import require_space, writing_errors, writing_file
+from .files import expanded, require_space, writing_errors, writing_file
 from .fold import certify
 from .hybrid import Plan, drop_of, search, set_aside
 from .load import load_model
@@ -84,7 +84,7 @@ def convert(
         CheckFailed: folding was not exact, or more than `max_drop` was lost; the bundle is then left in
             `output/train/rejected`.
     """
-    output = Path(output)
+    output = expanded(output)
     data = None if data == GENERATED else data
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe or default_recipe(data))
     layers = recipe.layers if layers is None else layers
@@ -93,7 +93,7 @@ def convert(
     device = str(make_accelerator(device, recipe.distill.precision).device)
     set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
     if isinstance(model, str):
-        name, source = model, str(Path(weights).resolve()) if weights else "pretrained" if pretrained else "random"
+        name, source = model, str(expanded(weights).resolve()) if weights else "pretrained" if pretrained else "random"
         teacher = load_model(
             model,
             pretrained=pretrained,
@@ -111,6 +111,12 @@ def convert(
     spec = data or GENERATED
     training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
     validation = open_data(spec, preprocessing, "validation")
+    if console is not None and not training.streamed and len(training) < recipe.distill.batch_size:
+        count = "one image" if len(training) == 1 else f"{len(training)} images"
+        console.print(
+            f"warning: {spec} holds {count}, fewer than a batch of {recipe.distill.batch_size}: the student sees the "
+            "same ones again and again, and what is measured on them says little"
+        )
     if data is not None and not has_classes(teacher):
         refuse_too_few(validation)
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
@@ -123,7 +129,7 @@ def convert(
         recipe = _paced(recipe, minutes, measure_pace(student, teacher, training, recipe, device), console)
     del student
     identity = {
-        "model": f"local-dir:{Path(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
+        "model": f"local-dir:{expanded(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
         "weights": source,
         "arguments": {key: str(value) for key, value in (model_args or {}).items()},
         "classes": getattr(teacher, "num_classes", None),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from .attention import DEFAULT, FORMS, AttentionConfig, before_forms, config_of
 from .errors import RecipeError, did_you_mean
+from .files import expanded
 
 VERSION = 2
 
@@ -267,7 +268,7 @@ def find(source: str) -> Path:
     known = shipped()
     if source in known:
         return known[source]
-    path = Path(source)
+    path = expanded(source)
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or "/" in source:

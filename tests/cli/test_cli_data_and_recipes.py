@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import castling_convert as cc
 from castling_convert.distill import data
 from castling_convert.recipe import shipped
 
@@ -75,7 +77,50 @@ def parts(images):
 
 def test_a_truncated_jpeg_in_the_held_out_part_is_found_before_the_training(castling, tiny, parts):
     """The images that accuracy is followed on are read first."""
-    castling("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out").refused("images/val/china/1.jpg")
+    result = castling("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out")
+    result.failed(2, "images/val/china/1.jpg")
+    assert result.after == result.before
+
+
+def test_a_folder_with_one_image_is_warned_of(castling, tiny, here, photographs):
+    (here / "images").mkdir()
+    shutil.copy(photographs / "china" / "0.jpg", here / "images")
+    result = castling("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out").done()
+    assert "warning: images holds one image, fewer than a batch of 8" in result.err
+    shutil.copytree(photographs / "flower", here / "images" / "more")
+    assert "warning" not in castling("convert", *tiny, "--data", "images", "--steps", 1, "-o", "two").done().err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing"])
+def test_what_has_the_name_of_an_image_and_is_no_file(castling, tiny, images, kind):
+    """Nobody writes into the pipe: reading it would wait for ever."""
+    bad = images / "flower" / "9.jpg"
+    if kind == "pipe":
+        os.mkfifo(bad)
+    else:
+        bad.symlink_to("nowhere")
+    castling("convert", *tiny, "--data", "images", "-o", "out").refused("images/flower/9.jpg is no file", "remove it")
+
+
+def test_a_home_folder_that_the_shell_left_alone(castling, tiny, here, photographs, tmp_path, monkeypatch):
+    """As in `--output=~/mine`; for every path that convert takes."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(photographs, tmp_path / "home" / "images")
+    castling("recipes", "copy", "castling", "~/mine.yaml").done()
+    arguments = ("--data=~/images", "--recipe=~/mine.yaml", "--steps", 1, "--output=~/out")
+    castling("convert", *tiny, *arguments).done()
+    assert (tmp_path / "home" / "out" / "config.json").is_file()
+    castling("report", "~/out").done()
+    assert cc.load("~/out").num_classes == 10
+    shutil.copy(tmp_path / "home" / "out" / "model.safetensors", tmp_path / "home" / "w.safetensors")
+    castling("convert", *tiny, "--weights=~/w.safetensors", "--output=~/other").failed(2, "w.safetensors doesn't fit")
+    castling("convert", "--model", "local-dir:~/out", "--output=~/other").failed(2, "castled")
+    castling("convert", *tiny, "--data", "torch/image_folder:~/images", "--steps", 1, "--output=~/three").done()
+    assert list(here.iterdir()) == []
+
+
+def test_a_home_folder_of_nobody_is_a_name_like_any_other(castling, tiny):
+    castling("convert", *tiny, "--data=~nobody-at-all/x", "-o", "out").refused("~nobody-at-all/x not found")
 
 
 def test_one_that_is_found_only_after_the_training_loses_nothing(castling, tiny, parts, here, monkeypatch):
