@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -30,7 +32,7 @@ from .distill.pace import WORTH_TIMING, Pace, measure_pace
 from .distill.progress import Progress
 from .distill.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
 from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
-from .files import expanded, require_space, writing_errors, writing_file
+from .files import expanded, locked, require_space, writing_errors, writing_file
 from .fold import certify
 from .hybrid import Plan, drop_of, search, set_aside
 from .load import load_model
@@ -41,6 +43,23 @@ CERTIFIED_IMAGES = 4
 VALIDATION_SHARE, TRAINING_SHARE = 0.5, 0.2
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _alone(function: Callable[P, R]) -> Callable[P, R]:
+    """For as long as it runs, no other process works on the same `output`."""
+    parameters = inspect.signature(function)
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with locked(expanded(parameters.bind(*args, **kwargs).arguments["output"])):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@_alone
 def convert(
     model: str | nn.Module,
     output: str | Path,
@@ -79,7 +98,7 @@ def convert(
         What `summary.json` holds.
 
     Raises:
-        CastlingError: bad input; nothing is left half-written.
+        CastlingError: bad input, or another process is at work on `output`; nothing is left half-written.
         Interrupted: Ctrl-C; `output` can be resumed if a step was done.
         CheckFailed: folding was not exact, or more than `max_drop` was lost; the bundle is then left in
             `output/train/rejected`.
@@ -341,7 +360,7 @@ def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> 
         raise BundleError("--resume and --force contradict each other; --force starts over")
     if not resume:
         bundle.refuse_in_the_way(output, force=force)
-    bundle.recover_from_kill(output)  # after the refusal: another process may be writing there
+    bundle.recover_from_kill(output)
     if not resume:
         return
     plan = planned and (output / bundle.PLAN).is_file()

@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -222,6 +223,38 @@ def test_an_interrupted_run_resumed_by_the_same_command(environment, here, tiny,
     assert cc.load("out").num_classes == 10
 
 
+@pytest.mark.parametrize("flags", [(), ("--force",), ("--resume",)], ids=["plain", "force", "resume"])
+def test_a_second_process_is_refused_until_the_first_is_dead(environment, here, tiny, castling, flags):
+    arguments = ["convert", *tiny, "--data", "digits", "--steps", 60, "--set", "distill.batch_size=4", "-o", "out"]
+    process = start(environment, *arguments[:-4], "--set", "distill.batch_size=4", "-o", "out",
+                    "--set", "distill.checkpoint_every=1")  # fmt: skip
+    until((here / "out" / "train" / "state" / "run.json").exists, process)
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)  # it is alive, and changes nothing while this one looks
+    result = castling(*arguments, *flags)
+    line = result.refused(
+        f"out is in the hands of process {process.pid} on {socket.gethostname()}, since 20", "--output"
+    )
+    assert "wait for it" in line
+    process.kill()
+    process.communicate()
+    if flags == ():
+        castling(*arguments).failed(2, "out holds an unfinished conversion", "--resume")
+    else:
+        castling(*arguments, *flags).done()
+        assert [path.name for path in here.iterdir()] == ["out"]
+
+
+def test_two_that_begin_at_once_end_as_one(environment, here, tiny):
+    arguments = ["convert", *tiny, "--data", "digits", "--steps", 20, "-o", "castled/out"]
+    both = [start(environment, *arguments, "--seed", seed) for seed in (1, 2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], errors
+    assert "castled/out is in the hands of process" in only_error(errors[0] if both[0].returncode else errors[1])
+    assert len((here / "castled" / "out" / "metrics.jsonl").read_text().splitlines()) == 20
+    assert [path.name for path in (here / "castled").iterdir()] == ["out"]
+
+
 KILLED = """
 import os, signal, accelerate
 from pathlib import Path
@@ -273,14 +306,13 @@ def test_killed_while_a_checkpoint_is_written(environment, here, tiny, castling,
 
 
 def test_killed_before_there_was_anything_to_lose(environment, here, tiny, castling):
-    """Killed while the first checkpoint is written: --force begins again. Without it nothing is touched, for another
-    process may be writing there."""
+    """Killed while the first checkpoint is written: --force begins again."""
     arguments = ["convert", *tiny, "--data", "digits", "--steps", 6, "--set", "distill.batch_size=4", "-o", "out"]
     arguments += ["--set", "distill.checkpoint_every=3"]
     command = [sys.executable, "-c", KILLED.format(patch=FIRST), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    castling(*arguments).refused("unfinished conversion", "--force")
+    castling(*arguments).failed(2, "unfinished conversion", "--force")
     castling(*arguments, "--resume").failed(2, "nothing to resume", "leave out --resume")
     castling(*arguments).refused("without a saved step", "--force")
     castling(*arguments, "--force").done()
