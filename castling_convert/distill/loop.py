@@ -127,6 +127,9 @@ def distill(
     if config.refit:
         accelerator.register_for_checkpointing(readout)
     student, *optimizers = accelerator.prepare(student.train(), *optimizers)
+    # The steps say themselves what is autocast; what is probed, folded and used later is the real float32 model.
+    plain = accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+    plain.__dict__.pop("forward", None)
     schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
     first = state.load() if resume else start

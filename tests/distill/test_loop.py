@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import signal
@@ -11,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 import castling_convert as cc
-from castling_convert.castle import castled_layers
+from castling_convert.castle import castled_layers, close_masks
 from castling_convert.distill.loop import distill
 from castling_convert.distill.optimizers import align_optimizer, whole_optimizer
 from castling_convert.distill.progress import Progress
 from castling_convert.errors import BundleError, DataError, ModelError, RecipeError, WeightsError
+from castling_convert.fold import certify
 
 WHOLE = ("distill.align.share=0", "distill.optimizer.guard=false")
 """The second phase alone, at the rate that is given."""
@@ -436,6 +438,35 @@ def test_the_seed_decides(student, teacher):
     first = trained(1)
     assert same(first, trained(1))
     assert not same(first, trained(2))
+
+
+@pytest.mark.parametrize("how", ["to the end", "interrupted"])
+def test_a_run_in_bf16_leaves_a_plain_float32_student(student, teacher, batches, how):
+    """It trains autocast; what is probed on the way and folded in the end is not."""
+    seen = []
+
+    def probe(model):
+        seen.append(model(batches[0]))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(batches[0]).float()
+        assert not torch.equal(seen[-1], rounded)
+        assert torch.equal(seen[-1], copy.deepcopy(model)(batches[0]))
+        return {}
+
+    def press(step):
+        if how == "interrupted" and step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    before, settings = state(student), ("distill.precision=bf16", "distill.align.share=0.5")
+    with contextlib.nullcontext() if how == "to the end" else pytest.raises(KeyboardInterrupt):
+        run(student, teacher, batches, *settings, steps=4, probe=probe, progress=Steps(press))
+    assert len(seen) == (4 if how == "to the end" else 3)
+    assert {tensor.dtype for tensor in seen} == {torch.float32}
+    assert not same(state(student), before)
+    assert {"forward", "_original_forward"}.isdisjoint(student.__dict__)
+    close_masks(student.eval())
+    _, certificate = certify(student, batches[0])
+    assert certificate.float32_logits < 1e-5
 
 
 def test_precision_can_change_between_two_runs(student, teacher, batches):
