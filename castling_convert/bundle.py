@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +248,16 @@ def newest(root: Path = Path("castled")) -> Path:
 def versions() -> dict[str, str]:
     """What made a bundle."""
     packages = ("torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnxsim", "accelerate", "safetensors")
-    return {"castling-convert": __version__, "python": platform.python_version()} | {p: version(p) for p in packages}
+    return {"castling-convert": __version__, "python": platform.python_version()} | {p: version_of(p) for p in packages}
+
+
+def version_of(package: str) -> str:
+    """The installed version of a package, or of another that brings the same module, as onnxruntime-gpu does."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        others = packages_distributions().get(package, [])
+        return f"{version(others[0])} ({others[0]})" if others else "not installed"
 
 
 def _config(model: nn.Module) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from .analysis.macs import count_macs, count_parameters
 from .analysis.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
 from .castle import Castling, adopt_layers, castle, layer_states
 from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
-from .distill.loop import DistillResult, distill, make_accelerator
+from .distill.device import accelerate_apart, make_accelerator
+from .distill.loop import DistillResult, distill
 from .distill.losses import has_classes
 from .distill.pace import WORTH_TIMING, Pace, measure_pace
 from .distill.progress import Progress
@@ -109,7 +110,8 @@ def convert(
     layers = recipe.layers if layers is None else layers
     _check_options(layers, max_drop, minutes, data)
     _check_output(output, planned=layers == "auto", resume=resume, force=force)
-    device = str(make_accelerator(device, recipe.distill.precision).device)
+    with accelerate_apart():
+        device = str(make_accelerator(device, recipe.distill.precision).device)
     set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
     if isinstance(model, str):
         name, source = model, str(expanded(weights).resolve()) if weights else "pretrained" if pretrained else "random"

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from ..recipe import DistillConfig, Recipe
 from .align import Echo, Lessons, align_step
 from .calibrate import calibrate
 from .data import ImageData, Preprocessing, open_data, training_loader
+from .device import accelerate_apart, make_accelerator
 from .finite import explained, refuse_bad_weights, refuse_diverged
 from .guard import JUDGED, TRIED, settle_rate
 from .interrupt import StopRequest
@@ -48,6 +48,7 @@ class DistillResult:
     losses: dict[str, float]
 
 
+@accelerate_apart()
 def distill(
     student: nn.Module,
     teacher: nn.Module,
@@ -224,29 +225,6 @@ def distill(
         progress.say(f"classifier fitted to the last features: divergence {1 - left:.0%} lower on images set aside")
     seconds = time.monotonic() - started
     return DistillResult(first, end, seconds, seen / max(seconds, 1e-9), losses)
-
-
-def make_accelerator(device: str | None, precision: str = "fp32") -> Accelerator:
-    """accelerate on the device that was asked for, the best there is for None.
-
-    Raises:
-        ModelError: the device is not here, or can't train in that precision.
-    """
-    kind, _, index = (device or "").partition(":")
-    if device is not None and not _is_here(kind, index):
-        raise ModelError(f"device {device} is not here; use --device cpu, or see: castling doctor")
-    if precision == "fp16" and (kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())):
-        raise ModelError("distill.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")
-    if kind == "cuda" and index:
-        torch.cuda.set_device(int(index))
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process may distil twice, in different ways
-    return Accelerator(cpu=kind == "cpu", mixed_precision="no" if precision == "fp32" else precision)
-
-
-def _is_here(kind: str, index: str) -> bool:
-    if kind == "cuda":
-        return (not index or index.isdecimal()) and int(index or 0) < torch.cuda.device_count()
-    return not index and (kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
 
 
 def _probed(probe: Any, student: nn.Module) -> dict[str, float]:

@@ -7,10 +7,12 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -253,6 +255,33 @@ def test_two_that_begin_at_once_end_as_one(environment, here, tiny):
     assert "castled/out is in the hands of process" in only_error(errors[0] if both[0].returncode else errors[1])
     assert len((here / "castled" / "out" / "metrics.jsonl").read_text().splitlines()) == 20
     assert [path.name for path in (here / "castled").iterdir()] == ["out"]
+
+
+def test_onnxruntime_gpu_in_the_place_of_onnxruntime(environment, here, tiny, tmp_path):
+    """The installed packages as they are, but for the name that pip has written down."""
+    installed = Path(sysconfig.get_path("purelib"))
+    (tmp_path / "site").mkdir()
+    for path in installed.iterdir():
+        if not path.name.startswith("onnxruntime-"):
+            (tmp_path / "site" / path.name).symlink_to(path)
+    (record,) = installed.glob("onnxruntime-*.dist-info")
+    renamed = tmp_path / "site" / record.name.replace("onnxruntime", "onnxruntime_gpu")
+    shutil.copytree(record, renamed)
+    metadata = (renamed / "METADATA").read_text()
+    (renamed / "METADATA").write_text(metadata.replace("Name: onnxruntime\n", "Name: onnxruntime-gpu\n"))
+    home = Path(cc.__file__).parent.parent
+    environment = {**environment, "PYTHONPATH": f"{tmp_path / 'site'}:{home}"}
+
+    def castling(*arguments) -> str:
+        command = [sys.executable, "-S", *COMMAND[1:], *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = r"\d+\.\S+ \(onnxruntime-gpu\)"
+    assert re.search(rf"onnxruntime +{shown}", castling("doctor"))
+    castling("convert", *tiny, "--data", "digits", "--steps", 1, "-o", "out")
+    assert re.fullmatch(shown, json.loads((here / "out" / "summary.json").read_text())["versions"]["onnxruntime"])
 
 
 KILLED = """
