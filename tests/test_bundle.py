@@ -442,5 +442,5 @@ def test_every_form_makes_the_round_trip(form: dict[str, Any], tmp_path: Path) -
 
 
 def test_the_version_of_what_is_not_installed() -> None:
-    assert bundle.version_of("torch") == torch.__version__
+    assert bundle.version_of("timm") == timm.__version__
     assert bundle.version_of("no_such_package") == "not installed"
