@@ -8,12 +8,11 @@ import signal
 import sys
 import traceback
 from contextlib import redirect_stderr
-from types import FrameType
 from typing import Any
 
 import click
 
-from ..distill.interrupt import stopping_signals
+from ..distill.interrupt import Interrupt, stopping_signals
 from ..errors import CastlingError
 from ..version import __version__
 from . import analyze, bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify
@@ -44,8 +43,10 @@ def main() -> None:
 
 def _run() -> int:
     """The exit code."""
+    # SIGTERM from a scheduler is treated like Ctrl-C, also where a shell started us with Ctrl-C ignored.
+    interrupt = Interrupt()
     for number in stopping_signals():
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     debug = "--debug" in sys.argv[1:]
     try:
         return cli.main(standalone_mode=False) or 0
@@ -89,11 +90,6 @@ def _lasting_stderr() -> Any:
         return None
     raw = _Lasting(sys.stderr.fileno(), "w", closefd=False)
     return io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, "backslashreplace", line_buffering=True)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    # SIGTERM from a scheduler is treated like Ctrl-C, also where a shell started us with Ctrl-C ignored.
-    raise KeyboardInterrupt
 
 
 def _complain(line: str) -> None:

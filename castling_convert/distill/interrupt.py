@@ -17,6 +17,17 @@ def stopping_signals() -> list[int]:
     return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
+class Interrupt:
+    """A handler that raises KeyboardInterrupt, and remembers that it did: raised while something is imported, it may be
+    swallowed by a library that catches everything there."""
+
+    requested = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        raise KeyboardInterrupt
+
+
 class StopRequest:
     """While open, the first signal to stop sets `requested`; a second one interrupts at once. A SIGHUP does not count:
     a closed terminal sends one, its shell another, and systemd one beside its SIGTERM.
@@ -31,7 +42,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in stopping_signals():
-                self._former[number] = signal.signal(number, self._handle)
+                former = self._former[number] = signal.signal(number, self._handle)
+                self.requested |= isinstance(former, Interrupt) and former.requested
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -129,6 +129,31 @@ runpy.run_module("castling_convert", run_name="__main__")
     assert list(here.iterdir()) == []
 
 
+def test_a_signal_that_a_library_swallows_still_stops_the_run(environment, here, tiny, tmp_path):
+    """As a library does that tries whether another can be imported, and catches whatever comes."""
+    (tmp_path / "early.py").write_text("""
+import os, runpy, signal, sys
+
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "timm":
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:
+                pass
+
+sys.meta_path.insert(0, Early())
+runpy.run_module("castling_convert", run_name="__main__")
+""")
+    arguments = map(str, ["convert", *tiny, "--data", "digits", "--steps", 300, "-o", "out"])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "early.py", *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 130, done.stderr
+    assert only_error(done.stderr).startswith("error: interrupted")
+
+
 def test_a_closed_terminal_loses_no_step(environment, here, tiny, castling):
     """What still shows its progress there gets a SIGHUP, and an error from everything it writes."""
     arguments = [*map(str, ["convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out"])]
