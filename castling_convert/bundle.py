@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .attention import FoldedAttention, before_forms
+from .bundle_config import check_config, check_structure
 from .castle import Castling
-from .errors import BundleError, FoldError
-from .files import recover, require_space, sha256, writing, written_half
+from .errors import BundleError, CastlingError, FoldError
+from .files import expanded, recover, refuse_long_name, require_space, sha256, writing, written_half
 from .recipe import Recipe
 from .version import __version__
 
@@ -58,7 +61,7 @@ def save(
         BundleError: something is in the way, or timm did not create the model.
         OutputError: no space or no permission.
     """
-    path = Path(path)
+    path = expanded(path)
     if not any(isinstance(module, FoldedAttention) for module in model.modules()):
         raise FoldError("only a folded model can be saved as a bundle; call fold() first")
     refuse_in_the_way(path, force=force)
@@ -91,9 +94,10 @@ def load(path: str | Path) -> nn.Module:
 
     from . import timm_entry  # noqa: F401 - registers the architecture
 
-    path = Path(path)
+    path = expanded(path)
     config = check(path)
-    model = timm.create_model(f"local-dir:{path.resolve()}", pretrained=True).eval()
+    with _loading(path):
+        model = timm.create_model(f"local-dir:{path.resolve()}", pretrained=True).eval()
     model.castling = Castling.from_dict(config["castling"])
     return model
 
@@ -117,6 +121,7 @@ def check(path: Path) -> dict[str, Any]:
                 f"{path} is damaged: {name} is not the file that was written (truncated or edited); "
                 "copy the bundle again, or convert again with --force"
             )
+    check_structure(config, path / CONFIG, (path / WEIGHTS).stat().st_size)
     return config
 
 
@@ -143,6 +148,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} was made by castling-convert {section.get('made_by')}; "
             "upgrade with: pip install -U castling-convert"
         )
+    check_config(config, path / CONFIG)
     return config
 
 
@@ -165,17 +171,35 @@ def load_trained(path: Path) -> nn.Module | None:
     arguments = check(path)["model_args"]
     if sha256(path / TRAINED) != read_summary(path)["sha256"].get(TRAINED):
         raise BundleError(f"{path} is damaged: {TRAINED} is not the file that was written; delete it or copy it again")
-    base = timm.create_model(arguments["base"], pretrained=False, **arguments["base_args"])
     castling = arguments["castling"]
     recipe = Recipe.parse({"attention": before_forms(castling["attention"])}, str(path))
-    student = castle_(base, recipe, castling["layers"])
-    student.load_state_dict(read_state_dict(path / TRAINED))
+    with _loading(path):
+        base = timm.create_model(arguments["base"], pretrained=False, **arguments["base_args"])
+        student = castle_(base, recipe, castling["layers"])
+        student.load_state_dict(read_state_dict(path / TRAINED))
     close_masks(student)
     return student.eval()
 
 
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    """Around what makes a model of a bundle: weights that do not fit its config are one line."""
+    try:
+        yield
+    except CastlingError:
+        raise
+    except Exception as error:  # noqa: BLE001 - timm and torch fail in their own ways
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(f"{path} can't be loaded: {first}; copy the bundle again, or don't trust it") from None
+
+
 def refuse_in_the_way(path: Path, *, force: bool) -> None:
-    """Raise BundleError when `path` exists and may not be replaced; `force` replaces bundles only."""
+    """Raise BundleError when `path` exists and may not be replaced; `force` replaces bundles only.
+
+    Raises:
+        OutputError: its name is too long.
+    """
+    refuse_long_name(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir():
@@ -224,7 +248,16 @@ def newest(root: Path = Path("castled")) -> Path:
 def versions() -> dict[str, str]:
     """What made a bundle."""
     packages = ("torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnxsim", "accelerate", "safetensors")
-    return {"castling-convert": __version__, "python": platform.python_version()} | {p: version(p) for p in packages}
+    return {"castling-convert": __version__, "python": platform.python_version()} | {p: version_of(p) for p in packages}
+
+
+def version_of(package: str) -> str:
+    """The installed version of a package, or of another that brings the same module, as onnxruntime-gpu does."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        others = packages_distributions().get(package, [])
+        return f"{version(others[0])} ({others[0]})" if others else "not installed"
 
 
 def _config(model: nn.Module) -> dict[str, Any]:

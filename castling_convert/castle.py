@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from .attention import AttentionConfig, CastledAttention, FoldedAttention, before_forms, config_of, training_form
@@ -61,12 +62,12 @@ def castle(model: nn.Module, recipe: Recipe | str = "castling", layers: str | No
     `distill` closes the masks and `fold` drops them. `copy.castling` accounts for every layer.
 
     Args:
-        model: a timm model of a supported family, on any device and in any dtype.
+        model: a timm model of a supported family, on any device, in float32 or float64.
         recipe: a `Recipe`, the name of a shipped one, or the path of a YAML file.
         layers: `all`, or block numbers such as `0-7,9`; the recipe's choice when left out.
 
     Raises:
-        ModelError: the family is not supported, or no layer of it can be castled.
+        ModelError: the family is not supported, no layer of it can be castled, or its weights are of half precision.
         RecipeError: `layers` can't be read or names a block that is not there.
     """
     return castle_(copy.deepcopy(model), recipe, layers)
@@ -77,6 +78,12 @@ def castle_(model: nn.Module, recipe: Recipe | str = "castling", layers: str | N
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     if any(isinstance(module, CastledAttention | FoldedAttention) for module in model.modules()):
         raise ModelError("this model is castled already; castle the original softmax model")
+    half = next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None:  # to learn in it would lose what castling has to keep
+        raise ModelError(
+            f"the model's weights are {half}, too coarse to learn in; castle model.float(), train in "
+            "distill.precision=bf16 where that is faster, and export with precision='fp16'"
+        )
     family = family_of(model)
     chosen, records = plan(family, model, recipe.layers if layers is None else layers)
     if recipe.attention.needs_grid and family.has_token_dropout(model):

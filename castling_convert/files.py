@@ -9,16 +9,28 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any, TextIO
 
 from .errors import OutputError
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _NOT_WRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY
 }  # fmt: skip
+
+_FULL = ("No space left", "File too large", "file write failed", "unexpected pos")
+"""What safetensors and torch say of a full disk, in exceptions of their own."""
 
 
 @contextmanager
@@ -86,6 +98,55 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0
 
 
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """While open, `target` is this process's alone among those that ask; the system lets go of it when the process
+    dies, on another machine too where the network file system knows locks. Where nothing does, nothing is locked.
+
+    Raises:
+        OutputError: another process has it; it is named. No permission.
+    """
+    refuse_long_name(target)
+    path = target.resolve()
+    path = path.parent / f".{path.name}.lock"
+    made = [folder for folder in path.parents if not folder.exists()]
+    with writing_errors(target):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _lock(path, target)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # as long as it is ours
+        file.close()
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _lock(path: Path, target: Path) -> TextIO:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            if fcntl is not None:  # not flock, which data workers would inherit, and hold when this process is killed
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                owner = file.read() or "another process"
+                file.close()
+                raise OutputError(
+                    f"{target} is in the hands of {owner}; wait for it, or give another --output"
+                ) from None
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            break
+        file.close()  # its owner has removed it in between
+    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+    file.flush()
+    return file
+
+
 def recover(target: Path) -> None:
     """After a process that was killed while it wrote `target`: bring back what it had moved aside, and remove what
     it left half-written beside it."""
@@ -116,11 +177,25 @@ def writing_errors(target: Path) -> Iterator[None]:
             raise OutputError(f"can't write {target}: {reason}; use another --output") from None
         raise
     except Exception as error:
-        # safetensors and torch report a full disk with exceptions of their own.
         text = str(error)
-        if "No space left" in text or "File too large" in text or "file write failed" in text:
+        if any(words in text for words in _FULL):
             raise OutputError(f"no space left for {target}; free some, or use another --output") from None
         raise
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` as the home folder, which a shell leaves as it is in `--output=~/mine` and Python everywhere."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody has that name
+        return Path(path)
+
+
+def refuse_long_name(path: Path) -> None:
+    """Raise OutputError for a name beside which `writing` could have no name of its own."""
+    longest = 255 - len("..old.") - 8
+    if len(os.fsencode(path.name)) > longest:
+        raise OutputError(f"{path.name[:40]}... is too long a name; give one of up to {longest} letters with --output")
 
 
 def require_space(folder: Path, needed: int) -> None:

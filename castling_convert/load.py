@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from .errors import BundleError, ModelError, WeightsError
 from .families import castable_names, family_of
+from .files import expanded
+from .recipe import read_yaml
 
 ALIASES = {
     "deit_t": "deit_tiny_patch16_224",
@@ -44,10 +45,10 @@ def resolve_name(name: str) -> str:
 
     name = ALIASES.get(name, name)
     if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
+        folder = expanded(name.removeprefix("local-dir:"))
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} holds no config.json; local-dir: takes a folder saved by timm's save_for_hf")
-        return name
+        return f"local-dir:{folder}"
     if name.startswith("hf-hub:"):
         return name
     if Path(name).is_dir():
@@ -92,7 +93,7 @@ def load_model(
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     if weights is not None:
-        arguments |= _weights_arguments(resolved, Path(weights), num_classes)
+        arguments |= _weights_arguments(resolved, expanded(weights), num_classes)
         pretrained = True
     if resolved.startswith("local-dir:"):
         resolved = f"local-dir:{Path(resolved.removeprefix('local-dir:')).resolve()}"
@@ -304,8 +305,8 @@ def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not separator or not key.strip().isidentifier():
             raise ModelError(f"--model-arg takes key=value, such as drop_path_rate=0.1, not '{pair}'")
         try:
-            arguments[key.strip()] = _number(yaml.safe_load(value))
-        except yaml.YAMLError:
+            arguments[key.strip()] = _number(read_yaml(value))
+        except ValueError:
             raise ModelError(f"--model-arg {key}: '{value}' can't be read") from None
     return arguments
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -24,13 +26,14 @@ from .analysis.macs import count_macs, count_parameters
 from .analysis.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
 from .castle import Castling, adopt_layers, castle, layer_states
 from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
-from .distill.loop import DistillResult, distill, fingerprint, make_accelerator
+from .distill.device import accelerate_apart, make_accelerator
+from .distill.loop import DistillResult, distill
 from .distill.losses import has_classes
 from .distill.pace import WORTH_TIMING, Pace, measure_pace
 from .distill.progress import Progress
-from .distill.state import refuse_changes, saved_fingerprint, saved_step
+from .distill.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
 from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
-from .files import require_space, writing_errors, writing_file
+from .files import expanded, locked, require_space, writing_errors, writing_file
 from .fold import certify
 from .hybrid import Plan, drop_of, search, set_aside
 from .load import load_model
@@ -41,6 +44,23 @@ CERTIFIED_IMAGES = 4
 VALIDATION_SHARE, TRAINING_SHARE = 0.5, 0.2
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _alone(function: Callable[P, R]) -> Callable[P, R]:
+    """For as long as it runs, no other process works on the same `output`."""
+    parameters = inspect.signature(function)
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with locked(expanded(parameters.bind(*args, **kwargs).arguments["output"])):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@_alone
 def convert(
     model: str | nn.Module,
     output: str | Path,
@@ -79,21 +99,22 @@ def convert(
         What `summary.json` holds.
 
     Raises:
-        CastlingError: bad input; nothing is left half-written.
+        CastlingError: bad input, or another process is at work on `output`; nothing is left half-written.
         Interrupted: Ctrl-C; `output` can be resumed if a step was done.
         CheckFailed: folding was not exact, or more than `max_drop` was lost; the bundle is then left in
             `output/train/rejected`.
     """
-    output = Path(output)
+    output = expanded(output)
     data = None if data == GENERATED else data
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe or default_recipe(data))
     layers = recipe.layers if layers is None else layers
     _check_options(layers, max_drop, minutes, data)
     _check_output(output, planned=layers == "auto", resume=resume, force=force)
-    device = str(make_accelerator(device, recipe.distill.precision).device)
+    with accelerate_apart():
+        device = str(make_accelerator(device, recipe.distill.precision).device)
     set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
     if isinstance(model, str):
-        name, source = model, str(Path(weights).resolve()) if weights else "pretrained" if pretrained else "random"
+        name, source = model, str(expanded(weights).resolve()) if weights else "pretrained" if pretrained else "random"
         teacher = load_model(
             model,
             pretrained=pretrained,
@@ -111,6 +132,12 @@ def convert(
     spec = data or GENERATED
     training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
     validation = open_data(spec, preprocessing, "validation")
+    if console is not None and not training.streamed and len(training) < recipe.distill.batch_size:
+        count = "one image" if len(training) == 1 else f"{len(training)} images"
+        console.print(
+            f"warning: {spec} holds {count}, fewer than a batch of {recipe.distill.batch_size}: the student sees the "
+            "same ones again and again, and what is measured on them says little"
+        )
     if data is not None and not has_classes(teacher):
         refuse_too_few(validation)
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
@@ -123,11 +150,12 @@ def convert(
         recipe = _paced(recipe, minutes, measure_pace(student, teacher, training, recipe, device), console)
     del student
     identity = {
-        "model": f"local-dir:{Path(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
+        "model": f"local-dir:{expanded(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
         "weights": source,
         "arguments": {key: str(value) for key, value in (model_args or {}).items()},
         "classes": getattr(teacher, "num_classes", None),
         "data": spec,
+        "images": None if training.streamed else len(training),
         "input_size": list(preprocessing.input_size),
     }
     run = _Run(teacher, recipe, device, output, resume, identity, validation, console)
@@ -265,7 +293,7 @@ def _hybrid(
     run = replace(run, planning=len(planning), validation=validation)
     planning, unmeasured = with_usable_labels(planning, run.teacher.num_classes)  # type: ignore[arg-type]
     file = run.output / bundle.PLAN
-    identity = fingerprint(run.recipe, {**run.identity, "planning": run.planning})
+    identity = fingerprint(run.recipe, run.teacher, {**run.identity, "planning": run.planning})
     alone = run.recipe.distill.aligned
     if run.resume and file.is_file():
         plan = replace(Plan.load(file), max_drop=max_drop)
@@ -334,7 +362,7 @@ def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> 
         raise BundleError("--resume and --force contradict each other; --force starts over")
     if not resume:
         bundle.refuse_in_the_way(output, force=force)
-    bundle.recover_from_kill(output)  # after the refusal: another process may be writing there
+    bundle.recover_from_kill(output)
     if not resume:
         return
     plan = planned and (output / bundle.PLAN).is_file()
@@ -370,8 +398,8 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
                 _remove_empty(output)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(_interrupted(step, recipe.distill.steps, plan.is_file())) from None
-        if isinstance(error, ModelError) and (step is not None or plan.is_file()):
-            raise ModelError(f"{error}, and start over with --force") from None
+        if isinstance(error, ModelError | RecipeError) and (step is not None or plan.is_file()):
+            raise type(error)(f"{error}, and start over with --force") from None
         if isinstance(error, OutputError | DataError) and (step is not None or plan.is_file()):
             where = f"step {step}" if step is not None else "the last plan"
             raise type(error)(f"{error}; then go on from {where} with the same command and --resume") from None

@@ -12,13 +12,30 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 from .attention import DEFAULT, FORMS, AttentionConfig, before_forms, config_of
 from .errors import RecipeError, did_you_mean
+from .files import expanded
 
 VERSION = 2
+
+HIGHEST = 1e20
+"""Rate of learning: far beyond all use, and times everything it is multiplied by still a float32."""
+
+
+def _refuse_booleans(model: type[BaseModel], values: Any) -> None:
+    """ValueError for a yes or no where a number belongs; pydantic would take it for 1 or 0."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if isinstance(value, bool) and key in model.model_fields and model.model_fields[key].annotation is not bool:
+            raise ValueError(f"{key} is no yes or no, so it can't be {str(value).lower()}")
 
 
 class _Section(BaseModel):
     # A single block, layers: 3, is a number in YAML and a text here.
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_booleans(cls, values: Any) -> Any:
+        _refuse_booleans(cls, values)
+        return values
 
 
 class MaskConfig(_Section):
@@ -64,7 +81,7 @@ class LossConfig(_Section):
     attention: float = Field(default=1.0, ge=0)
     logits: float = Field(default=1.0, ge=0)
     features: float = Field(default=1.0, ge=0)
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
 
     @model_validator(mode="after")
     def _something(self) -> LossConfig:
@@ -82,8 +99,8 @@ class AlignConfig(_Section):
     """
 
     share: float = Field(default=0.8, ge=0, le=1)
-    lr: float = Field(default=2.5e-4, gt=0)
-    added: float = Field(default=40.0, gt=0)
+    lr: float = Field(default=2.5e-4, gt=0, le=HIGHEST)
+    added: float = Field(default=40.0, gt=0, le=1e6)
     echo: int = Field(default=2, ge=1)
 
 
@@ -98,11 +115,11 @@ class OptimizerConfig(_Section):
     """
 
     name: Literal["muon", "adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0)  # of adamw; 0.03 of muon
-    added: float = Field(default=10.0, gt=0)
-    fallback: float = Field(default=0.07, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=HIGHEST)  # of adamw; 0.03 of muon
+    added: float = Field(default=10.0, gt=0, le=1e6)
+    fallback: float = Field(default=0.07, gt=0, le=1e6)
     decay: Literal["cosine", "linear"] = "linear"
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e6)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_grad: float = Field(default=1.0, gt=0)
     train: Literal["all", "attention"] = "all"
@@ -121,20 +138,22 @@ class DataConfig(_Section):
 
     scale: float = Field(default=0.35, gt=0, le=1)
     hflip: float = Field(default=0.5, ge=0, le=1)
-    workers: int | None = Field(default=None, ge=0)
+    workers: int | None = Field(default=None, ge=0, le=256)
 
 
 class DistillConfig(_Section):
     """The distillation run. `refit`: at its end the classifier is fitted to the features that the student has then
-    (see `distill.readout`), where the second phase trains it."""
+    (see `distill.readout`), where the second phase trains it. A checkpoint is written after `checkpoint_every` steps,
+    and after `checkpoint_minutes` where the steps are slow."""
 
-    steps: int = Field(default=400, ge=1)
-    batch_size: int = Field(default=64, ge=1)
-    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=400, ge=1, le=10**9)
+    batch_size: int = Field(default=64, ge=1, le=10**6)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     align: AlignConfig = AlignConfig()
     refit: bool = True
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint_every: int = Field(default=200, ge=1)
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
     mask: MaskConfig = MaskConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -146,7 +165,11 @@ class DistillConfig(_Section):
 
 
 def _attention(values: Any) -> Any:
-    return config_of(values) if isinstance(values, dict) else values
+    if not isinstance(values, dict):
+        return values
+    config = config_of(values)
+    _refuse_booleans(type(config), values)
+    return config
 
 
 Attention = Annotated[SerializeAsAny[AttentionConfig], BeforeValidator(_attention)]
@@ -245,7 +268,7 @@ def find(source: str) -> Path:
     known = shipped()
     if source in known:
         return known[source]
-    path = Path(source)
+    path = expanded(source)
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or "/" in source:
@@ -254,12 +277,37 @@ def find(source: str) -> Path:
     raise RecipeError(f"no recipe named '{source}'{hint} shipped recipes: {', '.join(known)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice; of the two the last would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is there twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """What a text says.
+
+    Raises:
+        ValueError: it is no YAML, has a key twice, is nested too deeply, or holds a number or a date that is none.
+    """
+    try:
+        return _Loader(text).get_single_data()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise RecipeError(f"{path} is not valid YAML: {line}") from None
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
     except OSError as error:
         raise RecipeError(f"{path} can't be read: {error.strerror}") from None
 
@@ -302,8 +350,8 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     if key not in known_keys():
         raise RecipeError(f"--set: unknown key '{key}'{did_you_mean(key, known_keys())}")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text)
+    except ValueError:
         raise RecipeError(f"--set {key}: '{text}' is not a YAML value") from None
     if key == "attention.form":  # which has keys of its own; it starts from its own defaults
         return {**values, "attention": {"form": value}}
@@ -312,4 +360,9 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
 
 def _with(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
     head, *rest = path
-    return {**values, head: _with(values.get(head) or {}, rest, value) if rest else value}
+    inner = values.get(head) or {}
+    if rest and not isinstance(inner, dict):
+        raise RecipeError(
+            f"--set {head}: it is a section and can't be {inner}; set a key of it, {head}.{rest[0]}=VALUE"
+        )
+    return {**values, head: _with(inner, rest, value) if rest else value}

@@ -14,6 +14,7 @@ from .errors import DataError, ExportError
 from .export import format_of
 from .export.prepare import Signature
 from .export.runner import Runner
+from .files import expanded
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -51,7 +52,7 @@ class Session:
     def __init__(
         self, artifact: str | Path, *, device: str | None = None, batch_size: int | None = None, warm_up: bool = True
     ) -> None:
-        path = Path(artifact)
+        path = expanded(artifact)
         if not path.is_file():
             raise ExportError(f"artifact {path} not found; make it with: castling export")
         if batch_size is not None and batch_size < 1:

@@ -25,7 +25,7 @@ def castled(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     architecture underneath (`num_classes`, `img_size`, `features_only`, ...) can be given on top.
     """
     source = kwargs.get("pretrained_cfg") or {}
-    if pretrained and isinstance(source, dict) and source.get("source") == "local-dir":
+    if isinstance(source, dict) and source.get("source") == "local-dir":
         from .bundle import check
 
         check(Path(source["file"]))
@@ -42,10 +42,12 @@ def castled(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def build(base: str, base_args: dict[str, Any], castling: dict[str, Any], **kwargs: Any) -> nn.Module:
     """The folded structure with fresh weights: the road of castle and fold itself, so it can't differ."""
     from .attention import before_forms
+    from .bundle_config import check_arguments
     from .castle import castle_, close_masks
     from .fold import fold_
     from .recipe import Recipe
 
+    check_arguments(base, (*base_args, *kwargs), Path("config.json"))
     model = timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
     recipe = Recipe.parse({"attention": before_forms(castling["attention"])}, "config.json")
     castle_(model, recipe, layers=castling["layers"])

@@ -439,3 +439,8 @@ def test_every_form_makes_the_round_trip(form: dict[str, Any], tmp_path: Path) -
     assert torch.equal(outputs(cc.load(tmp_path / "bundle")), outputs(folded))
     assert torch.equal(outputs(bundle.load_trained(tmp_path / "bundle")), outputs(student))
     assert cc.load(tmp_path / "bundle").castling.attention == recipe(**form).attention
+
+
+def test_the_version_of_what_is_not_installed() -> None:
+    assert bundle.version_of("timm") == timm.__version__
+    assert bundle.version_of("no_such_package") == "not installed"

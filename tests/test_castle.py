@@ -36,11 +36,17 @@ def test_castle_in_place() -> None:
 
 
 def test_mode_dtype_and_trainability_are_kept() -> None:
-    teacher = tiny().to(torch.bfloat16).train()
+    teacher = tiny().to(torch.float64).train()
     student = cc.castle(teacher, recipe())
     assert all(module.training for module in student.modules())
-    assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in student.parameters()} == {torch.float64}
     assert not any(module.training for module in cc.castle(teacher.eval(), recipe()).modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_and_float32_named(dtype: torch.dtype) -> None:
+    with pytest.raises(ModelError, match=rf"weights are {dtype}, .*; castle model\.float\(\), .*precision='fp16'"):
+        cc.castle(tiny().to(dtype), recipe())
 
 
 def test_a_recipe_by_name() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from castling_convert import files
 from castling_convert.errors import OutputError
 from castling_convert.files import (
+    locked,
     recover,
     replace_folder,
     require_space,
@@ -109,6 +114,53 @@ def test_what_was_moved_aside_comes_back(tmp_path, old):
     assert names(tmp_path) == ["target", "target/old"]
 
 
+HOLDS = """
+import sys, time
+from pathlib import Path
+from castling_convert.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    """What its file says stays behind and means nothing; the next one clears it away."""
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for name in ("target", "link"):  # the same place by another name
+        command = [sys.executable, "-c", HOLDS, str(tmp_path / "target")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout.readline() == "held\n"
+            refused = pytest.raises(OutputError, match=rf"{name} is in the hands of process {other.pid} on ")
+            with refused, locked(tmp_path / name):
+                pytest.fail("two have it")
+            other.kill()
+            other.wait()
+        assert names(tmp_path) == [".target.lock", "link"]
+        with locked(tmp_path / name):
+            assert f"process {os.getpid()} on" in (tmp_path / ".target.lock").read_text()
+        assert names(tmp_path) == ["link"]
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_a_lock_leaves_nothing(tmp_path, error):
+    with contextlib.suppress(ValueError, KeyboardInterrupt), locked(tmp_path / "deep" / "er" / "target"):
+        assert names(tmp_path) == ["deep", "deep/er", "deep/er/.target.lock"]
+        if error:
+            raise error
+    assert names(tmp_path) == []
+    with locked(tmp_path / "deep" / "target"):
+        (tmp_path / "deep" / "target").mkdir()
+    assert names(tmp_path) == ["deep", "deep/target"]
+
+
+def test_a_lock_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="file/target"), locked(tmp_path / "file" / "target"):
+        pytest.fail("there is no folder")
+    assert names(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_a_file_appears_whole_or_not(tmp_path, error):
     (tmp_path / "file").write_text("old")
@@ -142,6 +194,7 @@ def test_a_folder_in_the_place_of_a_file(old):
         (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "can't write out: not a directory"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left for out"),
         (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter file write failed"), "no space left"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "no space left"),
     ],
 )
 def test_what_the_system_says_is_one_line(error, words):

@@ -141,6 +141,14 @@ def test_a_model_is_taken_as_it_is(tmp_path):
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_a_run_in_bf16_is_folded_exactly_and_measured_as_it_is(tmp_path, file):
+    summary = convert(tmp_path / "out", "distill.precision=bf16", "distill.align.share=0.5", weights=file)
+    assert summary["fold"]["holds"] is True
+    assert summary["fold"]["float32_logits"] < 1e-5
+    measured = evaluate(tmp_path / "out", "digits")[0]["castled"].to_dict()
+    assert measured == summary["accuracy"]["castled"]
+
+
 def test_layers_that_are_kept_stay_softmax(tmp_path, file):
     summary = convert(tmp_path / "out", weights=file, layers="1")
     assert [layer["status"] for layer in summary["layers"]] == ["kept", "castled"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import signal
 import sys
 import traceback
-from types import FrameType
+from contextlib import redirect_stderr
+from typing import Any
 
 import click
 
+from ..distill.interrupt import Interrupt, stopping_signals
 from ..errors import CastlingError
 from ..version import __version__
 from . import analyze, bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify
@@ -32,38 +36,60 @@ for _module in (convert, export, verify, evaluate, analyze, bench, inspect, mode
 
 
 def main() -> None:
-    """Entry point of `castling`: errors become one line and an exit code, never a traceback by accident."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    """Run the command line: errors become one line and an exit code, never a traceback by accident."""
+    with redirect_stderr(_lasting_stderr()):
+        sys.exit(_run())
+
+
+def _run() -> int:
+    """The exit code."""
+    # SIGTERM from a scheduler is treated like Ctrl-C, also where a shell started us with Ctrl-C ignored.
+    interrupt = Interrupt()
+    for number in stopping_signals():
+        signal.signal(number, interrupt)
     debug = "--debug" in sys.argv[1:]
     try:
-        code = cli.main(standalone_mode=False) or 0
+        return cli.main(standalone_mode=False) or 0
     except click.ClickException as error:
         _complain(_one_line_usage(error))
-        code = 2
+        return 2
     except CastlingError as error:
         if debug:
             traceback.print_exc()
         _complain(_one_line(error))
-        code = error.exit_code
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted")
-        code = 130
+        return 130
     except BrokenPipeError:
-        code = 0
+        return 0
     except Exception as error:  # noqa: BLE001 - the last resort: a defect, still one line
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _complain(f"{str(error.filename)[:40]}... is too long for the name of a file; give a shorter one")
+            return 2
         _complain(
             f"unexpected {type(error).__name__}: {_one_line(error)}; run again as castling --debug ... and report it"
         )
-        code = 1
-    sys.exit(code)
+        return 1
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    # SIGTERM from a scheduler is treated like Ctrl-C, also where a shell started us with Ctrl-C ignored.
-    raise KeyboardInterrupt
+class _Lasting(io.FileIO):
+    """Standard error when the terminal or the pipe behind it is gone: a run is not ended by what can't be shown."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _lasting_stderr() -> Any:
+    if sys.stderr is None:
+        return None
+    raw = _Lasting(sys.stderr.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, "backslashreplace", line_buffering=True)
 
 
 def _complain(line: str) -> None:

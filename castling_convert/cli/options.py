@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..files import expanded
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -44,7 +46,14 @@ class ImageSizes(ImageSize):
         return (sizes[0], None) if len(sizes) == 1 else (sizes[1], (sizes[0], sizes[2]))
 
 
-PATH = click.Path(path_type=Path)
+class ExpandedPath(click.Path):
+    """A path in which `~` is the home folder, also in `--output=~/mine`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return expanded(str(super().convert(value, param, ctx)))
+
+
+PATH = ExpandedPath(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 data_help = (

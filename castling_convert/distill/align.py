@@ -81,6 +81,8 @@ class Lessons:
         self.part = -1
         self.order: list[int] = []
         self.kept: list[Taps] = []
+        self.images = torch.empty(0)
+        """Of the lesson that was made last."""
 
     def at(self, step: int, batches: Iterator[Tensor]) -> Taps:
         """Of one batch, for a step of the phase; `batches` stand at `Echo.first_batch` of the first one asked for."""
@@ -93,6 +95,7 @@ class Lessons:
 
     @torch.no_grad()
     def _taught(self, images: Tensor) -> Taps:
+        self.images = images
         with self.accelerator.autocast():
             self.teacher(images)
         return Taps(dict(self.softmax.inputs), dict(self.softmax.outputs))

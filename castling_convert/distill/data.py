@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from ..errors import DataError
+from ..files import expanded
 from ..recipe import DataConfig
 from .digits import Digits
+from .folder import ImageFiles, find_images, first_line, in_mode
 from .generated import GeneratedImages
 from .randomness import randomness_of
 from .relations import Relations
@@ -44,8 +46,6 @@ TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 EVAL_BATCH = 64
 KEPT_BYTES = 2**28
 """How much of images is kept in memory for as long as a run lasts."""
-# Up to this many files are opened before a run starts, so that a broken one can't end it halfway.
-HEADERS_CHECKED = 20_000
 
 
 @dataclass(frozen=True)
@@ -122,39 +122,6 @@ class Preprocessing:
         )
 
 
-class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """timm's folder reader, but an unreadable image is an error that names it, never skipped."""
-
-    def __init__(self, samples: list[tuple[str, int]], mode: str, transform: Transform, labelled: bool) -> None:
-        self.samples = samples
-        self.mode = mode
-        self.transform = transform
-        self.labelled = labelled
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
-        try:
-            with Image.open(path) as image:
-                pixels = image.convert(self.mode)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise _unreadable(path, error) from None
-        return self.transform(pixels), label if self.labelled else -1
-
-    def check_headers(self) -> None:
-        """Raise DataError for the first file that is no image; large folders are checked as they are read."""
-        if len(self.samples) > HEADERS_CHECKED:
-            return
-        for path, _ in self.samples:
-            try:
-                with Image.open(path):
-                    continue
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-                raise _unreadable(path, error) from None
-
-
 @dataclass(frozen=True)
 class ImageData:
     """A data set with what is known of it. `classes` is None when it has no labels; `held_out` says
@@ -203,7 +170,7 @@ def open_data(
         return ImageData(spec, GeneratedImages(size, mode, transform, seed=seed), None, held_out=False)
     if spec.startswith(TIMM_PREFIXES):
         return _open_timm(spec, mode, transform, split)
-    return _open_folder(Path(spec), mode, transform, split)
+    return _open_folder(expanded(spec), mode, transform, split)
 
 
 def _open_folder(root: Path, mode: str, transform: Transform, split: Split) -> ImageData:
@@ -211,20 +178,11 @@ def _open_folder(root: Path, mode: str, transform: Transform, split: Split) -> I
         raise DataError(f"data folder {root} not found; give a folder of images, digits, relations, or a timm data set")
     if not root.is_dir():
         raise DataError(f"--data {root} is a file; give the folder that holds the images")
-    from timm.data.readers.reader_image_folder import ReaderImageFolder
-
-    chosen = _split_folder(root, split)
-    try:
-        reader = ReaderImageFolder(str(chosen))
-    except RuntimeError:
-        raise DataError(f"no images in {chosen}; png, jpg and jpeg files are looked for, in subfolders too") from None
-    except OSError as error:
-        raise DataError(f"{chosen} can't be read: {error.strerror}") from None
-    folders = {Path(path).parent for path, _ in reader.samples}
-    labelled = chosen not in folders  # images lying loose beside class folders belong to no class
-    files = ImageFiles(reader.samples, mode, transform, labelled)
+    samples, classes = find_images(_split_folder(root, split))
+    labelled = "" not in classes  # images lying loose beside class folders belong to no class
+    files = ImageFiles(samples, mode, transform, labelled)
     files.check_headers()
-    return ImageData(str(root), files, len(reader.class_to_idx) if labelled else None, _has_parts(root))
+    return ImageData(str(root), files, len(classes) if labelled else None, _has_parts(root))
 
 
 def _split_folder(root: Path, split: Split) -> Path:
@@ -241,13 +199,14 @@ def _open_timm(spec: str, mode: str, transform: Transform, split: Split) -> Imag
     from timm.data import create_dataset
 
     name, _, root = spec.partition(":")
+    root = str(expanded(root)) if root else root
     try:
         with redirect_stdout(io.StringIO()):  # some libraries print their advice
             dataset = create_dataset(name, root=root or None, split=split, input_img_mode=mode, download=False)
     except ImportError as error:
         raise DataError(f"data set {name} needs a package that is not installed: {error}") from None
     except Exception as error:  # noqa: BLE001 - every data set library fails in its own way
-        raise DataError(f"timm data set {spec} can't be opened: {_first_line(error)}; use NAME:ROOT") from None
+        raise DataError(f"timm data set {spec} can't be opened: {first_line(error)}; use NAME:ROOT") from None
     dataset.transform = partial(_in_mode, transform, mode)  # torchvision's sets know no colour mode
     classes = getattr(dataset, "classes", None)
     if not isinstance(dataset, IterableDataset):
@@ -258,7 +217,7 @@ def _open_timm(spec: str, mode: str, transform: Transform, split: Split) -> Imag
 
 
 def _in_mode(transform: Transform, mode: str, image: Image.Image) -> Tensor:
-    return transform(image.convert(mode))
+    return transform(in_mode(image, mode))
 
 
 class _Readable(Dataset[tuple[Tensor, int]]):
@@ -274,7 +233,7 @@ class _Readable(Dataset[tuple[Tensor, int]]):
         try:
             return self.dataset[index]
         except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"sample {index} of {self.spec} can't be read ({_first_line(error)}); remove it") from None
+            raise DataError(f"sample {index} of {self.spec} can't be read ({first_line(error)}); remove it") from None
 
 
 class Resumable(Sampler[tuple[int, int]]):
@@ -346,12 +305,3 @@ def some_batches(data: ImageData, count: int) -> list[tuple[Tensor, Tensor]]:
         return [(images, labels) for images, labels in batches]
     indices = np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)
     return [(images, labels) for images, labels in eval_loader(data.only(list(dict.fromkeys(indices.tolist()))))]
-
-
-def _unreadable(path: str, error: Exception) -> DataError:
-    what = "is no image" if isinstance(error, UnidentifiedImageError) else f"can't be read ({_first_line(error)})"
-    return DataError(f"{path} {what}; remove it from the data folder")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,6 +71,8 @@ def settle_rate(
     factor = 1.0
     with undone_randomness():
         start = level()
+    if not math.isfinite(start):
+        return  # no rate helps; the first step says what is wrong
     while True:
         with undone_randomness():
             harmless = reached(factor) <= HARM * start

@@ -7,28 +7,52 @@ import threading
 from types import FrameType
 from typing import Any
 
+HANGUP = getattr(signal, "SIGHUP", None)
+"""Of a terminal that was closed; Windows has none."""
+
+
+def stopping_signals() -> list[int]:
+    """Ctrl-C, SIGTERM, and SIGHUP where nohup has not told the process to ignore it."""
+    hangup = [] if HANGUP is None or signal.getsignal(HANGUP) == signal.SIG_IGN else [HANGUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
+class Interrupt:
+    """A handler that raises KeyboardInterrupt, and remembers that it did: raised while something is imported, it may be
+    swallowed by a library that catches everything there."""
+
+    requested = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        raise KeyboardInterrupt
+
 
 class StopRequest:
-    """While open, the first SIGINT or SIGTERM sets `requested`; a second one interrupts at once.
+    """While open, the first signal to stop sets `requested`; a second one interrupts at once. A SIGHUP does not count:
+    a closed terminal sends one, its shell another, and systemd one beside its SIGTERM.
 
     Python delivers signals to the main thread only; opened in another thread this does nothing.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self._asked = False
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._handle)
+            for number in stopping_signals():
+                former = self._former[number] = signal.signal(number, self._handle)
+                self.requested |= isinstance(former, Interrupt) and former.requested
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number != HANGUP:
+            if self._asked:
+                raise KeyboardInterrupt
+            self._asked = True
         self.requested = True

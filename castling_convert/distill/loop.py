@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -23,6 +22,8 @@ from ..recipe import DistillConfig, Recipe
 from .align import Echo, Lessons, align_step
 from .calibrate import calibrate
 from .data import ImageData, Preprocessing, open_data, training_loader
+from .device import accelerate_apart, make_accelerator
+from .finite import explained, refuse_bad_weights, refuse_diverged
 from .guard import JUDGED, TRIED, settle_rate
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, has_classes, logit_divergence, tap
@@ -31,7 +32,7 @@ from .progress import Progress
 from .randomness import undone_randomness
 from .readout import Readout
 from .schedule import SHUT, Schedule
-from .state import TrainState
+from .state import TrainState, fingerprint
 
 Probe = Callable[[nn.Module], dict[str, float]]
 
@@ -47,6 +48,7 @@ class DistillResult:
     losses: dict[str, float]
 
 
+@accelerate_apart()
 def distill(
     student: nn.Module,
     teacher: nn.Module,
@@ -91,7 +93,7 @@ def distill(
 
     Raises:
         DataError: the data can't be read, or ran out before the last step.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the step was finished and the state saved.
+        KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the step was finished and the state saved.
     """
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     config = recipe.distill
@@ -103,6 +105,7 @@ def distill(
             "the model has no classes, and the recipe matches nothing but logits; give distill.loss.features or "
             "distill.loss.attention a weight"
         )
+    refuse_bad_weights(teacher)
     set_seed(config.seed)
     accelerator = make_accelerator(device, config.precision)
     schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
@@ -120,11 +123,14 @@ def distill(
     ]
     readout = Readout(student, accelerator)
     progress = progress or Progress(workdir)
-    state = TrainState(accelerator, workdir, fingerprint(recipe, identity))
+    state = TrainState(accelerator, workdir, fingerprint(recipe, teacher, identity) if workdir else {})
 
     if config.refit:
         accelerator.register_for_checkpointing(readout)
     student, *optimizers = accelerator.prepare(student.train(), *optimizers)
+    # The steps say themselves what is autocast; what is probed, folded and used later is the real float32 model.
+    plain = accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+    plain.__dict__.pop("forward", None)
     schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
     first = state.load() if resume else start
@@ -134,6 +140,7 @@ def distill(
     batches = _batches(data, student, recipe, echo.first_batch(first), count, accelerator)
 
     started, losses, seen = time.monotonic(), {}, 0
+    saved = started
     with (
         progress.running(config.steps, first),
         opened_to(teacher if config.mask.branch == "teacher" else None, student),
@@ -169,7 +176,7 @@ def distill(
             for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
                 layer.set_mask(*mask)
             if aligning:
-                lesson = lessons.at(step, batches)
+                lesson, images = lessons.at(step, batches), lessons.images
                 size = next(iter(lesson.inputs.values())).shape[0]
                 loss, parts, layers = align_step(student, lesson, accelerator)
             else:
@@ -179,11 +186,10 @@ def distill(
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
             if not torch.isfinite(loss):
-                rate = ("align.lr", config.align.lr) if aligning else ("optimizer.lr", config.optimizer.lr)
-                raise ModelError(
-                    f"the loss is {loss.item()} at step {step + 1}; lower the learning rate: "
-                    f"--set distill.{rate[0]}={rate[1] / 3:.1g}"
-                )
+                faulty = next((name for name, error in layers.items() if not error.isfinite()), names[0])
+                alone = (faulty, lesson.inputs[faulty]) if aligning else None
+                with accelerator.autocast():
+                    raise explained(loss, parts, step, config, teacher, student, images, alone)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -205,8 +211,11 @@ def distill(
                 **({"probe": _probed(probe, accelerator.unwrap_model(student))} if probed else {}),
             )
             last = step + 1 == end
-            if last or stop.requested or (step + 1) % config.checkpoint_every == 0:
+            overdue = time.monotonic() - saved >= 60 * config.checkpoint_minutes
+            if last or stop.requested or overdue or (step + 1) % config.checkpoint_every == 0:
+                refuse_diverged(student, step + 1, config)  # the checkpoint before stays
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
+                saved = time.monotonic()
             if not last and stop.requested:
                 raise KeyboardInterrupt
     close_masks(student)
@@ -216,34 +225,6 @@ def distill(
         progress.say(f"classifier fitted to the last features: divergence {1 - left:.0%} lower on images set aside")
     seconds = time.monotonic() - started
     return DistillResult(first, end, seconds, seen / max(seconds, 1e-9), losses)
-
-
-def make_accelerator(device: str | None, precision: str = "fp32") -> Accelerator:
-    """accelerate on the device that was asked for, the best there is for None.
-
-    Raises:
-        ModelError: the device is not here, or can't train in that precision.
-    """
-    kind, _, index = (device or "").partition(":")
-    if device is not None and not _is_here(kind, index):
-        raise ModelError(f"device {device} is not here; use --device cpu, or see: castling doctor")
-    if precision == "fp16" and (kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())):
-        raise ModelError("distill.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")
-    if kind == "cuda" and index:
-        torch.cuda.set_device(int(index))
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process may distil twice, in different ways
-    return Accelerator(cpu=kind == "cpu", mixed_precision="no" if precision == "fp32" else precision)
-
-
-def _is_here(kind: str, index: str) -> bool:
-    if kind == "cuda":
-        return (not index or index.isdecimal()) and int(index or 0) < torch.cuda.device_count()
-    return not index and (kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
-
-
-def fingerprint(recipe: Recipe, identity: dict[str, Any] | None) -> dict[str, Any]:
-    """What may not change between an interrupted run and the one that resumes it."""
-    return recipe.model_dump(mode="json", include={"attention", "distill", "data"}) | (identity or {})
 
 
 def _probed(probe: Any, student: nn.Module) -> dict[str, float]:
@@ -349,6 +330,10 @@ def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[n
         for batch in loader:
             empty, seen = False, True
             images = batch if isinstance(batch, Tensor) else batch[0]
+            if not images.isfinite().all():
+                raise DataError(
+                    "a batch of images holds numbers that are not finite; look at the data and its transforms"
+                )
             yield images.to(accelerator.device, non_blocking=True)
         if empty:
             what = "ran out before the last step; pass one that can be read again" if seen else "gave no batch"

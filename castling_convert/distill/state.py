@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import nn
 
 from ..errors import BundleError
-from ..files import writing
+from ..files import sha256, writing
+from ..recipe import Recipe
+
+FREE = {"distill.checkpoint_every", "distill.checkpoint_minutes", "data.workers"}
+"""What of a recipe may change when a run is resumed: the weights are the same."""
 
 
 class TrainState:
@@ -26,7 +33,7 @@ class TrainState:
             return
         with writing(self.folder) as fresh:
             self.accelerator.save_state(str(fresh))
-            record = {"step": step, "fingerprint": self.fingerprint}
+            record = {"step": step, "fingerprint": self.fingerprint, "sha256": _hashes(fresh)}
             (fresh / "run.json").write_text(json.dumps(record))
 
     def load(self) -> int:
@@ -39,6 +46,10 @@ class TrainState:
             raise BundleError("nothing to resume: no saved state there; start without --resume")
         record = _read(self.folder / "run.json")
         refuse_changes(record["fingerprint"], self.fingerprint)
+        found = _hashes(self.folder)
+        for name, digest in record["sha256"].items():  # accelerate itself goes on without its random states
+            if found.get(name) != digest:
+                raise BundleError(f"{self.folder / name} is missing or damaged; start over with --force")
         try:
             self.accelerator.load_state(str(self.folder))
         except Exception as error:  # noqa: BLE001 - whatever accelerate meets in a damaged folder
@@ -64,21 +75,57 @@ def saved_fingerprint(folder: Path) -> dict[str, Any]:
     return _read(folder / "run.json")["fingerprint"]
 
 
+def fingerprint(recipe: Recipe, teacher: nn.Module, identity: dict[str, Any] | None) -> dict[str, Any]:
+    """What may not change between an interrupted run and the one that resumes it.
+
+    `identity` is what the caller adds; its `data`, a spec, becomes the `spec` of the recipe's section of that name.
+    """
+    values = recipe.model_dump(mode="json", include={"attention", "distill", "data"})
+    identity = dict(identity or {})
+    values["data"]["spec"] = identity.pop("data", None)
+    return values | {"teacher_weights": weights_sha256(teacher)} | identity
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Of the names and the bytes of all its weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def refuse_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise BundleError when a run can't go on, because what its fingerprint says has changed."""
-    changed = _changed(old, new)
+    changed = _changed(_of_today(old, new), new)
     if changed:
         raise BundleError(
-            f"can't resume with another recipe: {', '.join(changed)} changed; "
+            f"can't resume another run: {', '.join(changed)} changed; "
             "resume with the options of the first run, or start over with --force"
         )
+
+
+def _of_today(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint of any version; what version 0.1 did not write down is taken as it is now. Its `data` was the spec
+    alone."""
+    data = old.get("data")
+    data = {**new["data"], **(data if isinstance(data, dict) else {"spec": data})}
+    return {"teacher_weights": new["teacher_weights"], "images": new.get("images"), **old, "data": data}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in folder.iterdir() if path.is_file()}
 
 
 def _read(record: Path) -> dict[str, Any]:
     try:
         values = json.loads(record.read_text(encoding="utf-8"))
-        return {"step": int(values["step"]), "fingerprint": dict(values["fingerprint"])}
-    except (ValueError, KeyError, TypeError):
+        return {
+            "step": int(values["step"]),
+            "fingerprint": dict(values["fingerprint"]),
+            "sha256": dict(values.get("sha256", {})),  # version 0.1 wrote none
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BundleError(f"the saved state in {record.parent} is damaged; start over with --force") from None
 
 
@@ -88,6 +135,6 @@ def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             keys += _changed(a, b, f"{prefix}{key}.")
-        elif a != b:
+        elif a != b and f"{prefix}{key}" not in FREE:
             keys.append(f"{prefix}{key}")
     return sorted(keys)

@@ -86,7 +86,7 @@ def castling(here, capfd, monkeypatch):
 
     def run(*arguments) -> Result:
         before = tree(here)
-        former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
         monkeypatch.setattr(sys, "argv", ["castling", *map(str, arguments)])
         capfd.readouterr()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import castling_convert as cc
 from castling_convert.distill import data
 from castling_convert.recipe import shipped
 
@@ -75,7 +77,50 @@ def parts(images):
 
 def test_a_truncated_jpeg_in_the_held_out_part_is_found_before_the_training(castling, tiny, parts):
     """The images that accuracy is followed on are read first."""
-    castling("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out").refused("images/val/china/1.jpg")
+    result = castling("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out")
+    result.failed(2, "images/val/china/1.jpg")
+    assert result.after == result.before
+
+
+def test_a_folder_with_one_image_is_warned_of(castling, tiny, here, photographs):
+    (here / "images").mkdir()
+    shutil.copy(photographs / "china" / "0.jpg", here / "images")
+    result = castling("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out").done()
+    assert "warning: images holds one image, fewer than a batch of 8" in result.err
+    shutil.copytree(photographs / "flower", here / "images" / "more")
+    assert "warning" not in castling("convert", *tiny, "--data", "images", "--steps", 1, "-o", "two").done().err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing"])
+def test_what_has_the_name_of_an_image_and_is_no_file(castling, tiny, images, kind):
+    """Nobody writes into the pipe: reading it would wait for ever."""
+    bad = images / "flower" / "9.jpg"
+    if kind == "pipe":
+        os.mkfifo(bad)
+    else:
+        bad.symlink_to("nowhere")
+    castling("convert", *tiny, "--data", "images", "-o", "out").refused("images/flower/9.jpg is no file", "remove it")
+
+
+def test_a_home_folder_that_the_shell_left_alone(castling, tiny, here, photographs, tmp_path, monkeypatch):
+    """As in `--output=~/mine`; for every path that convert takes."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(photographs, tmp_path / "home" / "images")
+    castling("recipes", "copy", "castling", "~/mine.yaml").done()
+    arguments = ("--data=~/images", "--recipe=~/mine.yaml", "--steps", 1, "--output=~/out")
+    castling("convert", *tiny, *arguments).done()
+    assert (tmp_path / "home" / "out" / "config.json").is_file()
+    castling("report", "~/out").done()
+    assert cc.load("~/out").num_classes == 10
+    shutil.copy(tmp_path / "home" / "out" / "model.safetensors", tmp_path / "home" / "w.safetensors")
+    castling("convert", *tiny, "--weights=~/w.safetensors", "--output=~/other").failed(2, "w.safetensors doesn't fit")
+    castling("convert", "--model", "local-dir:~/out", "--output=~/other").failed(2, "castled")
+    castling("convert", *tiny, "--data", "torch/image_folder:~/images", "--steps", 1, "--output=~/three").done()
+    assert list(here.iterdir()) == []
+
+
+def test_a_home_folder_of_nobody_is_a_name_like_any_other(castling, tiny):
+    castling("convert", *tiny, "--data=~nobody-at-all/x", "-o", "out").refused("~nobody-at-all/x not found")
 
 
 def test_one_that_is_found_only_after_the_training_loses_nothing(castling, tiny, parts, here, monkeypatch):
@@ -107,6 +152,12 @@ def test_labels_of_other_classes_are_not_needed_and_not_counted(castling, tiny, 
         ("", ["mine.yaml", "mapping"]),
         ("\x00\xff", ["mine.yaml", "not valid YAML"]),
         ("distill: {mask: {schedule: gate, open_until: 0.9}}\n", ["mine.yaml", "distill.mask", "before closed_from"]),
+        ("distill: {steps: 3}\ndistill: {steps: 4}\n", ["mine.yaml", "the key 'distill' is there twice", "line 2"]),
+        ("distill: {seed: 1, seed: 2}\n", ["mine.yaml", "the key 'seed' is there twice"]),
+        ("distill: " + "[" * 3000, ["mine.yaml", "nested too deeply"]),
+        ("{a: " * 3000, ["mine.yaml", "nested too deeply"]),
+        ("name: 2024-13-45\n", ["mine.yaml", "not valid YAML", "month"]),
+        ("distill: {steps: " + "9" * 5000 + "}\n", ["mine.yaml", "not valid YAML", "digits"]),
     ],
 )
 @pytest.mark.parametrize("command", [("recipes", "validate"), ("convert", "--recipe")], ids=["validate", "convert"])
@@ -126,10 +177,70 @@ def test_a_recipe_with_a_mistake(castling, tiny, here, monkeypatch, command, con
         ("distill.steps=[1", ["distill.steps", "[1"]),
         ("attention.kernel_size=4", ["attention", "odd"]),
         ("data.scale=2", ["data.scale"]),
+        ("distill=3", ["distill", "dictionary"]),
+        ("distill.seed=4294967296", ["distill.seed", "less than 4294967296"]),
+        ("distill.seed=-1", ["distill.seed"]),
+        ("distill.steps=true", ["distill", "steps", "true"]),
+        ("distill.optimizer.lr=yes", ["distill.optimizer", "lr", "true"]),
+        ("attention.kernel_size=true", ["attention", "kernel_size", "true"]),
+        ("version=true", ["version", "true"]),
+        ("data.workers=1000000", ["data.workers", "256"]),
+        ("distill.optimizer.lr=.inf", ["distill.optimizer.lr", "finite"]),
+        ("distill.optimizer.lr=1e39", ["distill.optimizer.lr", "less than or equal"]),
+        ("distill.align.lr=.nan", ["distill.align.lr", "finite"]),
+        ("distill.loss.logits=.inf", ["distill.loss.logits", "finite"]),
+        ("distill.loss.temperature=1e30", ["distill.loss.temperature", "1000"]),
+        ("distill.checkpoint_minutes=.inf", ["distill.checkpoint_minutes", "finite"]),
+        ("distill.steps=" + "9" * 5000, ["distill.steps"]),
+        ("distill.steps=" + "9" * 400, ["distill.steps"]),
+        ("distill.steps=" + "[" * 3000, ["distill.steps", "not a YAML value"]),
     ],
 )
 def test_a_set_with_a_mistake(castling, tiny, override, words):
     castling("convert", *tiny, "--set", override, "-o", "out").refused(*words)
+
+
+def test_a_section_that_is_set_before_a_key_of_it(castling, tiny):
+    """`--steps 2` is one more `--set`, after the user's own."""
+    result = castling("convert", *tiny, "--set", "distill=3", "--steps", 2, "-o", "out")
+    result.refused("--set distill: it is a section and can't be 3; set a key of it, distill.steps=VALUE")
+
+
+def test_a_seed_beyond_32_bits(castling, tiny):
+    castling("convert", *tiny, "--seed", 2**32, "-o", "out").refused("distill.seed", "less than 4294967296")
+
+
+def test_a_model_argument_that_is_nested_too_deeply(castling):
+    castling("convert", "--model", "vit_t", "--model-arg", "depth=" + "[" * 3000, "-o", "out").refused("depth")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "--model", "{}"),
+        ("convert", "--model", "local-dir:{}", "-o", "out"),
+        ("convert", "--model", "vit_t", "--weights", "{}", "-o", "out"),
+        ("convert", "--model", "vit_t", "--recipe", "{}", "-o", "out"),
+        ("convert", "--model", "vit_t", "--no-pretrained", "--data", "{}", "-o", "out"),
+        ("convert", "--model", "vit_t", "-o", "{}"),
+        ("export", "{}"),
+        ("verify", "{}"),
+        ("report", "{}"),
+        ("recipes", "validate", "{}"),
+        ("recipes", "copy", "castling", "{}"),
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_too_long_for_a_file(castling, arguments):
+    result = castling(*(argument.format("a" * 300) for argument in arguments))
+    assert len(result.failed(2, "too long")) < 160
+    assert result.after == result.before
+
+
+def test_a_name_beside_which_nothing_can_be_written(castling, tiny):
+    """A folder could have it, but not the one that the bundle is written to before it is renamed."""
+    castling("convert", *tiny, "--steps", 1, "-o", "a" * 250).refused("too long", "--output")
+    castling("convert", *tiny, "--data", "digits", "--steps", 1, "-o", "a" * 241).done()
 
 
 @pytest.mark.parametrize(

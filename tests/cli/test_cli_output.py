@@ -10,9 +10,11 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import castling_convert as cc
 from castling_convert.errors import BundleError
+from castling_convert.load import load_model
 
 DIGITS = ("--data", "digits", "--steps", "2", "--output", "out")
 
@@ -144,6 +146,77 @@ def test_a_damaged_state_is_said(convert, monkeypatch, here, file):
     convert("--resume").refused("damaged", "--force")
 
 
+@pytest.mark.parametrize("damage", ["missing", "one bit"])
+@pytest.mark.parametrize("file", ["random_states_0.pkl", "model.safetensors"])
+def test_every_file_of_a_state_has_to_be_the_one_that_was_written(convert, monkeypatch, here, file, damage):
+    """Without its random states a run would go on with others, and a flipped bit is a number like any other."""
+    unfinished(convert, monkeypatch).failed(130)
+    path = here / "out" / "train" / "state" / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    convert("--resume").refused(f"out/train/state/{file} is missing or damaged", "--force")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "harmless"),
+    [
+        ("data.scale", 0.9, False),
+        ("data.hflip", 0, False),
+        ("data.workers", 1, True),
+        ("distill.checkpoint_every", 7, True),
+    ],
+)
+def test_a_recipe_that_changed_before_resuming(convert, monkeypatch, here, setting, value, harmless):
+    unfinished(convert, monkeypatch).failed(130)
+    result = convert("--resume", "--set", f"{setting}={value}")
+    if not harmless:
+        result.refused(f"{setting} changed", "--force")
+        return
+    result.done()
+    convert("-o", "whole").done()
+    weights = [(here / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_another_teacher_behind_the_same_name(castling, tiny, monkeypatch, here):
+    def save(seed: int) -> None:
+        torch.manual_seed(seed)
+        model = load_model("vit_t", pretrained=False, image_size=(32, 32), num_classes=10, model_args=arguments)
+        save_file(model.state_dict(), here / "teacher.safetensors")
+
+    arguments = {"patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2}
+    save(0)
+    command = ("convert", *tiny, *DIGITS, "--weights", "teacher.safetensors")
+    unfinished(lambda: castling(*command), monkeypatch).failed(130)
+    save(1)
+    castling(*command, "--resume").refused("teacher_weights changed", "--force")
+    save(0)
+    castling(*command, "--resume").done()
+
+
+@pytest.mark.parametrize("layers", [(), ("--layers", "auto", "--max-drop", 100)], ids=["all", "auto"])
+def test_another_number_of_images(castling, tiny, monkeypatch, here, photographs, layers):
+    shutil.copytree(photographs, here / "images")
+    command = ("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out", *layers)
+    unfinished(lambda: castling(*command), monkeypatch).failed(130)
+    (here / "images" / "china" / "0.jpg").unlink()
+    castling(*command, "--resume").failed(2, "images changed", "--force")
+
+
+def test_a_run_that_version_01_began(convert, monkeypatch, here):
+    """Its record has the spec alone of the data, and neither hashes nor the teacher's weights."""
+    unfinished(convert, monkeypatch).failed(130)
+    record = here / "out" / "train" / "state" / "run.json"
+    values = json.loads(record.read_text())
+    del values["sha256"], values["fingerprint"]["teacher_weights"], values["fingerprint"]["images"]
+    values["fingerprint"]["data"] = "digits"
+    record.write_text(json.dumps(values))
+    convert("--resume", "--data", "relations").refused("data.spec changed")
+    convert("--resume").done()
+
+
 def test_a_state_with_code_in_it_is_refused_and_not_run(convert, monkeypatch, here, tmp_path):
     """A state can come from somebody else: another machine, a shared disk."""
     import os
@@ -156,6 +229,8 @@ def test_a_state_with_code_in_it_is_refused_and_not_run(convert, monkeypatch, he
     state = here / "out" / "train" / "state"
     for pickled in [path for path in state.iterdir() if path.suffix in (".bin", ".pkl")]:
         torch.save({"state": Payload()}, pickled)
+    record = json.loads((state / "run.json").read_text())
+    (state / "run.json").write_text(json.dumps(record | {"sha256": {}}))  # theirs would be right
     result = convert("--resume")
     assert not (tmp_path / "executed").exists()
     result.refused("damaged", "--force")
@@ -205,10 +280,11 @@ def test_a_full_disk(castling, tiny, small_disk):
     )
 
 
-def test_a_disk_that_fills_up_while_training(castling, tiny, small_disk, monkeypatch):
-    """The check up front passes; the first checkpoint does not fit."""
+@pytest.mark.parametrize("free", [100_000, 200_000, 280_000, 300_000], ids=["weights", "moments", "more", "last"])
+def test_a_disk_that_fills_up_while_training(castling, tiny, small_disk, monkeypatch, free):
+    """The check up front passes; the first checkpoint does not fit, whoever writes what of it comes last."""
     monkeypatch.setattr("castling_convert.pipeline.require_space", lambda *_: None)
-    (small_disk / "other").write_bytes(b"x" * 950_000)
+    (small_disk / "other").write_bytes(b"x" * (2**20 - free))
     result = castling("convert", *tiny, "--data", "digits", "--steps", 3, "-o", "small/out")
     result.failed(2, "no space left", "small/out", "--output")
     assert result.after == result.before

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -16,12 +22,12 @@ import castling_convert as cc
 from castling_convert.errors import BundleError
 
 SCRIPT = Path(sys.executable).with_name("castling")
-COMMAND = [sys.executable, "-c", "from castling_convert.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "castling_convert"]
 pytestmark = pytest.mark.xdist_group("processes")
 
 
-def start(environment, *arguments):
-    command = [*COMMAND, *map(str, arguments)]
+def start(environment, *arguments, nohup=False):
+    command = [*(["nohup"] if nohup else []), *COMMAND, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -99,6 +105,108 @@ def test_a_signal_before_training_leaves_nothing(environment, here, tiny, number
         assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("imported", ["click", "castling_convert.errors", "torch"])
+def test_ctrl_c_while_the_command_is_still_imported(environment, here, tmp_path, imported):
+    """The signal comes from within the import: of click first, of torch by the command itself."""
+    (tmp_path / "early.py").write_text(f"""
+import os, runpy, signal, sys
+
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{imported}":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Early())
+runpy.run_module("castling_convert", run_name="__main__")
+""")
+    arguments = ("convert", "--model", "vit_t", "--no-pretrained")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "early.py", *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 130
+    assert done.stderr.strip() == "error: interrupted"
+    assert list(here.iterdir()) == []
+
+
+def test_a_signal_that_a_library_swallows_still_stops_the_run(environment, here, tiny, tmp_path):
+    """As a library does that tries whether another can be imported, and catches whatever comes."""
+    (tmp_path / "early.py").write_text("""
+import os, runpy, signal, sys
+
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "timm":
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:
+                pass
+
+sys.meta_path.insert(0, Early())
+runpy.run_module("castling_convert", run_name="__main__")
+""")
+    arguments = map(str, ["convert", *tiny, "--data", "digits", "--steps", 300, "-o", "out"])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "early.py", *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 130, done.stderr
+    assert only_error(done.stderr).startswith("error: interrupted")
+
+
+def test_a_closed_terminal_loses_no_step(environment, here, tiny, castling):
+    """What still shows its progress there gets a SIGHUP, and an error from everything it writes."""
+    arguments = [*map(str, ["convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out"])]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [*COMMAND, *arguments], environment)
+    metrics = here / "out" / "train" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.02)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    step = json.loads((here / "out" / "train" / "state" / "run.json").read_text())["step"]
+    assert step == metrics.read_text().count("\n") < 2000
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGHUP], [signal.SIGHUP] * 2, [signal.SIGTERM, signal.SIGHUP]], ids=str)
+def test_a_hangup_never_counts_as_the_second_signal(environment, here, tiny, signals):
+    process = start(environment, "convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out")
+    metrics = here / "out" / "train" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
+    for number in signals:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert re.search(r"interrupted after step \d+ of 2000; go on with the same command and --resume", only_error(err))
+
+
+def test_nohup_is_respected(environment, here, tiny):
+    process = start(environment, "convert", *tiny, "--data", "digits", "--steps", 30, "-o", "out", nohup=True)
+    metrics = here / "out" / "train" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert (here / "out" / "config.json").is_file()
+
+
+def test_a_checkpoint_every_so_many_minutes(environment, here, tiny, castling):
+    """Long before `checkpoint_every` steps; a kill loses what came after it alone."""
+    settings = ("--set", "distill.checkpoint_every=100000", "--set", "distill.checkpoint_minutes=0.005")
+    process = start(environment, "convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out", *settings)
+    state = here / "out" / "train" / "state" / "run.json"
+    until(state.exists, process)
+    process.kill()
+    process.communicate()
+    step = json.loads(state.read_text())["step"]
+    assert 1 < step < 2000
+
+
 def refused_download(environment, here) -> str:
     process = start(environment, "convert", "--model", "deit_s")
     out, err = process.communicate(timeout=240)
@@ -140,6 +248,65 @@ def test_an_interrupted_run_resumed_by_the_same_command(environment, here, tiny,
     assert [path.name for path in here.iterdir()] == ["out"]
     assert [path.name for path in (here / "out" / "train").iterdir()] == ["trained.safetensors"]
     assert cc.load("out").num_classes == 10
+
+
+@pytest.mark.parametrize("flags", [(), ("--force",), ("--resume",)], ids=["plain", "force", "resume"])
+def test_a_second_process_is_refused_until_the_first_is_dead(environment, here, tiny, castling, flags):
+    arguments = ["convert", *tiny, "--data", "digits", "--steps", 60, "--set", "distill.batch_size=4", "-o", "out"]
+    process = start(environment, *arguments[:-4], "--set", "distill.batch_size=4", "-o", "out",
+                    "--set", "distill.checkpoint_every=1")  # fmt: skip
+    until((here / "out" / "train" / "state" / "run.json").exists, process)
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)  # it is alive, and changes nothing while this one looks
+    result = castling(*arguments, *flags)
+    line = result.refused(
+        f"out is in the hands of process {process.pid} on {socket.gethostname()}, since 20", "--output"
+    )
+    assert "wait for it" in line
+    process.kill()
+    process.communicate()
+    if flags == ():
+        castling(*arguments).failed(2, "out holds an unfinished conversion", "--resume")
+    else:
+        castling(*arguments, *flags).done()
+        assert [path.name for path in here.iterdir()] == ["out"]
+
+
+def test_two_that_begin_at_once_end_as_one(environment, here, tiny):
+    arguments = ["convert", *tiny, "--data", "digits", "--steps", 20, "-o", "castled/out"]
+    both = [start(environment, *arguments, "--seed", seed) for seed in (1, 2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], errors
+    assert "castled/out is in the hands of process" in only_error(errors[0] if both[0].returncode else errors[1])
+    assert len((here / "castled" / "out" / "metrics.jsonl").read_text().splitlines()) == 20
+    assert [path.name for path in (here / "castled").iterdir()] == ["out"]
+
+
+def test_onnxruntime_gpu_in_the_place_of_onnxruntime(environment, here, tiny, tmp_path):
+    """The installed packages as they are, but for the name that pip has written down."""
+    installed = Path(sysconfig.get_path("purelib"))
+    (tmp_path / "site").mkdir()
+    for path in installed.iterdir():
+        if not path.name.startswith("onnxruntime-"):
+            (tmp_path / "site" / path.name).symlink_to(path)
+    (record,) = installed.glob("onnxruntime-*.dist-info")
+    renamed = tmp_path / "site" / record.name.replace("onnxruntime", "onnxruntime_gpu")
+    shutil.copytree(record, renamed)
+    metadata = (renamed / "METADATA").read_text()
+    (renamed / "METADATA").write_text(metadata.replace("Name: onnxruntime\n", "Name: onnxruntime-gpu\n"))
+    home = Path(cc.__file__).parent.parent
+    environment = {**environment, "PYTHONPATH": f"{tmp_path / 'site'}:{home}"}
+
+    def castling(*arguments) -> str:
+        command = [sys.executable, "-S", *COMMAND[1:], *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = r"\d+\.\S+ \(onnxruntime-gpu\)"
+    assert re.search(rf"onnxruntime +{shown}", castling("doctor"))
+    castling("convert", *tiny, "--data", "digits", "--steps", 1, "-o", "out")
+    assert re.fullmatch(shown, json.loads((here / "out" / "summary.json").read_text())["versions"]["onnxruntime"])
 
 
 KILLED = """
@@ -193,14 +360,13 @@ def test_killed_while_a_checkpoint_is_written(environment, here, tiny, castling,
 
 
 def test_killed_before_there_was_anything_to_lose(environment, here, tiny, castling):
-    """Killed while the first checkpoint is written: --force begins again. Without it nothing is touched, for another
-    process may be writing there."""
+    """Killed while the first checkpoint is written: --force begins again."""
     arguments = ["convert", *tiny, "--data", "digits", "--steps", 6, "--set", "distill.batch_size=4", "-o", "out"]
     arguments += ["--set", "distill.checkpoint_every=3"]
     command = [sys.executable, "-c", KILLED.format(patch=FIRST), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    castling(*arguments).refused("unfinished conversion", "--force")
+    castling(*arguments).failed(2, "unfinished conversion", "--force")
     castling(*arguments, "--resume").failed(2, "nothing to resume", "leave out --resume")
     castling(*arguments).refused("without a saved step", "--force")
     castling(*arguments, "--force").done()

@@ -181,6 +181,86 @@ def test_images_of_other_modes(tmp_path, mode):
     assert opened(tmp_path).dataset[0][0].shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "PNG"])
+def test_formats(tmp_path, suffix):
+    fill(tmp_path, f"a/0.{suffix}", f"b/1.{suffix}")
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    assert greys(opened(tmp_path)) == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_a_file_of_each_format_that_is_none(tmp_path):
+    """Whatever PIL makes of it, it is one line."""
+    for suffix, start in (("webp", b"RIFF\0\0\0\0WEBPVP8 "), ("bmp", b"BM"), ("tiff", b"II*\0"), ("gif", b"GIF89a")):
+        folder = tmp_path / suffix
+        fill(folder, f"0.{suffix}")
+        whole = (folder / f"0.{suffix}").read_bytes()
+        for index, content in enumerate((b"", start, start + b"\xff" * 100, whole[: len(whole) // 2], whole[:20])):
+            (folder / f"0.{suffix}").write_bytes(content)
+            with pytest.raises(DataError, match=rf"{suffix}/0\.{suffix} (is no image|can't be read \(.*\)); remove it"):
+                assert opened(folder).dataset[0] is None, index
+
+
+def ramp() -> np.ndarray:
+    """[32, 32] from 0 to 255, from left to right."""
+    return np.tile(np.linspace(0, 255, 32).astype(np.uint8), (32, 1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize("channels", [GRAY, COLOUR])
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path, suffix, channels):
+    Image.fromarray(ramp().astype(np.uint16) * 257).save(tmp_path / f"0.{suffix}")
+    with Image.open(tmp_path / f"0.{suffix}") as image:
+        assert image.mode.startswith("I")
+    found = opened(tmp_path, channels=channels).dataset[0][0]
+    expected = torch.from_numpy(ramp()).float() / 127.5 - 1
+    torch.testing.assert_close(found, expected.expand(channels, 32, 32), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_thirty_two_bits_have_no_white(tmp_path, kind):
+    Image.fromarray((ramp().astype(np.float64) * 2**22).astype(kind)).save(tmp_path / "0.tiff")
+    with pytest.raises(DataError, match=r"0\.tiff can't be read \(32 bits a pixel.*\); remove it"):
+        assert opened(tmp_path).dataset[0] is None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_they_say(tmp_path, orientation):
+    """A camera that was held upright saves what its sensor saw, and how it was held."""
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's, from what is meant to be seen to what is saved
+    meant = Image.fromarray(np.stack([ramp(), ramp().T, 0 * ramp()], -1))
+    saved = meant if orientation == 1 else meant.transpose(Image.Transpose(turns[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    saved.save(tmp_path / "0.png", exif=exif)
+    found = opened(tmp_path).dataset[0][0]
+    expected = torch.from_numpy(np.asarray(meant).copy()).permute(2, 0, 1).float() / 127.5 - 1
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_a_link_to_a_folder_above_multiplies_nothing(tmp_path):
+    fill(tmp_path, "a/0.png", "b/1.png", "elsewhere/2.png")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "b" / "self").symlink_to(".")
+    assert greys(opened(tmp_path)) == [0, 1, 2]
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):
+    fill(tmp_path, "data/a/0.png", "elsewhere/1.png")
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere")
+    data = opened(tmp_path / "data")
+    assert (greys(data), data.classes) == ([0, 1], 2)
+
+
+def test_the_order_and_the_classes_are_those_of_timms_reader(tmp_path):
+    from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+    fill(tmp_path, *(f"{name}/{number}.png" for name in ("b10", "B9", "a/deep", "c") for number in (10, 9, 1)))
+    timms, ours = ReaderImageFolder(str(tmp_path)), opened(tmp_path)
+    assert ours.dataset.samples == timms.samples
+    assert ours.classes == len(timms.class_to_idx)
+
+
 def test_training_augments_and_evaluation_does_not(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "0.png")

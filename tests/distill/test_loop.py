@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import castling_convert as cc
-from castling_convert.castle import castled_layers
+from castling_convert.castle import castled_layers, close_masks
 from castling_convert.distill.loop import distill
 from castling_convert.distill.optimizers import align_optimizer, whole_optimizer
 from castling_convert.distill.progress import Progress
-from castling_convert.errors import BundleError, DataError, ModelError
+from castling_convert.errors import BundleError, DataError, ModelError, RecipeError, WeightsError
+from castling_convert.fold import certify
 
 WHOLE = ("distill.align.share=0", "distill.optimizer.guard=false")
 """The second phase alone, at the rate that is given."""
@@ -336,9 +339,83 @@ def test_data_that_is_none(student, teacher):
 
 def test_a_loss_that_is_not_finite_names_the_learning_rate(student, teacher, batches):
     with pytest.raises(
-        ModelError, match=r"the loss is .* at step \d+; lower the learning rate.*distill\.optimizer\.lr"
+        ModelError,
+        match=r"the loss is .* at step \d+: .* is not finite; lower the learning rate.*distill\.optimizer\.lr",
     ):
         run(student, teacher, batches, "distill.optimizer.lr=1e20", "distill.optimizer.clip_grad=1e20")
+
+
+def test_the_rate_that_is_named_is_of_the_phase_that_did_the_harm(student, teacher, batches):
+    settings = ("distill.align.share=0.5", "distill.align.lr=1e15", "distill.align.added=1")
+    with pytest.raises(ModelError, match=r"at step 2: .*blocks\.0\.attn.* is not finite; .*distill\.align\.lr=3e\+14"):
+        run(student, teacher, batches, *settings)
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_weights_of_the_teacher_that_are_not_finite(teacher, student, batches, share):
+    teacher.blocks[1].mlp.fc1.weight.data[0, 0] = torch.nan
+    with pytest.raises(WeightsError, match=r"the teacher's blocks\.1\.mlp\.fc1\.weight .*not finite; .*--weights"):
+        run(student, teacher, batches, f"distill.align.share={share}")
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_teacher_that_makes_numbers_that_are_not_finite(teacher, student, batches, share):
+    teacher.blocks[0].mlp.fc2.bias.data[0] = 3e38
+    teacher.blocks[0].mlp.fc2.weight.data[0] = 3e38
+    with pytest.raises(ModelError, match=r"at step 1: the teacher's blocks\.0\.\S+ is not finite") as caught:
+        run(student, teacher, batches, f"distill.align.share={share}")
+    assert "learning rate" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_images_that_are_not_finite(student, teacher, batches, bad):
+    batches[1][0, 0, 0, 0] = bad
+    with pytest.raises(DataError, match="a batch of images holds numbers that are not finite"):
+        run(student, teacher, batches)
+
+
+def test_a_loss_weight_that_is_too_large(student, teacher, batches):
+    with pytest.raises(RecipeError, match=r"at step 1: distill\.loss\.features is 1e\+300, too large for a loss of"):
+        run(student, teacher, batches, "distill.loss.features=1e300")
+
+
+def test_a_layer_that_is_not_finite_before_anything_was_learned(student, teacher, batches):
+    student.blocks[1].attn.qkv.weight.data[0, 0] = torch.nan
+    with pytest.raises(ModelError, match=r"blocks\.1\.attn\.qkv\.weight is not finite, before anything was learned"):
+        run(student, teacher, batches, "distill.align.share=1")
+
+
+def test_a_checkpoint_never_holds_what_is_not_finite(student, teacher, batches, tmp_path):
+    """The step that ends so is not saved, and the checkpoint before it is still there."""
+
+    class Spoils(Progress):
+        def step(self, **values):
+            super().step(**values)
+            if values["step"] == 6:
+                student.norm.weight.data[0] = torch.inf
+
+    settings = ("distill.align.share=0.5", "distill.checkpoint_every=1")
+    with pytest.raises(
+        ModelError, match=r"norm\.weight is not finite after step 6; lower the learning rate: .*optimizer\.lr=0.0003"
+    ):
+        run(student, teacher, batches, *settings, workdir=tmp_path, progress=Spoils(tmp_path))
+    assert json.loads((tmp_path / "state" / "run.json").read_text())["step"] == 5
+    saved = load_file(tmp_path / "state" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_the_guard_does_not_blame_the_rate_for_a_student_without_a_loss(student, teacher, batches):
+    teacher.blocks[1].mlp.fc2.weight.data *= 1e38
+    said = []
+
+    class Said(Progress):
+        def say(self, line):
+            said.append(line)
+
+    guarded = ("distill.align.share=0.5", "distill.optimizer.guard=true")
+    with pytest.raises(ModelError, match=r"the teacher's \S+ is not finite"):
+        run(student, teacher, batches, *guarded, progress=Said())
+    assert said == []
 
 
 def test_no_schedule_never_opens_the_branch(student, teacher, batches, tmp_path):
@@ -361,6 +438,35 @@ def test_the_seed_decides(student, teacher):
     first = trained(1)
     assert same(first, trained(1))
     assert not same(first, trained(2))
+
+
+@pytest.mark.parametrize("how", ["to the end", "interrupted"])
+def test_a_run_in_bf16_leaves_a_plain_float32_student(student, teacher, batches, how):
+    """It trains autocast; what is probed on the way and folded in the end is not."""
+    seen = []
+
+    def probe(model):
+        seen.append(model(batches[0]))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(batches[0]).float()
+        assert not torch.equal(seen[-1], rounded)
+        assert torch.equal(seen[-1], copy.deepcopy(model)(batches[0]))
+        return {}
+
+    def press(step):
+        if how == "interrupted" and step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    before, settings = state(student), ("distill.precision=bf16", "distill.align.share=0.5")
+    with contextlib.nullcontext() if how == "to the end" else pytest.raises(KeyboardInterrupt):
+        run(student, teacher, batches, *settings, steps=4, probe=probe, progress=Steps(press))
+    assert len(seen) == (4 if how == "to the end" else 3)
+    assert {tensor.dtype for tensor in seen} == {torch.float32}
+    assert not same(state(student), before)
+    assert {"forward", "_original_forward"}.isdisjoint(student.__dict__)
+    close_masks(student.eval())
+    _, certificate = certify(student, batches[0])
+    assert certificate.float32_logits < 1e-5
 
 
 def test_precision_can_change_between_two_runs(student, teacher, batches):

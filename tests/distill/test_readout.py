@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import castling_convert as cc
-from castling_convert.distill.loop import make_accelerator
+from castling_convert.distill.device import make_accelerator
 from castling_convert.distill.losses import logit_divergence
 from castling_convert.distill.readout import KEPT, Readout
 

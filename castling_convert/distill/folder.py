@@ -1,0 +1,117 @@
+"""Images in a folder, in class subfolders or flat: found once each, and read as they are meant to be seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import DataError
+
+TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# Up to this many files are opened before a run starts, so that a broken one can't end it halfway.
+HEADERS_CHECKED = 20_000
+
+
+def find_images(root: Path) -> tuple[list[tuple[str, int]], list[str]]:
+    """Every image below `root` with the index of its class, and the classes: the names of the folders that hold images.
+
+    The order is that of timm's folder reader. Links to folders are followed, but not into a folder that is above them.
+
+    Raises:
+        DataError: there is none, a folder can't be read, or something with an image's name is no file.
+    """
+    from timm.utils.misc import natural_key
+
+    try:
+        paths = list(_walk(root, ()))
+    except OSError as error:
+        raise DataError(f"{error.filename} can't be read: {error.strerror}") from None
+    if not paths:
+        names = ", ".join(name[1:] for name in TYPES)
+        raise DataError(f"no images in {root}; {names} files are looked for, in subfolders too")
+    folders = [path.parent.name if path.parent != root else "" for path in paths]
+    classes = sorted(set(folders), key=natural_key)
+    places = {name: place for place, name in enumerate(classes)}
+    samples = [(str(path), places[folder]) for path, folder in zip(paths, folders, strict=True)]
+    return sorted(samples, key=lambda sample: natural_key(sample[0])), classes
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        path = folder / entry.name
+        if entry.is_dir():
+            yield from _walk(path, (*above, here))
+        elif path.suffix.lower() in TYPES:
+            if not entry.is_file():  # a pipe would be waited for
+                raise DataError(f"{path} is no file that can be read; remove it from the data folder")
+            yield path
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """The images of a folder; an unreadable one is an error that names it, never skipped."""
+
+    def __init__(
+        self, samples: list[tuple[str, int]], mode: str, transform: Callable[[Image.Image], Tensor], labelled: bool
+    ) -> None:
+        self.samples = samples
+        self.mode = mode
+        self.transform = transform
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        try:
+            with Image.open(path) as image:
+                pixels = in_mode(image, self.mode)
+        except Exception as error:  # noqa: BLE001 - every format of PIL fails in its own way
+            raise _unreadable(path, error) from None
+        return self.transform(pixels), label if self.labelled else -1
+
+    def check_headers(self) -> None:
+        """Raise DataError for the first file that is no image; large folders are checked as they are read."""
+        if len(self.samples) > HEADERS_CHECKED:
+            return
+        for path, _ in self.samples:
+            try:
+                with Image.open(path):
+                    continue
+            except Exception as error:  # noqa: BLE001 - the same
+                raise _unreadable(path, error) from None
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """In PIL's colour mode `mode`, turned as its EXIF data says, 16 bits scaled to 8.
+
+    Raises:
+        DataError: it holds numbers of 32 bits, and nothing says which of them is white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] < 2**16):  # type: ignore[operator]
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError("32 bits a pixel, and nothing says which number is white; save it with 8 or 16")
+    return image.convert(mode)
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    what = "is no image" if isinstance(error, UnidentifiedImageError) else f"can't be read ({first_line(error)})"
+    return DataError(f"{path} {what}; remove it from the data folder")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
