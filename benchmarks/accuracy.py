@@ -102,7 +102,8 @@ def key_of(bed: str, variant: str, seed: int, steps: int) -> str:
     """What decides a run's outcome: the testbed with its teacher, and the whole resolved recipe."""
     recipe, extra = recipe_for(variant, bed, seed, steps)
     values = recipe.model_dump(mode="json", include={"layers", "attention", "distill", "data"})
-    values["distill"].pop("checkpoint_every")
+    for free in ("checkpoint_every", "checkpoint_minutes"):
+        values["distill"].pop(free)
     said = [repr(TESTBEDS[bed]), values, extra]
     said += [variant] if variant in WITHOUT_DATA else [variant, MAX_DROP] if variant in RULES else []
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]

@@ -75,7 +75,8 @@ class Job:
     def key(self) -> str:
         """What decides the outcome."""
         recipe = self.resolved().model_dump(mode="json", include={"layers", "attention", "distill", "data"})
-        recipe["distill"].pop("checkpoint_every")
+        for free in ("checkpoint_every", "checkpoint_minutes"):
+            recipe["distill"].pop(free)
         return hashlib.sha256(
             json.dumps([recipe, self.size, self.data, self.classes], sort_keys=True).encode()
         ).hexdigest()[:16]
