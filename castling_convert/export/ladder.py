@@ -20,7 +20,7 @@ from ..files import writing_file
 from . import FORMATS, format_of
 from .options import ExportOptions
 from .parity import Parity, compare, probe_images
-from .runner import IDENTITY, expected
+from .runner import IDENTITY, expected, judge
 
 FILE = "verify.json"
 IMAGES = 256
@@ -125,7 +125,7 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
                 artifact.name,
                 run.precision,
                 str(tolerance),
-                compare(outputs, wanted, tolerance),
+                judge(outputs, wanted, run.signature, tolerance),
                 top1(outputs),
                 "" if run.intact else "changed since it was exported",
                 run.intact,

@@ -81,6 +81,13 @@ class Signature:
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
+    def logits(self, output: Tensor) -> Tensor:
+        """What an artifact gave, [B, classes], as logits up to a constant an image; probabilities below what its type
+        holds well count as the smallest that it does."""
+        if self.output == "logits":
+            return output
+        return output.clamp_min(torch.finfo(getattr(torch, self.dtype)).tiny).log()
+
     def inputs(self, images: Tensor) -> Tensor:
         """What the artifact takes, for normalised float32 images [B, C, H, W]."""
         return self.pixels(images) if self.input == "pixels" else images.to(getattr(torch, self.dtype))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..distill.data import Preprocessing, open_data, some_images
 from ..errors import CheckFailed
 from .options import ExportOptions
-from .parity import Parity, compare, probe_images
+from .parity import Parity, Tolerance, compare, probe_images
 from .prepare import Deployable, Signature, prepare
 
 IDENTITY, PRECISION, SIGNATURE = "castling.bundle", "castling.precision", "castling.signature"
@@ -80,6 +80,12 @@ def expected(model: nn.Module, signature: Signature, images: Tensor) -> Tensor:
     return reference(reference.signature.inputs(images))
 
 
+def judge(outputs: Tensor, wanted: Tensor, signature: Signature, tolerance: Tolerance) -> Parity:
+    """Hold what an artifact gave against what was `expected`, [B, classes]: always by logits, for between
+    probabilities that are all near zero a wrong model differs by little."""
+    return compare(signature.logits(outputs), signature.logits(wanted), tolerance)
+
+
 def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
     """Compare an artifact with the float32 model at every batch size asked for, and at the ends of a dynamic
     image size: on generated images, or for int8 on those of the calibration spec's validation part.
@@ -100,7 +106,7 @@ def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
                     f"the exported graph can't be run on images of shape {list(images[:batch].shape)}: "
                     f"{last_line(error)}; no file was written"
                 ) from error
-            parities.append(compare(outputs, expected(reference, run.signature, images), tolerance))
+            parities.append(judge(outputs, expected(reference, run.signature, images), run.signature, tolerance))
     worst = max(parities, key=lambda parity: (not parity.holds, parity.max_error))
     if not worst.holds:
         what = "" if options.precision == "fp32" else f" in {options.precision}"

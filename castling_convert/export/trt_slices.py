@@ -46,15 +46,14 @@ def _cuts(
 ) -> list[tuple[int, list[int], int]]:
     """For each axis that `node` slices: the axis, the sizes of its parts, and which of them is kept. Nothing where one
     of them is not fixed."""
-    given = [constants.get(name) for name in node.input[1:]]
-    if any(values is None for values in given) or not sides:
+    if not sides or any(name not in constants for name in node.input[1:]):
         return []
-    starts, ends, axes, steps = (*given, *([None] * (4 - len(given))))
-    axes = np.arange(len(starts)) if axes is None else axes  # type: ignore[arg-type]
-    if steps is not None and (steps != 1).any():
+    starts, ends, *rest = (constants[name] for name in node.input[1:])
+    axes = rest[0] if rest else np.arange(len(starts))
+    if any((steps != 1).any() for steps in rest[1:]):
         return []
     cuts = []
-    for start, end, axis in zip(starts, ends, axes, strict=True):  # type: ignore[arg-type]
+    for start, end, axis in zip(starts, ends, axes, strict=True):
         side = sides[int(axis)]
         if side is None:
             return []

@@ -11,8 +11,8 @@ from ..distill.data import Preprocessing, open_data, some_images
 from ..errors import BundleError, ExportError
 from . import format_of
 from .options import ExportOptions
-from .parity import Parity, compare, probe_images
-from .runner import IDENTITY, Runner, expected
+from .parity import Parity, probe_images
+from .runner import IDENTITY, Runner, expected, judge
 
 IMAGES = 64
 """Images taken from real data; generated ones are dearer and eight do."""
@@ -87,7 +87,7 @@ def verify(
         images = some_images(opened, IMAGES)
         what = f"{len(images)} images of {data}"
     outputs = run(images)
-    parities = [compare(outputs, expected(model, run.signature, images), tolerance) for model in models]
+    parities = [judge(outputs, expected(model, run.signature, images), run.signature, tolerance) for model in models]
     return Verification(
         str(artifact),
         str(path),

@@ -28,6 +28,7 @@ from castling_convert.export.onnx import OnnxModel
 from castling_convert.export.options import ExportOptions
 from castling_convert.export.prepare import Signature, prepare
 from castling_convert.export.quantize import split_gemm
+from castling_convert.export.runner import check, judge
 from tests.models import FAST, FEATURES, KINDS, LANDMARKS, WINDOW, closed_student, images, tiny
 
 HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -355,3 +356,44 @@ def test_int8_for_one_batch_size_alone(tmp_path, format, name) -> None:
     run = FORMATS[format].exporter.open(path)
     assert run.batch == 3
     assert run(images(4)).shape == (4, 10)
+
+
+class Wrong(OnnxModel):
+    """An artifact that gives other probabilities than it computes."""
+
+    def __init__(self, path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(path)
+        self.change = change
+
+    def run(self, values: np.ndarray) -> np.ndarray:
+        return self.change(super().run(values))
+
+
+WRONG: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "zeros": np.zeros_like,
+    "all classes alike": lambda p: np.full_like(p, 1 / p.shape[1]),
+    "other classes": lambda p: np.roll(p, 1, 1),
+    "not one in all": lambda p: 2 * p,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_wrong_probabilities_do_not_pass(exports, precision) -> None:
+    model, path = exports("deit", precision, preprocess=True)
+    options = ExportOptions.make(precision=precision, preprocess=True)
+    assert check(OnnxModel(path), model, options).holds
+    for change in WRONG.values():
+        with pytest.raises(CheckFailed, match="differs from the model"):
+            check(Wrong(path, change), model, options)
+
+
+@pytest.mark.parametrize("precision", FORMATS["onnx"].precisions)
+def test_of_many_classes_wrong_probabilities_do_not_pass(precision) -> None:
+    """They are all near zero, within every tolerance of a logit."""
+    signature = Signature((3, 8, 8), output="probabilities")
+    tolerance = ExportOptions.make(precision=precision).tolerance
+    right = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    assert judge(right, right, signature, tolerance).holds
+    for change in WRONG.values():
+        assert not judge(torch.from_numpy(change(right.numpy())), right, signature, tolerance).holds
