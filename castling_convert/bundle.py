@@ -17,7 +17,7 @@ from torch import nn
 from .attention import FoldedAttention, before_forms
 from .bundle_config import check_config, check_structure
 from .castle import Castling
-from .errors import BundleError, CastlingError, FoldError
+from .errors import BundleError, CastlingError, FoldError, first_line
 from .files import expanded, recover, refuse_long_name, require_space, sha256, writing, written_half
 from .recipe import Recipe
 from .version import __version__
@@ -189,7 +189,7 @@ def _loading(path: Path) -> Iterator[None]:
     except CastlingError:
         raise
     except Exception as error:  # noqa: BLE001 - timm and torch fail in their own ways
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise BundleError(f"{path} can't be loaded: {first}; copy the bundle again, or don't trust it") from None
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
-from .errors import BundleError
+from .errors import BundleError, first_line
 
 LARGEST = 2**16
 """No size in a config is larger: of images, patches and layers."""
@@ -157,7 +157,7 @@ def check_structure(values: dict[str, Any], where: Path, weights: int) -> None:
     try:
         model = timm.create_model(arguments["base"], pretrained=False, device="meta", **given)
     except Exception as error:  # noqa: BLE001 - whatever a constructor makes of strange values
-        raise _refused(where, f"{arguments['base']} can't be made so: {_first_line(error)}") from None
+        raise _refused(where, f"{arguments['base']} can't be made so: {first_line(error)}") from None
     numbers = sum(tensor.numel() for tensor in model.state_dict().values())
     if 2 * numbers > weights + 2**20:
         raise _refused(where, f"a model of {numbers:.2g} numbers is described, more than its weights file can hold")
@@ -180,16 +180,12 @@ def check_arguments(base: str, given: Iterable[str], where: Path) -> None:
         model = timm.create_model(base, pretrained=False, device="meta")
         family_of(model, base)
     except Exception as error:  # noqa: BLE001 - the same
-        raise _refused(where, _first_line(error)) from None
+        raise _refused(where, first_line(error)) from None
     classes = [cls for cls in type(model).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
     known = {name for cls in classes for name in inspect.signature(cls.__init__).parameters}
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         raise _refused(where, f"{base} has no argument {unknown}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _refused(where: Path, why: str) -> BundleError:

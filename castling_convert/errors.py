@@ -64,3 +64,8 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """`"; did you mean a, b?"` with the nearest known words, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

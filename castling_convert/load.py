@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from .errors import BundleError, ModelError, WeightsError
+from .errors import BundleError, ModelError, WeightsError, first_line
 from .families import castable_names, family_of
 from .files import expanded
 from .recipe import read_yaml
@@ -229,14 +230,17 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(f"weights file {path} not found")
     try:
-        return dict(load_state_dict(str(path)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's, about the pickles of others; an error says what is wrong
+            return dict(load_state_dict(str(path)))
     except Exception as error:
         if _holds_code(error):
             raise WeightsError(
                 f"{path} is refused: it holds more than tensors, and code in it is never run; "
                 "save the weights as .safetensors"
             ) from None
-        raise WeightsError(f"{path} is damaged or no weights file: {_first_line(error)}") from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise WeightsError(f"{path} is damaged or no weights file ({what})") from error
 
 
 def _holds_code(error: BaseException | None) -> bool:
@@ -250,7 +254,7 @@ def _holds_code(error: BaseException | None) -> bool:
 
 def _explained(error: Exception, name: str, weights: str | Path | None) -> Exception:
     """What timm, huggingface_hub or torch raised, as one line with the fix."""
-    text = _first_line(error)
+    text = first_line(error)
     kind = type(error).__name__
     if _holds_code(error):
         return WeightsError(f"{name} is refused: its weights hold more than tensors; save them as .safetensors")
@@ -285,16 +289,12 @@ def _summary(error: Exception) -> str:
     ]  # fmt: skip
     if "size mismatch for" in text:
         counts.append(f"sizes differ (such as {_between(text, 'size mismatch for ', ':')})")
-    return "; ".join(counts) or _first_line(error)
+    return "; ".join(counts) or first_line(error)
 
 
 def _between(text: str, start: str, end: str = "\n") -> str:
     _, found, rest = text.partition(start)
     return rest.partition(end)[0].strip().rstrip(".") if found else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def parse_model_args(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from ..files import expanded
 from ..recipe import DataConfig
 from .digits import Digits
-from .folder import ImageFiles, find_images, first_line, in_mode
+from .folder import ImageFiles, find_images, in_mode
 from .generated import GeneratedImages
 from .randomness import randomness_of
 from .relations import Relations

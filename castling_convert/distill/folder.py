@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 
 TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # Up to this many files are opened before a run starts, so that a broken one can't end it halfway.
@@ -111,7 +111,3 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 def _unreadable(path: str, error: Exception) -> DataError:
     what = "is no image" if isinstance(error, UnidentifiedImageError) else f"can't be read ({first_line(error)})"
     return DataError(f"{path} {what}; remove it from the data folder")
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

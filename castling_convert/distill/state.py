@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..errors import BundleError
+from ..errors import BundleError, first_line
 from ..files import sha256, writing
 from ..recipe import Recipe
 
@@ -53,7 +53,7 @@ class TrainState:
         try:
             self.accelerator.load_state(str(self.folder))
         except Exception as error:  # noqa: BLE001 - whatever accelerate meets in a damaged folder
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            first = first_line(error)
             raise BundleError(
                 f"the saved state in {self.folder} is damaged ({first}); start over with --force"
             ) from None

@@ -185,6 +185,7 @@ class IrModel(Runner):
     """An IR file on a device of OpenVINO, computing in float32 where the file does."""
 
     def __init__(self, path: Path, device: str = "CPU", threads: int | None = None) -> None:
+        refuse_other_models(path)
         openvino: Any = import_module("openvino")
         core = openvino.Core()
         try:
@@ -205,6 +206,18 @@ class IrModel(Runner):
 
     def run(self, values: np.ndarray) -> np.ndarray:
         return self.compiled(values)[0].copy()
+
+
+def refuse_other_models(path: Path) -> None:
+    """Raise ExportError for a file that does not begin as OpenVINO's own do: it would try its readers of other
+    frameworks' models on it, one after the other, and each complains by itself."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(1000)
+    except OSError as error:
+        raise ExportError(f"{path} can't be read: {error.strerror}") from None
+    if b"<net " not in beginning:
+        raise ExportError(f"{path} is no model of OpenVINO's; make one with: castling export --format openvino")
 
 
 def open(path: Path) -> IrModel:

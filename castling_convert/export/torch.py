@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from ..attention import FoldedAttention
-from ..errors import ExportError, OutputError
+from ..errors import ExportError, OutputError, first_line
 from ..files import writing_file
 from .onnx import dynamic_axes
 from .options import ExportOptions
@@ -89,7 +90,7 @@ class ProgramModel(Runner):
             metadata = json.loads(files[METADATA])
             signature = Signature.from_json(metadata[SIGNATURE])
         except Exception as error:  # noqa: BLE001 - torch names no errors for this
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            first = first_line(error)
             raise ExportError(f"{path} is no .pt2 file of castling export, or is damaged: {first}") from None
         if device != "cpu":
             from torch.export.passes import move_to_device_pass
@@ -118,13 +119,16 @@ def refuse_pickles(path: Path) -> None:
                     if bad:
                         raise ExportError(f"{path} has pickled objects in it ({bad[0]}), which are not loaded")
                 elif "sample_inputs" in name and content:
-                    torch.load(io.BytesIO(content), weights_only=True)
+                    try:
+                        torch.load(io.BytesIO(content), weights_only=True)
+                    except pickle.UnpicklingError:  # it says how to run the code all the same
+                        raise ExportError(f"{path} has pickled objects in it ({name}), which are not loaded") from None
     except ExportError:
         raise
     except FileNotFoundError:
         raise ExportError(f"artifact {path} not found; make it with: castling export --format torch") from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile archive leads to
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise ExportError(f"{path} is damaged, or no .pt2 file of castling export: {first}") from None
 
 

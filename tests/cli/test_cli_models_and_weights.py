@@ -92,12 +92,13 @@ class Payload:
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights.pt"])
-@pytest.mark.parametrize("how", ["torch", "plain pickle"])
+@pytest.mark.parametrize("how", ["torch", "legacy torch", "plain pickle"])
+@pytest.mark.filterwarnings("error")
 def test_a_pickle_with_code_is_refused_and_not_run(castling, here, tmp_path, name, how):
     marker = tmp_path / "executed"
     content = {"model": Payload(f"touch {marker}")}
-    if how == "torch":
-        torch.save(content, here / name)
+    if "torch" in how:
+        torch.save(content, here / name, _use_new_zipfile_serialization=how == "torch")
     else:
         (here / name).write_bytes(pickle.dumps(content))
     line = castling(*CONVERT, "--model", "vit_t", "--weights", name).refused(name, "refused", ".safetensors")

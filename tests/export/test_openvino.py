@@ -66,18 +66,22 @@ def clean(run: Any, x: torch.Tensor) -> torch.Tensor:
     return (pixels - mean) / std
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no bin", "text"])
-def test_a_damaged_file(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["truncated", "no bin", "text", "another XML"])
+def test_a_damaged_file(tmp_path, capfd, damage):
     path = cc.export(folded(), tmp_path / "model.xml", format="openvino")
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:1000])
     elif damage == "text":
         path.write_text("not a graph")
+    elif damage == "another XML":
+        path.write_text("<a>\n<b>\n</b>\n</a>")
     else:
         path.with_suffix(".bin").unlink()
-    with pytest.raises(ExportError, match="can't be run by OpenVINO") as raised:
+    capfd.readouterr()
+    with pytest.raises(ExportError, match=r"can't be run by OpenVINO|is no model of OpenVINO's") as raised:
         openvino_format.open(path)
     assert "\n" not in str(raised.value)
+    assert capfd.readouterr().err == ""  # of the libraries below OpenVINO
 
 
 def test_without_openvino_it_says_what_to_install(tmp_path, monkeypatch):
