@@ -45,9 +45,9 @@ def writing(target: Path) -> Iterator[Path]:
     with writing_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        fresh.chmod(0o755)
         try:
             yield fresh
+            _as_usual(fresh)
             replace_folder(fresh, target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -61,9 +61,19 @@ def writing_file(target: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             yield folder / target.name
+            _as_usual(folder)
             (folder / target.name).replace(target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _as_usual(folder: Path) -> None:
+    """Give a folder, and all in it, the permissions that a new one has. Temporary folders are their owner's alone, and
+    so is what safetensors writes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def replace_folder(fresh: Path, target: Path) -> None:

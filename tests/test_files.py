@@ -36,6 +36,22 @@ def old(tmp_path):
     return tmp_path / "target"
 
 
+@pytest.mark.parametrize(("mask", "folder", "file"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
+def test_permissions_are_those_of_new_files(tmp_path, mask, folder, file):
+    """Also of what a library writes for its owner alone, as safetensors does."""
+    before = os.umask(mask)
+    try:
+        with writing(tmp_path / "target") as fresh:
+            (fresh / "inner").mkdir()
+            (fresh / "inner" / "private").touch(mode=0o600)
+        with writing_file(tmp_path / "single") as path:
+            path.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"target": folder, "inner": folder, "private": file, "single": file}
+
+
 def test_a_folder_appears_whole(tmp_path):
     with writing(tmp_path / "deep" / "target") as fresh:
         (fresh / "file").write_text("new")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from ..distill.data import GENERATED
 from ..errors import ExportError, OutputError
-from ..files import writing_errors, writing_file
+from ..files import writing_file
 from . import onnx as onnx_format
 from .options import ExportOptions
 from .parity import noise
@@ -76,10 +77,10 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
         graph.set_rt_info(digest(fresh), DIGEST.split("."))
         openvino.save_model(graph, fresh, compress_to_fp16=options.precision == "fp16")
         parity = check(open(fresh), model, options) if options.verify else None
-        with writing_errors(output):
-            for source, target in ((fresh.with_suffix(".bin"), output.with_suffix(".bin")), (fresh, output)):
-                with writing_file(target) as place:
-                    place.write_bytes(source.read_bytes())
+        # Both are whole before one of them gets its name.
+        with writing_file(output) as graph_file, writing_file(output.with_suffix(".bin")) as weights_file:
+            shutil.copyfile(fresh, graph_file)
+            shutil.copyfile(fresh.with_suffix(".bin"), weights_file)
     counts: dict[str, int] = {}
     for node in graph.get_ops():
         counts[node.get_type_name()] = counts.get(node.get_type_name(), 0) + 1
