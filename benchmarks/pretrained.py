@@ -90,11 +90,13 @@ def jobs() -> list[Job]:
     found += [Job(recipe, AT_280, seed, size=280) for seed in SEEDS for recipe in RECIPES[:2]]
     found += [Job("castling", SHORT, seed, classes=False) for seed in SEEDS]
     found += [Job("castling", SHORT, data=data) for data in DATA if data != "labelled scenes"]
+    found += [Job("castling-window", SHORT, seed, changes=NO_CONVOLUTION, note=AGAINST_WINDOW) for seed in SEEDS]
     found += [Job("castling", VARIANT, changes=changes, note=note) for note, changes in VARIANTS.items()]
     return found
 
 
 FEATURES = "As a feature model: top-1 is a linear probe's on frozen features, agreement the same nearest neighbour"
+NO_CONVOLUTION, AGAINST_WINDOW = ("attention.depthwise=none",), "castling-window without its convolution"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
     "layers alone, nothing after": ("distill.align.share=1",),
@@ -287,7 +289,7 @@ def page(results: Path) -> str:
         if not records:
             continue
         title = (
-            "One thing changed against `castling`" if job.note
+            "One thing changed" if job.note
             else FEATURES if not job.classes
             else "Without images of the model's own kind" if job.data != "labelled scenes"
             else f"Recipes at {job.size} pixels"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import AttentionConfig
-from .depthwise import depthwise_conv, depthwise_residual
+from .depthwise import depthwise_conv, depthwise_residual, patches_residual
 from .grid import TokenGrid
 from .local import attention, window_softmax
 from .masked_softmax import CLOSED, masked_softmax
@@ -106,26 +106,32 @@ class _Castled(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Tokens [B, N, C] to merged heads, [B, N, heads·d]."""
-        q, k, v = self.heads(x)
+        return self.attend_linearly(x, *self.heads(x))
+
+    def attend_linearly(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` without the masked branch, on tokens x and their q, k and v."""
         return self.finish(self.linear(q, k, v), x, q, k, v)
 
     def finish(self, y: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output y of the linear form on tokens x with all that stands beside it, heads merged."""
-        prefix = self.grid.num_prefix_tokens
-        if self.window_share is not None or self.has_rows:
-            patches = self.patches(y)
-            if self.window_share is not None:
-                patches = patches + self.window_share * (self.window(q, k, v) - patches)
-            rows = self.rows(x, q, k, v) if self.has_rows else y[:, :, :prefix]
-            y = torch.cat([rows, patches], 2) if prefix else patches
-        y = merge_heads(y)
-        if self.depthwise is None:
-            return y
-        return y + depthwise_residual(self.depthwise, v, self.config, self.grid)
+        if self.window_share is None and not self.has_rows:
+            y = merge_heads(y)
+            return y if self.depthwise is None else y + depthwise_residual(self.depthwise, v, self.config, self.grid)
+        patches = merge_heads(self.patches(y))
+        if self.window_share is not None:
+            windows = window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window)
+            patches = patches + self.window_share.flatten().repeat_interleave(self.head_dim) * (windows - patches)
+        rows = self.rows(x, q, k, v) if self.has_rows else y[:, :, : self.grid.num_prefix_tokens]
+        return self.joined(rows, patches, v)
 
-    def window(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Softmax of the patches within their windows, [B, heads, N - prefix, d]."""
-        return window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window)
+    def joined(self, rows: Tensor, patches: Tensor, v: Tensor) -> Tensor:
+        """The outputs of prefix tokens, [B, heads, prefix, d], those of the patches, [B, N - prefix, heads·d], and the
+        depthwise residual of v, [B, heads, N, d], as [B, N, heads·d]."""
+        conv, on_grid = self.depthwise, self.config.depthwise == "grid"
+        if conv is not None and on_grid:
+            patches = patches + patches_residual(conv, v, self.grid)
+        y = torch.cat([merge_heads(rows), patches], 1) if self.grid.num_prefix_tokens else patches
+        return y if conv is None or on_grid else y + depthwise_residual(conv, v, self.config, self.grid)
 
     def rows(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax of the prefix tokens over all tokens, [B, heads, prefix, d]."""
@@ -218,7 +224,7 @@ class CastledAttention(_Castled):
         q, k, v = self.heads(x)
         kept, mass = self.branch(q, k, v)
         released = merge_heads((1 - mass).expand_as(kept))
-        return merge_heads(kept) + released * self.finish(self.linear(q, k, v), x, q, k, v)
+        return merge_heads(kept) + released * self.attend_linearly(x, q, k, v)
 
     def branch(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Masked softmax as far as it is open, and its mass, [B, heads, N, 1]; with nothing to drop by the fused

@@ -77,24 +77,29 @@ class _Landmarks(_Castled):
 
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v, [B, heads, N, d], to the outputs of all tokens, or, where prefix tokens have exact rows, of the
-        patches alone."""
-        prefix = self.grid.num_prefix_tokens
+        patches alone; without windows."""
+        return self.to_landmarks(q[:, :, self.grid.num_prefix_tokens :] if self.has_rows else q, *self.pool(k, v))
+
+    def pool(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What landmarks make of k and v, [B, heads, N, d]: keys and values, [B, heads, M, d], and what is added to
+        their logits, [B, heads, 1, M]."""
         # What is summed over tokens is float32: at 4,096 of them a weight is below what float16 holds well.
         tokens, each = (wide(x).transpose(-2, -1) for x in (k, v))
         keys, values, entropy = pooled(tokens, each, wide(self.directions))
         keys, values = (x.transpose(-2, -1).to(v.dtype) for x in (keys, values))
-        mass = (self.gain * entropy + self.bias).transpose(-2, -1).to(q.dtype)
+        return keys, values, (self.gain * entropy + self.bias).transpose(-2, -1).to(v.dtype)
 
-        def to_landmarks(q: Tensor) -> Tensor:
-            return attention(q, keys, values, self.softmax_scale, mass)
+    def to_landmarks(self, q: Tensor, keys: Tensor, values: Tensor, mass: Tensor) -> Tensor:
+        return attention(q, keys, values, self.softmax_scale, mass)
 
+    def attend_linearly(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self.config.window:
-            return to_landmarks(q[:, :, prefix:] if self.has_rows else q)
-        beside = keys, values, mass
-        patches = window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window, beside)
-        if self.has_rows or not prefix:
-            return patches
-        return torch.cat([to_landmarks(q[:, :, :prefix]), patches], 2)
+            return super().attend_linearly(x, q, k, v)
+        landmarks = self.pool(k, v)
+        patches = window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window, landmarks)
+        first = q[:, :, : self.grid.num_prefix_tokens]
+        rows = self.rows(x, q, k, v) if self.has_rows else self.to_landmarks(first, *landmarks)
+        return self.joined(rows, patches, v)
 
 
 class LandmarksAttention(_Landmarks, CastledAttention):

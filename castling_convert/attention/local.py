@@ -43,7 +43,7 @@ def window_softmax(
             [B, heads, 1, M].
 
     Returns:
-        [B, heads, N - prefix, d].
+        [B, N - prefix, heads·d].
     """
     B, heads, N, d = v.shape
     height, width = grid.shape_for(N)
@@ -71,9 +71,9 @@ def window_softmax(
         y = attention(q, k, v, softmax_scale, outside)
     else:
         y = _with_others(q, k, v, softmax_scale, outside, *beside)
-    y = y.reshape(B, heads * rows, columns, side, side, d).transpose(2, 3)
-    y = y.reshape(B, heads, rows * side, columns * side, d)[:, :, :height, :width]
-    return y.reshape(B, heads, height * width, d)
+    y = y.reshape(B, heads, rows, columns, side, side, d).permute(0, 2, 4, 3, 5, 1, 6)
+    y = y.reshape(B, rows * side, columns * side, heads * d)[:, :height, :width]
+    return y.reshape(B, height * width, heads * d)
 
 
 def _with_others(
