@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,18 @@ def found(teacher, count: int = 16):
     return list(sensitivities(teacher, cc.Recipe.load("castling"), images(count)))
 
 
+@torch.no_grad()
+def sharp() -> Any:
+    """A teacher that notices when a block is castled."""
+    teacher = tiny()
+    for block in teacher.blocks:
+        block.attn.qkv.weight[: 2 * 48] *= 8
+    teacher.head.weight *= 30
+    return teacher
+
+
 def test_is_the_divergence_of_that_block_castled_alone():
-    teacher, x = tiny(), images(16)
+    teacher, x = sharp(), images(16)
     for entry in found(teacher):
         student = cc.castle(teacher, layers=str(entry.block)).eval()
         calibrate(student, teacher, x)
@@ -28,13 +39,14 @@ def test_is_the_divergence_of_that_block_castled_alone():
         with torch.no_grad():
             expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
         divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
+        assert divergence > 1e-5
         assert entry.divergence == pytest.approx(divergence, rel=1e-3)
         assert entry.agreement == 100 * (expected.argmax(-1) == actual.argmax(-1)).float().mean().item()
         assert entry.layers == [f"blocks.{entry.block}.attn"]
 
 
 def test_in_batches_it_is_the_same(monkeypatch):
-    teacher, x = tiny(), images(12)
+    teacher, x = sharp(), images(12)
     monkeypatch.setattr("castling_convert.analysis.sensitivity.EVAL_BATCH", 8)
     for entry in found(teacher, 12):
         student = cc.castle(teacher, layers=str(entry.block)).eval()
@@ -42,7 +54,9 @@ def test_in_batches_it_is_the_same(monkeypatch):
         close_masks(student)
         with torch.no_grad():
             expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
-        assert entry.divergence == pytest.approx((expected.exp() * (expected - actual)).sum(-1).mean().item(), rel=1e-3)
+        divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
+        assert divergence > 1e-5
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3)
 
 
 def test_a_block_that_does_nothing_is_not_sensitive_and_a_sharp_one_is():
@@ -81,7 +95,9 @@ def test_of_layers_that_have_learned_alone():
         close_masks(student)
         with torch.no_grad():
             expected, actual = teacher(x).log_softmax(-1), student.eval()(x).log_softmax(-1)
-        assert entry.divergence == pytest.approx((expected.exp() * (expected - actual)).sum(-1).mean().item(), rel=1e-3)
+        divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
+        assert divergence > 1e-5
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3)
 
 
 def test_a_model_without_classes_has_none():
