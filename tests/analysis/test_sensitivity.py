@@ -39,8 +39,9 @@ def test_is_the_divergence_of_that_block_castled_alone():
         with torch.no_grad():
             expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
         divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
-        assert divergence > 1e-5
-        assert entry.divergence == pytest.approx(divergence, rel=1e-3)
+        # The last block's class token, which alone is read, has its exact softmax.
+        assert (divergence > 1e-3) is (entry.block == 0)
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
         assert entry.agreement == 100 * (expected.argmax(-1) == actual.argmax(-1)).float().mean().item()
         assert entry.layers == [f"blocks.{entry.block}.attn"]
 
@@ -55,8 +56,9 @@ def test_in_batches_it_is_the_same(monkeypatch):
         with torch.no_grad():
             expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
         divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
-        assert divergence > 1e-5
-        assert entry.divergence == pytest.approx(divergence, rel=1e-3)
+        # The last block's class token, which alone is read, has its exact softmax.
+        assert (divergence > 1e-3) is (entry.block == 0)
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
 
 
 def test_a_block_that_does_nothing_is_not_sensitive_and_a_sharp_one_is():
@@ -96,8 +98,9 @@ def test_of_layers_that_have_learned_alone():
         with torch.no_grad():
             expected, actual = teacher(x).log_softmax(-1), student.eval()(x).log_softmax(-1)
         divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
-        assert divergence > 1e-5
-        assert entry.divergence == pytest.approx(divergence, rel=1e-3)
+        # The last block's class token, which alone is read, has its exact softmax.
+        assert (divergence > 1e-3) is (entry.block == 0)
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
 
 
 def test_a_model_without_classes_has_none():
