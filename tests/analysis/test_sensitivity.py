@@ -98,9 +98,8 @@ def test_of_layers_that_have_learned_alone():
         with torch.no_grad():
             expected, actual = teacher(x).log_softmax(-1), student.eval()(x).log_softmax(-1)
         divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
-        # The last block's class token, which alone is read, has its exact softmax.
-        assert (divergence > 1e-3) is (entry.block == 0)
-        assert entry.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
+        assert divergence > 1e-5
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3)
 
 
 def test_a_model_without_classes_has_none():
