@@ -1,7 +1,7 @@
 """What a conversion takes: castling, folding and exporting a ViT-L, a training step of a DeiT-S, and whole conversions
 by the default recipe, up to the largest ViT that 24 GB hold.
 
-    python benchmarks/conversion.py      writes conversion.md; about 20 minutes on two cores
+    python benchmarks/conversion.py      writes conversion.md; an hour and more on two cores
 
 Random weights and images. Memory is the growth of a process' peak over what it held before: of the ViT-L's steps
 one after the other, of each training step in a process of its own. The machine should have nothing else to do.
@@ -166,8 +166,8 @@ def conversions() -> str:
     return f"""## A conversion by the default recipe
 
 Seconds of a step of each phase, from the few that `castling convert` takes to tell how long it will train; what
-{IMAGES:,} images take by them; and the peak of the process' memory, everything in it. That of the conversion itself is
-not higher: the steps are taken on one more copy of the student.
+{IMAGES:,} images take by them; and the peak of the process' memory, everything in it. A conversion also keeps what the
+teacher makes of the batches it learns from again, 1 GB at most.
 
 | model | image | tokens | batch | layers alone, s | whole student, s | minutes | memory, GB |
 |---|---|---|---|---|---|---|---|

@@ -70,7 +70,7 @@ def writing_file(target: Path) -> Iterator[Path]:
 def _as_usual(folder: Path) -> None:
     """Give a folder, and all in it, the permissions that a new one has. Temporary folders are their owner's alone, and
     so is what safetensors writes."""
-    mask = os.umask(0)
+    mask = os.umask(0o077)  # it can't be read without being set
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

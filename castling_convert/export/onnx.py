@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from ..attention import Layout
-from ..errors import ExportError, OutputError
+from ..errors import ExportError, OutputError, first_line
 from ..files import writing_file
 from ..version import __version__
 from .options import DEFAULT_OPSET, ExportOptions
@@ -162,7 +162,7 @@ class OnnxModel(Runner):
         try:
             self.session = onnxruntime.InferenceSession(content or path, options, providers=list(providers))
         except Exception as error:
-            first = str(error).strip().splitlines()[0]
+            first = first_line(error)
             why = "it has no kernel for that" if "NOT_IMPLEMENTED" in first else "damaged or no ONNX file?"
             raise ExportError(f"{path} can't be run by onnxruntime ({why}): {first}") from error
         taken = self.session.get_inputs()[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import castling_convert as cc
 from castling_convert.analysis.bench import softmax_baseline_
-from castling_convert.export.trt_engine import count_layers, parse
+from castling_convert.export.options import ExportOptions
+from castling_convert.export.trt_engine import EngineBuild, count_layers, signature_in
 from castling_convert.export.trt_slices import split_slices_
 from tests.models import FAST, KINDS, LANDMARKS, WINDOW, closed_student, tiny
 
@@ -82,18 +82,10 @@ def test_shapes_cost_a_castled_model_no_more_layers_than_a_softmax_one(tmp_path,
             models[name], Path(tmp_path, f"{name}.{precision}.plan"), format="trt", precision=precision, batch=1,
             onnx_only=True, verify=False,
         )  # fmt: skip
-        return count_layers(read(rtx, path))
+        options = ExportOptions.make(precision=precision, batch=1)
+        return count_layers(EngineBuild(rtx, path, signature_in(onnx.load(path)), options).network)
 
     single, half, softmax = layers("castled", "fp32"), layers("castled", "fp16"), layers("softmax", "fp32")
     assert single["integer"] <= softmax["integer"]
     assert half["integer"] <= softmax["integer"]
     assert half["all"] <= casts * single["all"]
-
-
-def read(rtx: Any, path: Path) -> Any:
-    from castling_convert.export.trt_engine import listener
-
-    builder = rtx.Builder(listener(rtx))
-    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parse(rtx.OnnxParser(network, listener(rtx)), path)
-    return network
