@@ -31,12 +31,13 @@ from timm.models import save_for_hf
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import castling_convert as cc
-from castling_convert.analysis.accuracy import measure
-from castling_convert.distill.data import Preprocessing, open_data
-from castling_convert.distill.progress import Progress
+from castling_convert.artifact.onnx_model import OnnxModel
+from castling_convert.data.preprocessing import Preprocessing
+from castling_convert.data.spec import open_data
+from castling_convert.demo.testbeds import TESTBEDS, train_teacher
+from castling_convert.distillation.progress import Progress
 from castling_convert.errors import CheckFailed
-from castling_convert.export.onnx import OnnxModel
-from castling_convert.testbeds import TESTBEDS, train_teacher
+from castling_convert.tasks import task_of
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
@@ -150,7 +151,7 @@ def run(bed: str, variant: str, seed: int, steps: int) -> dict[str, Any]:
         runtime, classifier = "onnxruntime", OnnxModel(file)
         file.unlink()
     data = open_data(bed, Preprocessing.of(teacher), "validation")
-    results = measure({"teacher": teacher, "castled": classifier}, data)
+    results = task_of(teacher).measure({"teacher": teacher, "castled": classifier}, data)
     return {
         "key": key_of(bed, variant, seed, steps),
         "bed": bed, "variant": variant, "seed": seed, "steps": steps, "runtime": runtime,

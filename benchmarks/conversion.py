@@ -27,14 +27,14 @@ import torch
 from timm.optim import Muon as BfloatMuon
 
 import castling_convert as cc
-from castling_convert.analysis.bench import random_weights_
-from castling_convert.analysis.latency import Latency, interleave, ratio
-from castling_convert.analysis.memory import growth
-from castling_convert.castle import castled_layers, close_masks
-from castling_convert.distill.loop import distill_loss
-from castling_convert.distill.losses import tap
-from castling_convert.distill.optimizers import align_optimizer, whole_optimizer
-from castling_convert.distill.pace import measure_pace
+from castling_convert.bench.bench import random_weights_
+from castling_convert.bench.latency import Latency, interleave, ratio
+from castling_convert.bench.memory import growth
+from castling_convert.castling import castled_layers, close_masks
+from castling_convert.distillation.loop import distill_loss
+from castling_convert.distillation.losses import tap
+from castling_convert.distillation.optimizers import align_optimizer, whole_optimizer
+from castling_convert.distillation.pace import measure_pace
 
 TABLE = Path(__file__).with_suffix(".md")
 LARGE, SMALL = "vit_large_patch16_224", "deit_small_patch16_224"

@@ -26,9 +26,11 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import castling_convert as cc
-from castling_convert.analysis.accuracy import measure
-from castling_convert.distill.data import Preprocessing, open_data, training_loader
+from castling_convert.data.loaders import training_loader
+from castling_convert.data.preprocessing import Preprocessing
+from castling_convert.data.spec import open_data
 from castling_convert.recipe import DataConfig
+from castling_convert.tasks import task_of
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
@@ -93,7 +95,7 @@ def run(recipe: cc.Recipe, data: Path) -> dict[str, Any]:
     cc.distill(student, teacher, str(data), recipe, device="cpu")
     seconds = time.monotonic() - started
     held_out = open_data(str(data), Preprocessing.of(teacher), "validation")
-    found = measure({"teacher": teacher, "castled": cc.fold(student)}, held_out)
+    found = task_of(teacher).measure({"teacher": teacher, "castled": cc.fold(student)}, held_out)
     return {
         "teacher": found["teacher"].top1, "castled": found["castled"].top1, "agreement": found["castled"].agreement,
         "seconds": round(seconds, 1),

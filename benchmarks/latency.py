@@ -29,20 +29,13 @@ from torch import Tensor, nn
 
 import castling_convert as cc
 from castling_convert.analysis.analyze import castled_twin
-from castling_convert.analysis.bench import (
-    CASTLED,
-    FUSED,
-    PLAIN,
-    Case,
-    Result,
-    fuse_attention,
-    measure,
-    softmax_baseline_,
-)
-from castling_convert.analysis.latency import Latency, Ratio
-from castling_convert.analysis.plot import plot_latency
 from castling_convert.attention.angular import FoldedAngular
-from castling_convert.bundle import versions
+from castling_convert.bench.bench import measure, softmax_baseline_
+from castling_convert.bench.cases import CASTLED, FUSED, PLAIN, Case, Result
+from castling_convert.bench.fused import fuse_attention
+from castling_convert.bench.latency import Latency, Ratio
+from castling_convert.bench.plot import plot_latency
+from castling_convert.bundle.versions import versions
 from castling_convert.families import family_of
 
 HERE = Path(__file__).parent

@@ -18,9 +18,10 @@ import torch
 
 import castling_convert as cc
 from castling_convert.analysis.analyze import castled_twin
-from castling_convert.analysis.bench import CASTLED, FUSED, PLAIN, softmax_baseline_
-from castling_convert.analysis.layers import LayerLatency, Layers, write_layer
-from castling_convert.analysis.memory import peak_memory
+from castling_convert.bench.bench import softmax_baseline_
+from castling_convert.bench.cases import CASTLED, FUSED, PLAIN
+from castling_convert.bench.layers import LayerLatency, Layers, write_layer
+from castling_convert.bench.memory import peak_memory
 
 TABLE = Path(__file__).with_suffix(".md")
 MODEL, LAYER = "deit_small_patch16_224", "blocks.0.attn"

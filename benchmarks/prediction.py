@@ -20,8 +20,8 @@ import torch
 
 import castling_convert as cc
 from castling_convert.analysis.analyze import castled_twin
-from castling_convert.analysis.bench import softmax_baseline_
-from castling_convert.load import resolve_name
+from castling_convert.bench.bench import softmax_baseline_
+from castling_convert.loading import resolve_name
 
 TABLE = Path(__file__).with_suffix(".md")
 MODELS, RUNTIMES, THREADS = {"deit_s": (224, 1024), "vit_b": (224, 384)}, ("onnx",), 2

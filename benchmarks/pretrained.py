@@ -34,10 +34,12 @@ from bed import PROBE_C, SETS, make
 from torch import Tensor
 
 import castling_convert as cc
-from castling_convert.analysis.accuracy import alike
-from castling_convert.distill.data import Preprocessing, eval_loader, open_data
-from castling_convert.distill.progress import Progress
-from castling_convert.export.onnx import OnnxModel
+from castling_convert.artifact.onnx_model import OnnxModel
+from castling_convert.data.loaders import eval_loader
+from castling_convert.data.preprocessing import Preprocessing
+from castling_convert.data.spec import open_data
+from castling_convert.distillation.progress import Progress
+from castling_convert.tasks.features import alike
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
@@ -323,7 +325,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def own(model: str, data: str, val: str, recipes: Sequence[str], images: int) -> None:
     """Any timm model and anybody's images, measured the same way."""
-    from castling_convert.load import load_model
+    from castling_convert.loading import load_model
 
     teacher: Any = load_model(model)
     size = Preprocessing.of(teacher).input_size[1:]

@@ -22,10 +22,10 @@ import timm
 import torch
 
 import castling_convert as cc
-from castling_convert.castle import close_masks
-from castling_convert.export.onnx import to_proto
-from castling_convert.export.options import ExportOptions
-from castling_convert.export.prepare import prepare
+from castling_convert.artifact.options import ExportOptions
+from castling_convert.artifact.prepare import prepare
+from castling_convert.castling import close_masks
+from castling_convert.exporting.onnx_graph import to_proto
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 MODELS = {

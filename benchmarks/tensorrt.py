@@ -28,13 +28,13 @@ import torch
 
 import castling_convert as cc
 from castling_convert.analysis.analyze import castled_twin
-from castling_convert.analysis.bench import softmax_baseline_
-from castling_convert.analysis.latency import Latency, interleave, ratio
-from castling_convert.export import FORMATS
-from castling_convert.export.options import ExportOptions
-from castling_convert.export.parity import probe_images
-from castling_convert.export.runner import Runner
-from castling_convert.export.trt_engine import EngineBuild, count_layers, gpu, signature_in, version_of
+from castling_convert.artifact.options import ExportOptions
+from castling_convert.artifact.runner import Runner
+from castling_convert.bench.bench import softmax_baseline_
+from castling_convert.bench.latency import Latency, interleave, ratio
+from castling_convert.data.probe import probe_images
+from castling_convert.exporting import FORMATS
+from castling_convert.exporting.trt_engine import EngineBuild, count_layers, gpu, signature_in, version_of
 
 FLAVOURS = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 RECIPES = ("castling", "castling-fast")
@@ -62,7 +62,7 @@ def one_case(flavour: str, models: dict[str, Any], options: ExportOptions) -> No
             rows[name] = [f"{counts[kind]:,}" for kind in ("all", "integer", "casts")]
             rows[name] += [f"{path.stat().st_size / 1e6:.1f}", f"{seconds:.0f}"]
             if exporter.cannot_run() is None:
-                runs[name] = a_call(exporter.open(path), model, options)
+                runs[name] = a_call(exporter.open_artifact(path), model, options)
         latency = measured(runs)
     for name, row in rows.items():
         size = f"{options.image_size[0]}²" if options.image_size else ""

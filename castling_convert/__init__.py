@@ -9,9 +9,7 @@ the architecture `castled` as soon as both are imported, in either order; `timm.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
@@ -21,30 +19,31 @@ from .version import __version__
 if TYPE_CHECKING:
     from .attention.config import AttentionConfig
     from .bundle import load, save
-    from .castle import castle, castle_
-    from .distill.loop import distill
+    from .castling import castle, castle_
+    from .distillation.loop import distill
     from .errors import CastlingError
-    from .export import export
-    from .fold import fold, fold_
+    from .exporting import export
+    from .folding import fold, fold_
     from .pipeline import convert
     from .recipe import Recipe
     from .session import Session
 
 _HOMES = {
-    "AttentionConfig": "attention.config",
+    "AttentionConfig": "attention",
     "CastlingError": "errors",
     "Recipe": "recipe",
     "Session": "session",
-    "castle": "castle",
-    "castle_": "castle",
+    "castle": "castling",
+    "castle_": "castling",
     "convert": "pipeline",
-    "distill": "distill.loop",
-    "export": "export",
-    "fold": "fold",
-    "fold_": "fold",
+    "distill": "distillation.loop",
+    "export": "exporting",
+    "fold": "folding",
+    "fold_": "folding",
     "load": "bundle",
     "save": "bundle",
 }
+"""Where each public name is. No module has the name of a verb, so importing one never hides the other."""
 
 __all__ = [
     "AttentionConfig",
@@ -74,18 +73,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Some verbs live in a module of their own name. Importing that module, from anywhere, would put it
-    in the verb's place; here the verb keeps it, and `from castling_convert.castle import ...` still works."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 @wrapt.when_imported("timm")

@@ -21,23 +21,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import bundle
-from .analysis.accuracy import PROBED_IMAGES, Classifier, Probe, likeness, measure, refuse_too_few, with_usable_labels
 from .analysis.macs import count_macs, count_parameters
-from .analysis.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
-from .castle import Castling, adopt_layers, castle, layer_states
-from .distill.data import EVAL_BATCH, GENERATED, ImageData, Preprocessing, kept, open_data, some_images
-from .distill.device import accelerate_apart, make_accelerator
-from .distill.loop import DistillResult, distill
-from .distill.losses import has_classes
-from .distill.pace import WORTH_TIMING, Pace, measure_pace
-from .distill.progress import Progress
-from .distill.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
+from .castling import Castling, adopt_layers, castle, layer_states
+from .data.loaders import EVAL_BATCH, kept, some_images
+from .data.preprocessing import Preprocessing
+from .data.spec import GENERATED, ImageData, open_data
+from .distillation.device import accelerate_apart, make_accelerator
+from .distillation.loop import DistillResult, distill
+from .distillation.pace import WORTH_TIMING, Pace, measure_pace
+from .distillation.progress import Progress
+from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
 from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
+from .evaluation.probe import PROBED_IMAGES, Probe
 from .files import expanded, locked, require_space, writing_errors, writing_file
-from .fold import certify
-from .hybrid import Plan, drop_of, search, set_aside
-from .load import load_model
+from .folding import certify
+from .loading import load_model
+from .planning.hybrid import Plan, search, set_aside
+from .planning.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
 from .recipe import Recipe
+from .tasks import Outputs, Task, find_task, task_of
 
 CERTIFIED_IMAGES = 4
 # What layers=auto plans with: of the validation part where it is held out, else of the training part.
@@ -69,6 +71,7 @@ def convert(
     recipe: Recipe | str | None = None,
     layers: str | None = None,
     max_drop: float | None = None,
+    task: str | None = None,
     minutes: float | None = None,
     pretrained: bool = True,
     weights: str | Path | None = None,
@@ -89,7 +92,9 @@ def convert(
         recipe: one that was loaded, or what `Recipe.load` takes; see `default_recipe`.
         layers: `all`, block numbers, or `auto` to keep as softmax the fewest blocks that `max_drop` needs.
         max_drop: the points of top-1 that may be lost against the teacher on the validation part of
-            `data`; without labels every other top class counts as lost.
+            `data`; without labels every other top class counts as lost, of features every other nearest neighbour.
+        task: a name in `tasks.TASKS`; what the model is for when left out. `features` of a model with classes leaves
+            its classifier out.
         minutes: of training; chooses the steps of both phases, from a few that are timed, in place of the recipe's.
         resume: go on with an interrupted run in `output`. force: replace a bundle in `output`.
         console: where progress goes; silent when left out.
@@ -126,8 +131,7 @@ def convert(
     else:
         name, source = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)), "given"
         teacher = copy.deepcopy(model).eval()
-    if max_drop is not None and not has_classes(teacher):
-        raise ModelError(f"{name} has no classes, so --max-drop can't be measured; leave it out, or give --num-classes")
+    kind = _task(teacher, task, name)
     preprocessing = Preprocessing.of(teacher)
     spec = data or GENERATED
     training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
@@ -138,8 +142,8 @@ def convert(
             f"warning: {spec} holds {count}, fewer than a batch of {recipe.distill.batch_size}: the student sees the "
             "same ones again and again, and what is measured on them says little"
         )
-    if data is not None and not has_classes(teacher):
-        refuse_too_few(validation)
+    if data is not None:
+        kind.usable(validation, teacher)  # refuses what is too little to measure on
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
     student = castle(teacher, recipe, "all" if layers == "auto" else layers)
     require_space(output, 8 * bundle.state_bytes(student))
@@ -168,14 +172,14 @@ def convert(
         castling: Castling = student.castling  # type: ignore[assignment]
         if plan is not None:
             student.castling = castling = plan.explain(castling)  # type: ignore[assignment]
-        accuracy, drop = _accuracy(teacher, student, data, validation)
+        accuracy, drop, count = _accuracy(teacher, student, data, validation)
         images = some_images(validation, CERTIFIED_IMAGES)
         trained = student.to("cpu")
         deploy, certificate = certify(trained, images)
         teacher.to("cpu")
         summary = {
             "model": name,
-            "identity": {**identity, "layers": castling.blocks},
+            "identity": {**identity, "layers": castling.choice},
             "recipe": recipe.name,
             "distill": asdict(result),
             "accuracy": accuracy,
@@ -192,12 +196,24 @@ def convert(
             bundle.save(deploy, rejected, **keep, force=True)
             hint = "castle fewer layers with --layers auto, " if plan is None else ""
             raise CheckFailed(
-                f"the castled model lost {drop:.2f} points on {accuracy['castled']['images']} images, --max-drop "
+                f"the castled model lost {drop:.2f} points on {count} images, --max-drop "
                 f"{max_drop:g} is allowed; it is in {rejected}, not published: train longer with --steps and "
                 f"--force, {hint}or allow more and add --resume"
             )
         bundle.save(deploy, output, **keep, trained=trained, force=True)
     return summary
+
+
+def _task(teacher: Any, name: str | None, model: str) -> Task:
+    """The task of that name, or the one that the teacher is for; ModelError for one that it can't be for."""
+    if name is None:
+        return task_of(teacher)
+    task = find_task(name)
+    if task.output == "features" and not task.matches(teacher):
+        teacher.reset_classifier(0)
+    if not task.matches(teacher):
+        raise ModelError(f"{model} has no classes to {name}; leave out --task, or give --num-classes")
+    return task
 
 
 def _begun(output: Path) -> dict[str, Any] | None:
@@ -238,7 +254,7 @@ class _Run:
     @cached_property
     def probe(self) -> Probe:
         """Accuracy during the runs; costs up to a tenth of the training."""
-        usable, _ = with_usable_labels(self.validation, self.teacher.num_classes)  # type: ignore[arg-type]
+        usable, _ = task_of(self.teacher).usable(self.validation, self.teacher)
         images = self.recipe.distill.steps * self.recipe.distill.batch_size // 50
         return Probe(self.teacher.to(self.device), usable, min(max(images, EVAL_BATCH), PROBED_IMAGES))
 
@@ -252,11 +268,11 @@ class _Run:
         student = castle(self.teacher.cpu(), self.recipe, layers)
         if aligned is not None:
             adopt_layers(student, aligned)
-        blocks = student.castling.blocks  # type: ignore[union-attr]
+        choice = student.castling.choice  # type: ignore[union-attr]
         workdir, state = self.output / bundle.TRAIN, self.output / bundle.STATE
         if self.planning and saved_step(state) is not None:
             saved = saved_fingerprint(state)
-            if saved.get("planning") == self.planning and saved["layers"] != blocks:
+            if saved.get("planning") == self.planning and saved["layers"] != choice:
                 shutil.rmtree(state)  # of a plan that was carried out, and lost too much
         result = distill(
             student,
@@ -266,7 +282,7 @@ class _Run:
             device=self.device,
             workdir=workdir,
             resume=self.resume and saved_step(state) is not None,
-            identity={**self.identity, "layers": blocks, "planning": self.planning},
+            identity={**self.identity, "layers": choice, "planning": self.planning},
             progress=Progress(workdir, self.console),
             probe=self.probe,
             start=0 if aligned is None else self.recipe.distill.aligned,
@@ -291,7 +307,8 @@ def _hybrid(
         rest, chosen = set_aside(training, TRAINING_SHARE)
         planning, training, validation = same.only(chosen), training.only(rest), run.validation
     run = replace(run, planning=len(planning), validation=validation)
-    planning, unmeasured = with_usable_labels(planning, run.teacher.num_classes)  # type: ignore[arg-type]
+    task = task_of(run.teacher)
+    planning, _ = task.usable(planning, run.teacher)
     file = run.output / bundle.PLAN
     identity = fingerprint(run.recipe, run.teacher, {**run.identity, "planning": run.planning})
     alone = run.recipe.distill.aligned
@@ -303,13 +320,15 @@ def _hybrid(
         aligned = _aligned(run, training) if alone else None
         images = some_images(planning, kept(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher)))
         found = _sensitivities(run, images, aligned)
-        plan = Plan(max_drop, len(planning), "agreement" if unmeasured else "top-1", found, fingerprint=identity)
+        plan = Plan(
+            max_drop, len(planning), task.lost_in(planning), found, fingerprint=identity, unit=task.distance
+        )  # fmt: skip
         plan.save(file)
         shutil.rmtree(run.output / bundle.STATE, ignore_errors=True)
 
     def drop(outcome: tuple[nn.Module, DistillResult]) -> float:
-        measured = measure(_classifiers(run.teacher, outcome[0]), planning)
-        return drop_of(measured["teacher"], measured["castled"])
+        measured = task.measure(_outputs(run.teacher, outcome[0]), planning)
+        return task.lost(measured["teacher"], measured["castled"])
 
     def failed(plan: Plan) -> None:
         plan.save(file)
@@ -338,11 +357,13 @@ def _read_layers(path: Path) -> dict[str, Tensor]:
 
 
 def _sensitivities(run: _Run, images: Tensor, aligned: Mapping[str, Tensor] | None) -> list[Sensitivity]:
-    found = []
+    found, unit = [], task_of(run.teacher).distance
     for entry in sensitivities(run.teacher.to(run.device), run.recipe, images, aligned):
         found.append(entry)
         if run.console is not None:
-            run.console.print(f"layers=auto: block {entry.block} castled alone diverges by {entry.divergence:.3g} nats")
+            run.console.print(
+                f"layers=auto: block {entry.block} castled alone diverges by {entry.divergence:.3g} {unit}"
+            )
     return found
 
 
@@ -427,7 +448,7 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _classifiers(teacher: nn.Module, student: nn.Module) -> dict[str, Classifier]:
+def _outputs(teacher: nn.Module, student: nn.Module) -> dict[str, Outputs]:
     """Both on the student's device, for images from anywhere."""
     device = next(student.parameters()).device
     teacher.to(device)
@@ -436,21 +457,17 @@ def _classifiers(teacher: nn.Module, student: nn.Module) -> dict[str, Classifier
 
 def _accuracy(
     teacher: Any, student: nn.Module, data: str | None, validation: ImageData
-) -> tuple[dict[str, Any], float | None]:
-    """Accuracy where there are labels, agreement where there are real images, of features where there are no classes,
-    else a plain `unmeasured`; and the points lost."""
+) -> tuple[dict[str, Any], float | None, int]:
+    """What the task measures where there are real images, else a plain `unmeasured`; the points lost; on how many."""
     if data is None:
-        return {"measured": False, "why": "aligned on generated images: no --data was given"}, None
-    if not has_classes(teacher):
-        models = _classifiers(teacher, student)
-        alike = likeness(models["teacher"], models["castled"], validation)
-        why = "the model has no classes; its features are compared"
-        return {"measured": False, "why": why, "held_out": validation.held_out, "features": alike.to_dict()}, None
-    opened, unmeasured = with_usable_labels(validation, teacher.num_classes)
-    results = measure(_classifiers(teacher, student), opened)
-    return {
+        return {"measured": False, "why": "aligned on generated images: no --data was given"}, None, 0
+    task = task_of(teacher)
+    opened, unmeasured = task.usable(validation, teacher)
+    results = task.measure(_outputs(teacher, student), opened)
+    accuracy = {
         "measured": unmeasured is None,
         "why": unmeasured,
         "held_out": opened.held_out,
-        **{name: result.to_dict() for name, result in results.items()},
-    }, drop_of(results["teacher"], results["castled"])
+        **task.account(results),
+    }
+    return accuracy, task.lost(results["teacher"], results["castled"]), results["castled"].images

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .artifact.runner import Runner
+from .artifact.signature import Signature
 from .errors import DataError, ExportError
-from .export import format_of
-from .export.prepare import Signature
-from .export.runner import Runner
+from .exporting import format_of
 from .files import expanded
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -116,7 +116,7 @@ def _open(kind: str, path: Path, device: str | None) -> tuple[Runner, str]:
     if kind == "onnx":
         return _onnx(path, device or "cpu")
     if kind == "torch":
-        from .export.torch import ProgramModel
+        from .exporting.torch_program import ProgramModel
 
         if device not in (None, "cpu") and not torch.cuda.is_available():
             raise ExportError(f"device {device} is not here; use device='cpu', or see: castling doctor")
@@ -124,13 +124,13 @@ def _open(kind: str, path: Path, device: str | None) -> tuple[Runner, str]:
     fixed = {"openvino": "cpu", "trt": "cuda", "trt-rtx": "cuda"}[kind]
     if device not in (None, fixed):
         raise ExportError(f"{path} runs on {fixed} alone, not on {device}")
-    return format_of(path).exporter.open(path), fixed
+    return format_of(path).exporter.open_artifact(path), fixed
 
 
 def _onnx(path: Path, device: str) -> tuple[Runner, str]:
     import onnxruntime
 
-    from .export.onnx import OnnxModel
+    from .artifact.onnx_model import OnnxModel
 
     if device not in PROVIDERS:
         raise ExportError(f"device '{device}' is none of {', '.join(PROVIDERS)}")

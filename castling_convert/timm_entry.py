@@ -15,6 +15,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 ARCHITECTURE = "castled"
+"""As in `bundle.layout`."""
 
 
 @register_model
@@ -26,7 +27,7 @@ def castled(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """
     source = kwargs.get("pretrained_cfg") or {}
     if isinstance(source, dict) and source.get("source") == "local-dir":
-        from .bundle import check
+        from .bundle.checking import check
 
         check(Path(source["file"]))
     return build_model_with_cfg(
@@ -42,9 +43,9 @@ def castled(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def build(base: str, base_args: dict[str, Any], castling: dict[str, Any], **kwargs: Any) -> nn.Module:
     """The folded structure with fresh weights: the road of castle and fold itself, so it can't differ."""
     from .attention import before_forms
-    from .bundle_config import check_arguments
-    from .castle import castle_, close_masks
-    from .fold import fold_
+    from .bundle.config import check_arguments
+    from .castling import castle_, close_masks
+    from .folding import fold_
     from .recipe import Recipe
 
     check_arguments(base, (*base_args, *kwargs), Path("config.json"))

@@ -4,6 +4,7 @@ import ctypes
 import sys
 
 import pytest
+import timm
 import torch
 
 torch.set_num_threads(1)  # models this small are slower on more, and two test workers share two cores
@@ -25,3 +26,14 @@ def _signals_come_on_the_ordinary_stack() -> None:
     disable = 2  # SS_DISABLE of Linux
     if sys.platform == "linux":
         ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(None, disable, 0)), None)
+
+
+def tiny_vit(**arguments):
+    torch.manual_seed(0)
+    values = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
+    return timm.create_model("vit_tiny_patch16_224", **(values | arguments)).eval()
+
+
+@pytest.fixture
+def vit():
+    return tiny_vit

@@ -10,7 +10,7 @@ from timm.layers import LayerScale
 from torch import nn
 
 import castling_convert as cc
-from castling_convert.castle import close_masks
+from castling_convert.castling import close_masks
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import castling_convert as cc
 from castling_convert import pipeline
-from castling_convert.analysis.evaluate import evaluate
-from castling_convert.bundle import load_trained
-from castling_convert.distill.progress import Progress
+from castling_convert.bundle.reading import load_trained
+from castling_convert.distillation.progress import Progress
 from castling_convert.errors import CastlingError, CheckFailed, DataError, Interrupted
+from castling_convert.evaluation.evaluate import evaluate
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -108,13 +108,13 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path, file, monkey
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-@pytest.mark.parametrize("stage", ["measure", "certify", "bundle.save"])
+@pytest.mark.parametrize("stage", ["pipeline._accuracy", "pipeline.certify", "pipeline.bundle.save"])
 def test_ctrl_c_after_the_training_loses_nothing(tmp_path, file, monkeypatch, stage):
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"castling_convert.pipeline.{stage}", interrupted)
+        patch.setattr(f"castling_convert.{stage}", interrupted)
         with pytest.raises(Interrupted, match=r"after step 6 of 6.*--resume"):
             convert(tmp_path / "out", weights=file)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train"]
@@ -215,7 +215,7 @@ def test_failures_leave_no_output(tmp_path, file):
 def lose(monkeypatch, *drops: float) -> None:
     """Let the measured drops be these, in order; the models are far too small for real ones to mean something."""
     values = iter(drops)
-    monkeypatch.setattr("castling_convert.pipeline.drop_of", lambda *_: next(values))
+    monkeypatch.setattr("castling_convert.tasks.Classify.lost", lambda *_: next(values))
 
 
 def test_auto_castles_all_where_the_budget_allows_it(tmp_path, file):
@@ -470,10 +470,27 @@ def test_generated_images_are_no_data(tmp_path, file):
         convert(tmp_path / "other", weights=file, data="generated", max_drop=1.0)
 
 
-def test_a_budget_for_a_model_without_classes(tmp_path):
+def test_a_budget_for_a_model_without_classes_is_in_nearest_neighbours(tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **SMALL)
-    with pytest.raises(CastlingError, match=r"no classes.*--max-drop.*--num-classes"):
-        convert(tmp_path / "out", model=model, max_drop=1.0)
+    summary = convert(tmp_path / "out", model=model, layers="auto", max_drop=100.0)
+    assert summary["plan"]["measure"] == "nearest neighbours"
+    assert "cosine distance, rank" in summary["layers"][0]["why"]
+    with pytest.raises(CheckFailed, match=r"lost \d+\.\d\d points on 597 images, --max-drop 0 is allowed"):
+        convert(tmp_path / "other", model=model, max_drop=0.0)
+
+
+def test_features_of_a_model_with_classes(tmp_path):
+    """Its classifier is left out, of the copy that is converted."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10, **SMALL)
+    convert(tmp_path / "out", model=model, task="features")
+    assert cc.load(tmp_path / "out").num_classes == 0
+    assert model.num_classes == 10
+    model.reset_classifier(0)
+    with pytest.raises(CastlingError, match="has no classes to classify; leave out --task"):
+        convert(tmp_path / "other", model=model, task="classify")
+    with pytest.raises(CastlingError, match="no task 'feature'; did you mean features"):
+        convert(tmp_path / "other", model=model, task="feature")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_model_without_classes_is_matched_by_its_features(tmp_path):
@@ -488,8 +505,8 @@ def test_a_model_without_classes_is_matched_by_its_features(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert set(records[-1]["losses"]) == {"total", "attention", "features"}
     assert set(records[-1]["probe"]) == {"cosine"}
-    with pytest.raises(CastlingError, match="returns features, not classes"):
-        evaluate(tmp_path / "out", "digits")
+    with pytest.raises(CastlingError, match="handed over in Python; name it with --teacher"):
+        evaluate(tmp_path / "out", "digits")  # of features nothing is known without a teacher
     pair = tmp_path / "pair"
     pair.mkdir()
     for index in range(2):

@@ -203,7 +203,7 @@ def test_known_keys_are_dotted_and_whole() -> None:
     assert len(keys) == len(set(keys))
 
 
-BEFORE_FORMS = Path(__file__).parent / "data" / "before_forms"
+BEFORE_FORMS = Path(__file__).parent / "files" / "before_forms"
 """Files that version 0.1 of the package wrote, before there were linear forms."""
 
 

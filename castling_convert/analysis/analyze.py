@@ -12,16 +12,16 @@ from rich.console import Console
 from torch import nn
 
 from ..attention import AttentionCost, Shape, castled_cost, softmax_cost
-from ..castle import castle_, close_masks
-from ..distill.pace import measure_pace
-from ..export.parity import probe_images
+from ..bench.bench import check_cases, measure, random_weights_, softmax_baseline_
+from ..bench.cases import Case, Result
+from ..bench.latency import Ratio
+from ..bench.layers import BreakEven, LayerLatency, Layers
+from ..castling import castle_, close_masks
+from ..data.probe import probe_images
+from ..distillation.pace import measure_pace
 from ..families import AttentionLayer, family_of
-from ..fold import fold_
-from ..load import refuse_no_patch
+from ..folding import fold_
 from ..recipe import Recipe
-from .bench import Case, Result, check_cases, measure, random_weights_, softmax_baseline_
-from .latency import Ratio
-from .layers import BreakEven, LayerLatency, Layers
 
 ROUNDS = 5
 """Fewest calls of each variant: enough to tell a gain, and a large model at 1024x1024 does not take minutes."""
@@ -102,7 +102,7 @@ def analyze(
     check_cases(runtimes, precisions)
     softmax = softmax_baseline_(copy.deepcopy(model))
     folded = castled_twin(softmax, recipe)
-    sizes = tuple(dict.fromkeys(image_sizes)) or (tuple(softmax.patch_embed.img_size),)
+    sizes = tuple(dict.fromkeys(image_sizes)) or (family_of(softmax).image_size(softmax),)
     found = [layer for size in sizes for layer in shapes(softmax, folded, recipe, size)]
     say = console.print if console is not None else lambda line: None
     break_even: list[BreakEven] = []
@@ -110,8 +110,8 @@ def analyze(
         alone = Layers(folded, softmax, first, runtime, threads)
         for layer in (layer for layer in found if layer.names[0] == first):
             say(f"measuring {first} in {runtime}, {'x'.join(map(str, layer.image_size))} ...")
-            height, width = softmax.patch_embed.dynamic_feat_size(layer.image_size)
-            layer.latency[runtime] = alone.measure(height, width, seconds / 10, ROUNDS)
+            grids = {one.name: one.grid for one in family_of(softmax).layers(softmax, layer.image_size)}
+            layer.latency[runtime] = alone.measure(*grids[first], seconds / 10, ROUNDS)
         say(f"looking for the break-even of {first} in {runtime} ...")
         break_even.append(alone.break_even(seconds / 10, ROUNDS))
     cases: list[Result] = []
@@ -132,7 +132,7 @@ def analyze(
 def training_minutes(softmax: Any, recipe: Recipe, size: tuple[int, int]) -> float:
     """How long a conversion by `recipe` trains here: from a few steps of FEW images, in proportion to the batch."""
     teacher = copy.deepcopy(softmax)
-    teacher.set_input_size(img_size=size)
+    family_of(teacher).resize_(teacher, size)
     few = min(FEW, recipe.distill.batch_size)
     pace = measure_pace(castle_(copy.deepcopy(teacher), recipe), teacher, [probe_images(teacher, few)], recipe)
     return pace.minutes(recipe.distill) * recipe.distill.batch_size / few
@@ -148,21 +148,16 @@ def castled_twin(softmax: Any, recipe: Recipe) -> Any:
 def shapes(softmax: Any, folded: Any, recipe: Recipe, size: tuple[int, int]) -> list[LayerAnalysis]:
     """The layers that `recipe` castles, those of one shape together, with what each costs by formula at images of
     `size`, (height, width); ModelError when that holds no patch."""
-    height, width = softmax.patch_embed.dynamic_feat_size(size)
-    refuse_no_patch((height, width), size)
-    dim, prefix = softmax.embed_dim, softmax.num_prefix_tokens
-    tokens = prefix + height * width
-    found: dict[tuple[int, int], list[AttentionLayer]] = {}
-    for layer in family_of(softmax).layers(softmax):
+    found: dict[Shape, list[AttentionLayer]] = {}
+    for layer in family_of(softmax).layers(softmax, size):
         if layer.name in folded.castling.castled:
-            found.setdefault((layer.num_heads, layer.head_dim), []).append(layer)
+            found.setdefault(layer.shape, []).append(layer)
     return [
         LayerAnalysis(
-            [layer.name for layer in group], size, tokens, heads, head_dim,
+            [layer.name for layer in group], size, shape.tokens, shape.num_heads, shape.head_dim,
             softmax_cost(shape), castled_cost(shape, recipe.attention), {},
         )
-        for (heads, head_dim), group in found.items()
-        for shape in [Shape(tokens, dim, heads, head_dim, prefix)]
+        for shape, group in found.items()
     ]  # fmt: skip
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from .. import bundle
+from ..bench.bench import bench
+from ..bench.cases import CASTLED
+from ..bench.plot import latency_figure
+from ..data.probe import probe_images
 from ..errors import BundleError, CastlingError
-from ..export.parity import probe_images
+from ..families import family_of
 from ..files import writing_file
-from .bench import CASTLED, bench
-from .plot import latency_figure
 
 LATENCY_SIZES = (1, 1.5, 2)
 """Image sizes of the latency plot, in the model's own."""
@@ -62,7 +64,7 @@ def write_report(
 def _latency(path: Path, console: Console | None) -> str:
     """Both models against tokens, measured now and here."""
     model: Any = bundle.load(path)
-    own, patch = probe_images(model, 1).shape[-2:], model.patch_embed.patch_size
+    own, patch = probe_images(model, 1).shape[-2:], family_of(model).patch_size(model)
     sizes = [
         (patch[0] * round(factor * own[0] / patch[0]), patch[1] * round(factor * own[1] / patch[1]))
         for factor in LATENCY_SIZES

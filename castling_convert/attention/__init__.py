@@ -1,8 +1,9 @@
 """The mathematics of castled attention: pure torch, no timm."""
 
-from .castled import CastledAttention, FoldedAttention, Layout, Projections
+from .castled import CastledAttention, Projections
 from .config import AttentionConfig
 from .cost import AttentionCost, Shape
+from .folded import FoldedAttention, Layout
 from .forms import DEFAULT, FORMS, Form, before_forms, castled_cost, config_of, folded_form, softmax_cost, training_form
 from .grid import TokenGrid
 

@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from .castled import CastledAttention, FoldedAttention, Projections
+from .castled import CastledAttention, Projections
 from .config import AttentionConfig
 from .cost import Shape
+from .folded import FoldedAttention
 from .grid import TokenGrid
 from .norms import unit, wide
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +13,6 @@ from .depthwise import depthwise_conv, depthwise_residual, patches_residual
 from .grid import TokenGrid
 from .local import attention, window_softmax
 from .masked_softmax import CLOSED, masked_softmax
-
-Layout = Literal["product", "transpose"]
-"""How a folded layer puts channels before tokens, see `FoldedAttention.channels`."""
 
 WINDOW_SHARE = 0.3
 """What a window counts for beside the linear form before anything is trained."""
@@ -94,7 +90,7 @@ class _Castled(nn.Module):
     @property
     def has_rows(self) -> bool:
         """Whether exact softmax rows take the place of what the linear form says of prefix tokens."""
-        return self.config.prefix_rows and self.grid.num_prefix_tokens > 0
+        return self.config.prefix_rows and self.grid.prefix > 0
 
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The linear form itself: q, k, v, [B, heads, N, d], to [B, heads, N, d]."""
@@ -102,7 +98,7 @@ class _Castled(nn.Module):
 
     def patches(self, y: Tensor) -> Tensor:
         """Of the output of `linear`, what is of patches."""
-        return y[:, :, self.grid.num_prefix_tokens :]
+        return y[:, :, self.grid.prefix :]
 
     def attend(self, x: Tensor) -> Tensor:
         """Tokens [B, N, C] to merged heads, [B, N, heads·d]."""
@@ -121,7 +117,7 @@ class _Castled(nn.Module):
         if self.window_share is not None:
             windows = window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window)
             patches = patches + self.window_share.flatten().repeat_interleave(self.head_dim) * (windows - patches)
-        rows = self.rows(x, q, k, v) if self.has_rows else y[:, :, : self.grid.num_prefix_tokens]
+        rows = self.rows(x, q, k, v) if self.has_rows else y[:, :, : self.grid.prefix]
         return self.joined(rows, patches, v)
 
     def joined(self, rows: Tensor, patches: Tensor, v: Tensor) -> Tensor:
@@ -130,12 +126,12 @@ class _Castled(nn.Module):
         conv, on_grid = self.depthwise, self.config.depthwise == "grid"
         if conv is not None and on_grid:
             patches = patches + patches_residual(conv, v, self.grid)
-        y = torch.cat([merge_heads(rows), patches], 1) if self.grid.num_prefix_tokens else patches
+        y = torch.cat([merge_heads(rows), patches], 1) if self.grid.prefix else patches
         return y if conv is None or on_grid else y + depthwise_residual(conv, v, self.config, self.grid)
 
     def rows(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax of the prefix tokens over all tokens, [B, heads, prefix, d]."""
-        return attention(q[:, :, : self.grid.num_prefix_tokens], k, v, self.softmax_scale)
+        return attention(q[:, :, : self.grid.prefix], k, v, self.softmax_scale)
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj(y)
@@ -239,72 +235,3 @@ class CastledAttention(_Castled):
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj_drop(self.proj(y))
-
-
-class FoldedAttention(_Castled):
-    """Inference form of a `CastledAttention` whose mask is closed: no softmax branch, no parameter that could be
-    multiplied into another."""
-
-    channels_first: Layout | None = None
-    """Compute with channels before tokens where that can be; set at export for runtimes that are faster so."""
-
-    def __init__(self, trained: CastledAttention) -> None:
-        source = Projections(
-            trained.qkv, trained.proj, trained.num_heads, trained.head_dim, trained.softmax_scale,
-            trained.q_norm, trained.k_norm, trained.norm, trained.gate,
-        )  # fmt: skip
-        super().__init__(source, trained.config, trained.grid)
-        self.depthwise = trained.depthwise
-        share = trained.window_share
-        self.register_buffer("window_share", None if share is None else share.detach().clone())
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """As in training form."""
-        if self.channels_first and attn_mask is None and not is_causal and self.can_be_channels_first:
-            return self.project(self.attend_channels_first(x))
-        return super().forward(x, attn_mask, is_causal)
-
-    def projected(self, x: Tensor) -> tuple[Tensor, ...]:
-        if self.channels_first != "product":
-            return super().projected(x)
-        # Where products may be taken apart, three of them save the copies that taking their output apart is.
-        weights = self.qkv.weight.chunk(3)
-        biases = (None, None, None) if self.qkv.bias is None else self.qkv.bias.chunk(3)
-        parts = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        return tuple(part.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
-
-    @property
-    def can_be_channels_first(self) -> bool:
-        """Whether `attend_channels_first` computes what this layer computes."""
-        return False
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether there is neither a norm of q and k nor a norm or gate behind."""
-        identities = all(isinstance(module, nn.Identity) for module in (self.q_norm, self.k_norm, self.norm))
-        return identities and self.gate is None
-
-    def attend_channels_first(self, x: Tensor) -> Tensor:
-        """`attend` on tokens x, [B, N, C], with q, k and v never taken apart into heads of tokens."""
-        raise NotImplementedError
-
-    def channels(self, x: Tensor, *sizes: int) -> list[Tensor]:
-        """The outputs of `qkv` on tokens x, [B, N, C], in parts of these sizes, each [B, size, N]: as W xᵀ, which moves
-        nothing, or by one transposition of x Wᵀ."""
-        if self.channels_first == "transpose":
-            return list(self.qkv(x).transpose(1, 2).split(sizes, 1))
-        tokens = x.transpose(1, 2)
-        bias = self.qkv.bias if self.qkv.bias is not None else x.new_zeros(sum(sizes))
-        parts = zip(self.qkv.weight.split(sizes), bias.split(sizes), strict=True)
-        return [weight @ tokens + part[:, None] for weight, part in parts]
-
-    def residual(self, v: Tensor, prefix: Tensor | None = None) -> Tensor | None:
-        """The depthwise convolution of v, [B, heads·d, N], on the grid, with zeros or `prefix`, [B, heads·d, prefix],
-        before it; None where there is neither."""
-        B, size, N = v.shape
-        count = self.grid.num_prefix_tokens
-        if self.depthwise is None:
-            return None if prefix is None else F.pad(prefix, (0, N - count))
-        height, width = self.grid.shape_for(N)
-        convolved = self.depthwise(v[:, :, count:].reshape(B, size, height, width)).flatten(2)
-        return F.pad(convolved, (count, 0)) if prefix is None else torch.cat([prefix, convolved], 2)

@@ -34,14 +34,14 @@ def depthwise_residual(conv: nn.Conv2d, v: Tensor, config: AttentionConfig, grid
     if config.depthwise == "tokens":
         return conv(v).transpose(1, 2).flatten(2)
     out = patches_residual(conv, v, grid)
-    return F.pad(out, (0, 0, grid.num_prefix_tokens, 0)) if grid.num_prefix_tokens else out
+    return F.pad(out, (0, 0, grid.prefix, 0)) if grid.prefix else out
 
 
 def patches_residual(conv: nn.Conv2d, v: Tensor, grid: TokenGrid) -> Tensor:
     """Convolve v, [B, heads, N, d], over the patch grid: its patches with heads merged, [B, N - prefix, heads·d]."""
     B, heads, N, d = v.shape
     height, width = grid.shape_for(N)
-    patches = v.transpose(1, 2).reshape(B, N, heads * d)[:, grid.num_prefix_tokens :]
+    patches = v.transpose(1, 2).reshape(B, N, heads * d)[:, grid.prefix :]
     patches = patches.transpose(1, 2).reshape(B, heads * d, height, width)
     return conv(patches).flatten(2).transpose(1, 2)
 

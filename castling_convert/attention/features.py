@@ -28,9 +28,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .castled import CastledAttention, FoldedAttention, Projections
+from .castled import CastledAttention, Projections
 from .config import AttentionConfig
 from .cost import Shape
+from .folded import FoldedAttention
 from .grid import TokenGrid
 from .norms import unit, wide
 
@@ -142,7 +143,7 @@ class FoldedFeatures(FoldedAttention):
     def row_weights(self, x: Tensor) -> Tensor:
         """Softmax weights of the prefix tokens of x, [B, N, C], on all tokens, [B, heads, prefix, N]."""
         x = wide(x).transpose(1, 2)
-        prefix = self.grid.num_prefix_tokens
+        prefix = self.grid.prefix
         # The weights on the left: on the right they would be a linear layer, and be quantised. Each head's query by
         # itself in a column, zeros above and below: products of [heads, d, C] with a batch of as many images as there
         # are heads are mistaken for a batch of products by the exporter's simplifier.
@@ -176,7 +177,7 @@ class FoldedFeatures(FoldedAttention):
         y = (context @ queries / (total @ queries + SMALLEST)).reshape(B, size, N)
         rows = None
         if self.row_key is not None:
-            prefix = self.grid.num_prefix_tokens
+            prefix = self.grid.prefix
             # Beside y, as the convolution is: y is not taken apart, and what it has there is taken off.
             rows = (values @ self.row_weights(x).transpose(-1, -2)).reshape(B, size, prefix) - y[:, :, :prefix]
         residual = self.residual(v, rows)

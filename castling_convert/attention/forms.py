@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .angular import AngularAttention, AngularConfig, FoldedAngular, angular_cost
-from .castled import CastledAttention, FoldedAttention, Projections
+from .castled import CastledAttention, Projections
 from .config import AttentionConfig
 from .cost import AttentionCost, Shape
 from .features import FeaturesAttention, FeaturesConfig, FoldedFeatures, features_cost
+from .folded import FoldedAttention
 from .grid import TokenGrid
 from .landmarks import FoldedLandmarks, LandmarksAttention, LandmarksConfig, landmarks_cost
 from .snippet import FoldedSnippet, SnippetAttention, SnippetConfig, snippet_cost

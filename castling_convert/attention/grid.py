@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
 
 class TokenGrid:
     """Height and width of the patch grid, and the number of prefix tokens before it.
 
-    One object is shared by all castled layers of a model. Attention receives only tokens, and N alone
-    does not tell a 7 x 28 grid from a 14 x 14 one, so the grid is read where it is known: at the patch
-    embedding, which `follow` hooks. A model that accepts several image sizes must not run two of
+    One object is shared by all castled layers that see the same tokens. Attention receives only tokens, and N
+    alone does not tell a 7 x 28 grid from a 14 x 14 one, so the grid is read where it is known, at the patch
+    embedding; the model's family sees to it. A model that accepts several image sizes must not run two of
     different shape at once from two threads; give each thread its own copy.
     """
 
-    def __init__(self, height: int, width: int, num_prefix_tokens: int) -> None:
+    def __init__(self, height: int, width: int, prefix: int) -> None:
         self.height = height
         self.width = width
-        self.num_prefix_tokens = num_prefix_tokens
+        self.prefix = prefix
 
     @property
     def tokens(self) -> int:
         """N, prefix tokens included."""
-        return self.num_prefix_tokens + self.height * self.width
-
-    def follow(self, patch_embed: nn.Module, images: tuple[Any, ...]) -> None:
-        """Forward pre-hook of a timm patch embedding: take the grid of the images that come, [B, C, H, W]."""
-        self.height, self.width = patch_embed.dynamic_feat_size(tuple(images[0].shape[-2:]))  # type: ignore[operator]
+        return self.prefix + self.height * self.width
 
     def shape_for(self, tokens: int) -> tuple[int, int]:
         """The grid for a sequence of `tokens`; RuntimeError when they do not fill it."""
         if self.tokens != tokens:
             raise RuntimeError(
                 f"{tokens} tokens do not fill a {self.height}x{self.width} patch grid with "
-                f"{self.num_prefix_tokens} prefix tokens; patch dropout can't be used with depthwise 'grid'"
+                f"{self.prefix} prefix tokens; patch dropout can't be used with depthwise 'grid'"
             )
         return self.height, self.width

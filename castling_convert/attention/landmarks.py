@@ -30,9 +30,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from .castled import CastledAttention, FoldedAttention, Projections, _Castled
+from .castled import CastledAttention, Projections, _Castled
 from .config import AttentionConfig
 from .cost import Shape
+from .folded import FoldedAttention
 from .grid import TokenGrid
 from .local import attention, window_softmax
 from .norms import wide
@@ -78,7 +79,7 @@ class _Landmarks(_Castled):
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v, [B, heads, N, d], to the outputs of all tokens, or, where prefix tokens have exact rows, of the
         patches alone; without windows."""
-        return self.to_landmarks(q[:, :, self.grid.num_prefix_tokens :] if self.has_rows else q, *self.pool(k, v))
+        return self.to_landmarks(q[:, :, self.grid.prefix :] if self.has_rows else q, *self.pool(k, v))
 
     def pool(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What landmarks make of k and v, [B, heads, N, d]: keys and values, [B, heads, M, d], and what is added to
@@ -97,7 +98,7 @@ class _Landmarks(_Castled):
             return super().attend_linearly(x, q, k, v)
         landmarks = self.pool(k, v)
         patches = window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window, landmarks)
-        first = q[:, :, : self.grid.num_prefix_tokens]
+        first = q[:, :, : self.grid.prefix]
         rows = self.rows(x, q, k, v) if self.has_rows else self.to_landmarks(first, *landmarks)
         return self.joined(rows, patches, v)
 
@@ -154,7 +155,7 @@ class FoldedLandmarks(_Landmarks, FoldedAttention):
         y = (values @ weights.transpose(-2, -1)).reshape(B, size, N)
         rows = None
         if self.has_rows:
-            prefix = self.grid.num_prefix_tokens
+            prefix = self.grid.prefix
             shares = (queries[..., :prefix].transpose(-2, -1) @ tokens).softmax(-1)  # B, heads, prefix, N
             # Beside y, as the convolution is: y is not taken apart, and what it has there is taken off.
             rows = (each @ shares.transpose(-2, -1)).reshape(B, size, prefix) - y[:, :, :prefix]

@@ -66,7 +66,7 @@ def window_softmax(
         inside = (inside_row[:, None] & inside_column).reshape(rows, side, columns, side).transpose(1, 2)
         inside = inside.reshape(1, rows * columns, 1, side * side)
         outside = torch.zeros_like(inside, dtype=q.dtype).masked_fill(~inside, -torch.inf).repeat(1, heads, 1, 1)
-    q, k, v = (windows(x[:, :, grid.num_prefix_tokens :]) for x in (q, k, v))
+    q, k, v = (windows(x[:, :, grid.prefix :]) for x in (q, k, v))
     if beside is None:
         y = attention(q, k, v, softmax_scale, outside)
     else:

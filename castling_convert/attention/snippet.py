@@ -16,9 +16,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .angular import GAIN_TO_SCALE
-from .castled import CastledAttention, FoldedAttention
+from .castled import CastledAttention
 from .config import AttentionConfig
 from .cost import Shape
+from .folded import FoldedAttention
 from .norms import l2_normalize, unit, wide
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ..distill.interrupt import Interrupt, stopping_signals
+from ..distillation.interrupt import Interrupt, stopping_signals
 from ..errors import CastlingError
 from ..version import __version__
 from . import analyze, bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify

@@ -53,9 +53,9 @@ def command(
     model, softmax against castled, as castling bench does it; and from how many tokens on castling is faster.
     """
     from ..analysis.analyze import analyze
-    from ..analysis.bench import RUNTIMES
-    from ..export import FORMATS
-    from ..load import load_model, parse_model_args
+    from ..bench.runtimes import RUNTIMES
+    from ..exporting import FORMATS
+    from ..loading import load_model, parse_model_args
     from ..recipe import Recipe
 
     precisions = precisions or ("fp32",)
@@ -86,7 +86,7 @@ def command(
 def _print(found: Analysis) -> None:
     from rich.table import Table
 
-    from ..analysis.bench import CASTLED
+    from ..bench.cases import CASTLED
 
     console = result_console()
     table = Table(title=f"{found.model}, attention layers, {found.threads} threads, batch 1", title_justify="left")

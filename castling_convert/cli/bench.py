@@ -10,7 +10,7 @@ import click
 from .options import PATH, json_option, measuring_options, print_json, progress_console, result_console
 
 if TYPE_CHECKING:
-    from ..analysis.bench import Result
+    from ..bench.cases import Result
 
 
 @click.command("bench", epilog="Example, after castling demo: castling bench castled/digits --seconds 2")
@@ -39,8 +39,8 @@ def command(
     medians, softmax over castled: above 1 castling is faster. Its interval is a 95 % bootstrap interval. In int8
     the castled model has the layers in float that its accuracy needs so, the softmax model has none.
     """
-    from ..analysis.bench import bench
-    from ..analysis.plot import check_format, plot_latency
+    from ..bench.bench import bench
+    from ..bench.plot import check_format, plot_latency
 
     if plot is not None:
         check_format(plot)
@@ -69,7 +69,7 @@ def command(
 def _print_table(target: Path, results: list[Result]) -> None:
     from rich.table import Table
 
-    from ..analysis.bench import CASTLED
+    from ..bench.cases import CASTLED
 
     table = Table(title=f"{target}, {results[0].threads} threads", title_justify="left")
     for column in ("case", "tokens", "castled, ms (p95)", "softmax, ms (p95)", "softmax is", "ratio [95 %]",

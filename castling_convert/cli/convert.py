@@ -19,13 +19,18 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
 @click.option("--data", help=data_help + " Without it generated images are used.")
 @click.option("--recipe", help="A shipped recipe, or a YAML file [default: castling; datafree without --data].")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; repeatable.")
-@click.option("--layers", help="all, auto, or block numbers such as 0-7,9 [default: the recipe's].")
+@click.option(
+    "--layers",
+    help="all, auto, or block numbers and module names, such as 0-7,9 or 'blocks.*.attn' [default: the recipe's].",
+)
 @click.option(
     "--max-drop",
     type=float,
     metavar="POINTS",
-    help="Top-1 points that may be lost; more, and nothing is published. With --layers auto the budget.",
+    help="Points of top-1 (or of nearest neighbours of features) that may be lost; more, and nothing is published. "
+    "With --layers auto the budget.",
 )
+@click.option("--task", help="classify or features [default: what the model is for]. features leaves a classifier out.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: the recipe's].")
 @click.option("--minutes", type=float, metavar="N", help="Choose the steps so that training takes about as long.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed [default: the recipe's].")
@@ -48,7 +53,7 @@ def command(
 ) -> None:
     """Castle a softmax ViT, distil it until its masks are closed, fold it, write a bundle."""
     from ..errors import RecipeError
-    from ..load import parse_model_args
+    from ..loading import parse_model_args
     from ..pipeline import convert, default_recipe
     from ..recipe import Recipe
     from .summary import print_summary

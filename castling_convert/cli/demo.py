@@ -26,7 +26,7 @@ def command(output: Path | None, data: str, seed: int, as_json: bool) -> None:
     finds hard. Needs no download; a bundle of an earlier demo is replaced.
     """
     from ..analysis.report import write_report
-    from ..demo import run
+    from ..demo.demo import run
     from .summary import print_summary
 
     output = output or Path("castled") / data

@@ -11,7 +11,7 @@ from .options import json_option, print_json
 @json_option
 def command(as_json: bool) -> None:
     """Versions, devices, runtimes, and what each export format needs and whether it is there."""
-    from ..analysis.doctor import examine
+    from ..doctor import examine
 
     report = examine()
     if as_json:

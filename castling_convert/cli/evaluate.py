@@ -8,6 +8,16 @@ import click
 
 from .options import PATH, data_help, json_option, print_json, progress_console, result_console
 
+COLUMNS = {
+    "top1": "top-1", "top5": "top-5", "agreement": "agreement with teacher",
+    "cosine": "cosine with teacher", "neighbours": "same nearest neighbour",
+}  # fmt: skip
+"""Of what the tasks measure."""
+
+
+def _shown(column: str, value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if column == "cosine" else f"{value:.2f} %"
+
 
 @click.command("evaluate", epilog="Example, after castling demo: castling evaluate castled/digits --data digits")
 @click.argument("target", type=PATH, metavar="BUNDLE_OR_ARTIFACT")
@@ -24,10 +34,11 @@ def command(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Top-1 and top-5 of teacher and castled model side by side, and how often they agree."""
+    """Top-1 and top-5 of teacher and castled model side by side, and how often they agree; of a model without classes,
+    how alike its features are to the teacher's."""
     from rich.table import Table
 
-    from ..analysis.evaluate import evaluate
+    from ..evaluation.evaluate import evaluate
 
     results, notes = evaluate(
         target,
@@ -42,13 +53,12 @@ def command(
         return
     images = next(iter(results.values())).images
     table = Table(title=f"{target} on {images} images of {data}", title_justify="left")
-    for column in ("model", "top-1", "top-5", "agreement with teacher"):
+    columns = [name for name in next(iter(results.values())).to_dict() if name != "images"]
+    for column in ("model", *(COLUMNS[name] for name in columns)):
         table.add_column(column)
     for name, result in results.items():
-        shown = (
-            f"{value:.2f} %" if value is not None else "-" for value in (result.top1, result.top5, result.agreement)
-        )
-        table.add_row(name, *shown)
+        values = result.to_dict()
+        table.add_row(name, *(_shown(column, values[column]) for column in columns))
     result_console().print(table)
     for note in notes:
         click.echo(note)

@@ -53,9 +53,9 @@ def command(
     **options: Any,
 ) -> None:
     """Export BUNDLE (default: the newest under castled/) and check it against the folded model."""
-    from ..bundle import newest
-    from ..export import export_bundle, find_format
-    from ..export.triton import refuse_suffix, serve
+    from ..bundle.reading import newest
+    from ..exporting import export_bundle, find_format
+    from ..exporting.triton import refuse_suffix, serve
 
     chosen = find_format(format_, precision)
     if triton is not None:

@@ -36,14 +36,17 @@ def command(
     from rich.table import Table
 
     from ..analysis.macs import count_macs
-    from ..analysis.sensitivity import SENSITIVITY_IMAGES, sensitivities
-    from ..castle import castle, close_masks
-    from ..distill.data import GENERATED, Preprocessing, kept, open_data, some_images
+    from ..castling import castle, close_masks
+    from ..data.loaders import kept, some_images
+    from ..data.preprocessing import Preprocessing
+    from ..data.spec import GENERATED, open_data
     from ..errors import DataError
     from ..families import family_of
-    from ..fold import fold_
-    from ..load import load_model, parse_model_args
+    from ..folding import fold_
+    from ..loading import load_model, parse_model_args
+    from ..planning.sensitivity import SENSITIVITY_IMAGES, sensitivities
     from ..recipe import Recipe
+    from ..tasks import task_of
 
     if data is not None and not sensitivity:
         raise DataError("--data is for --sensitivity; add it, or leave --data out")
@@ -63,13 +66,14 @@ def command(
         close_masks(student)
         macs["castled"] = count_macs(fold_(student))
     measured: dict[str, Any] = {}
+    unit = task_of(loaded).distance
     if sensitivity and "castled" in macs:
         preprocessing = Preprocessing.of(loaded)
         images = some_images(
             open_data(data or GENERATED, preprocessing, "train"), kept(SENSITIVITY_IMAGES, preprocessing)
         )
         for entry in sensitivities(loaded, Recipe.load("castling"), images):
-            click.echo(f"block {entry.block}: {entry.divergence:.3g} nats", err=True)
+            click.echo(f"block {entry.block}: {entry.divergence:.3g} {unit}", err=True)
             measured |= dict.fromkeys(entry.layers, entry)
     if as_json:
         values: list[dict[str, Any]] = [
@@ -84,7 +88,7 @@ def command(
     )
     for column in ("layer", "kind", "tokens", "heads", "head dim", "can be castled"):
         table.add_column(column)
-    for column in ("KL, nats", "agreement") if measured else ():
+    for column in (f"divergence, {unit}", "agreement") if measured else ():
         table.add_column(column, justify="right")
     for layer in layers:
         row = [layer.name, layer.kind, str(layer.tokens), str(layer.num_heads), str(layer.head_dim),
@@ -96,8 +100,8 @@ def command(
     result_console().print(table)
     if measured:
         click.echo(
-            f"KL and agreement: this block alone castled, not trained, against the whole model, on {len(images)} "
-            f"images ({data or GENERATED}); --layers auto keeps the largest KL as softmax first"
+            f"divergence and agreement: this block alone castled, not trained, against the whole model, on "
+            f"{len(images)} images ({data or GENERATED}); --layers auto keeps the largest as softmax first"
         )
     if "castled" in macs:
         softmax, castled = (f"{value / 1e9:.2f} G" for value in macs.values())

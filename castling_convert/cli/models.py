@@ -16,7 +16,7 @@ def command(pattern: str, as_json: bool) -> None:
     """List the aliases and the timm names that can be castled; PATTERN may hold * and ?."""
     from ..errors import ModelError, did_you_mean
     from ..families import castable_names
-    from ..load import ALIASES
+    from ..loading import ALIASES
 
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     castable = set(castable_names())

@@ -34,7 +34,7 @@ def command(
     from rich.table import Table
 
     from ..errors import CheckFailed
-    from ..export.verify import verify
+    from ..verification.artifact import verify
 
     if artifact.is_dir():
         _ladder(artifact, data, limit, as_json)
@@ -44,12 +44,12 @@ def command(
         print_json(result.to_dict())
     else:
         table = Table(title=f"{artifact} on {result.images}", title_justify="left")
-        for column in ("against", "max error", "mean error", "top-1 agreement", "holds"):
+        for column in ("against", "max error", "mean error", "agreement", "holds"):
             table.add_column(column)
         for name, parity in (("folded model", result.folded), ("trained model", result.trained)):
             if parity is not None:
                 table.add_row(name, f"{parity.max_error:.1e}", f"{parity.mean_error:.1e}",
-                              f"{parity.top1_agreement:.1f} %", "yes" if parity.holds else "NO")  # fmt: skip
+                              f"{parity.agreement:.1f} %", "yes" if parity.holds else "NO")  # fmt: skip
         result_console().print(table)
         if result.trained is None:
             click.echo(
@@ -67,7 +67,7 @@ def _ladder(path: Path, data: str | None, limit: int, as_json: bool) -> None:
     from rich.table import Table
 
     from ..errors import CheckFailed
-    from ..export.ladder import FILE, ladder
+    from ..verification.ladder import FILE, ladder
 
     result = ladder(path, data, limit)
     if as_json:
@@ -83,7 +83,7 @@ def _ladder(path: Path, data: str | None, limit: int, as_json: bool) -> None:
             else:
                 parity = rung.parity
                 table.add_row(rung.name, rung.precision, f"{parity.max_error:.1e}", f"{parity.mean_error:.1e}",
-                              f"{parity.top1_agreement:.1f} %", top1, rung.allowed or "",
+                              f"{parity.agreement:.1f} %", top1, rung.allowed or "",
                               "yes" if rung.holds else f"NO {rung.note}")  # fmt: skip
         result_console().print(table)
         click.echo(f"kept in {path / FILE}")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
-from ..attention import Projections, TokenGrid
+from ..attention import Projections, Shape, TokenGrid
+from ..errors import ModelError
+
+Size = tuple[int, int]
+"""(height, width)."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +23,12 @@ class AttentionLayer:
 
     Attributes:
         name: dotted module name, such as `blocks.3.attn`.
-        block: index of its transformer block, None outside the blocks.
+        block: number of its transformer block in forward order, None outside the blocks.
         kind: class name of the module.
-        tokens: sequence length N at the model's current image size.
+        tokens: sequence length N of its queries at the image size that was asked for.
+        grid: height and width of its patches. prefix: how many tokens there are beside them.
+        dim: channels of a token.
+        keys: sequence length of its keys, N too where they are not reduced.
         reason: why it can't be castled; None when it can.
     """
 
@@ -28,18 +38,30 @@ class AttentionLayer:
     num_heads: int
     head_dim: int
     tokens: int
+    grid: Size
+    prefix: int
+    dim: int
+    keys: int
     reason: str | None = None
 
     @property
     def castable(self) -> bool:
         return self.reason is None
 
+    @property
+    def shape(self) -> Shape:
+        """What its cost is computed from."""
+        return Shape(self.tokens, self.dim, self.num_heads, self.head_dim, self.prefix)
+
 
 class Family(ABC):
-    """One model family. `timm_modules` are the timm modules whose models belong to it."""
+    """One model family, and all that is known of its structure: nobody else looks inside a model.
+
+    `timm_modules` are the timm modules whose models belong to it.
+    """
 
     title: str
-    timm_modules: tuple[str, ...]
+    timm_modules: tuple[str, ...] = ()
     excluded_names: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -47,16 +69,28 @@ class Family(ABC):
         """Whether `model` belongs to this family."""
 
     @abstractmethod
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
-        """Every attention layer of `model`, in forward order, castable or with the reason why not."""
+    def layers(self, model: nn.Module, image_size: Size | None = None) -> list[AttentionLayer]:
+        """Every attention layer of `model`, in forward order, castable or with the reason why not.
+
+        Args:
+            image_size: what its tokens are counted at; the model's own when left out.
+
+        Raises:
+            ModelError: such images hold no patch.
+        """
 
     @abstractmethod
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Projections:
         """The trained modules of a castable layer."""
 
     @abstractmethod
-    def token_grid(self, model: nn.Module) -> TokenGrid:
-        """A grid that follows the images the model is given."""
+    def grids(self, model: nn.Module, layers: Sequence[AttentionLayer]) -> dict[str, TokenGrid]:
+        """The grid of each of these layers, by name; it follows the images that the model is given."""
+
+    @abstractmethod
+    def blocks(self, model: nn.Module) -> list[str]:
+        """Names of the transformer blocks, in forward order. Their matrices are what Muon is for, and folding is
+        certified after each."""
 
     @abstractmethod
     def has_token_dropout(self, model: nn.Module) -> bool:
@@ -65,3 +99,40 @@ class Family(ABC):
     @abstractmethod
     def absorb_layer_scale_(self, model: nn.Module) -> int:
         """Multiply every LayerScale into the projection before it, in place; the number absorbed."""
+
+    @abstractmethod
+    def image_size(self, model: nn.Module) -> Size:
+        """What the model is made for now."""
+
+    @abstractmethod
+    def patch_size(self, model: nn.Module) -> Size:
+        """What image sizes are multiples of, where they may differ."""
+
+    @abstractmethod
+    def resize_(self, model: nn.Module, image_size: Size) -> None:
+        """Make the model one for images of another size, position embeddings resampled.
+
+        Raises:
+            ModelError: it can't be.
+        """
+
+    @abstractmethod
+    def any_size_(self, model: nn.Module) -> None:
+        """Let the model take any image size, by operators that every runtime has.
+
+        Raises:
+            ModelError: it can't be.
+        """
+
+    @abstractmethod
+    def to_half_(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Everything before the head in `dtype`, the islands that need float32 excepted."""
+
+
+def set_input_size_(model: Any, image_size: Size) -> None:
+    """timm's own way to another image size; ModelError with the reason where it has none."""
+    try:
+        model.set_input_size(img_size=image_size)
+    except (AssertionError, AttributeError, ValueError, RuntimeError) as error:
+        height, width = image_size
+        raise ModelError(f"the model can't take {height}x{width} images: {error}") from None

@@ -6,7 +6,7 @@ output norms, gates, register tokens, parallel blocks and models without a class
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,13 @@ from timm.models.vision_transformer import (
     ParallelThingsBlock,
     VisionTransformer,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from ..attention import Projections, TokenGrid
-from .base import AttentionLayer, Family
+from ..errors import ModelError
+from .base import AttentionLayer, Family, Size, set_input_size_
+from .half import NORMS, Float32Norm
+from .positions import cubic_weights
 
 _REASONS: dict[type[nn.Module], str] = {
     DiffAttention: "differential attention subtracts two softmax maps and has no angular form",
@@ -50,8 +53,10 @@ class VisionTransformerFamily(Family):
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, VisionTransformer)
 
-    def layers(self, model: nn.Module) -> list[AttentionLayer]:
-        tokens = _tokens(model)
+    def layers(self, model: nn.Module, image_size: Size | None = None) -> list[AttentionLayer]:
+        height, width = _grid(model, image_size or self.image_size(model))
+        prefix: int = model.num_prefix_tokens  # type: ignore[assignment]
+        tokens = prefix + height * width
         found = []
         for name, module in model.named_modules():
             if type(module) in (Attention, AttentionRope):
@@ -72,6 +77,10 @@ class VisionTransformerFamily(Family):
                     num_heads=module.num_heads,
                     head_dim=module.head_dim,
                     tokens=tokens,
+                    grid=(height, width),
+                    prefix=prefix,
+                    dim=model.embed_dim,  # type: ignore[arg-type]
+                    keys=tokens,
                     reason=reason,
                 )
             )
@@ -92,11 +101,14 @@ class VisionTransformerFamily(Family):
             proj_drop=attention.proj_drop.p,
         )
 
-    def token_grid(self, model: Any) -> TokenGrid:
+    def grids(self, model: Any, layers: Sequence[AttentionLayer]) -> dict[str, TokenGrid]:
         height, width = model.patch_embed.grid_size
         grid = TokenGrid(height, width, model.num_prefix_tokens)
-        model.patch_embed.register_forward_pre_hook(grid.follow)
-        return grid
+        model.patch_embed.register_forward_pre_hook(_Follow(grid))
+        return {layer.name: grid for layer in layers}
+
+    def blocks(self, model: Any) -> list[str]:
+        return [f"blocks.{name}" for name, _ in model.blocks.named_children()]
 
     def has_token_dropout(self, model: nn.Module) -> bool:
         return isinstance(model.patch_drop, PatchDropout)
@@ -110,6 +122,50 @@ class VisionTransformerFamily(Family):
                 setattr(owner, name, nn.Identity())
                 absorbed += 1
         return absorbed
+
+    def image_size(self, model: Any) -> Size:
+        height, width = model.patch_embed.img_size
+        return height, width
+
+    def patch_size(self, model: Any) -> Size:
+        height, width = model.patch_embed.patch_size
+        return height, width
+
+    def resize_(self, model: Any, image_size: Size) -> None:
+        set_input_size_(model, image_size)
+
+    def any_size_(self, model: Any) -> None:
+        """Let a plain ViT take any image size; its position embeddings are resampled to each.
+
+        timm's `dynamic_img_size` does the same by Resize with antialiased cubic filters, which TensorRT does not
+        have and OpenVINO computes differently; two small products with the filters' weights run everywhere.
+        """
+        embed = model.patch_embed
+        embed.strict_img_size = False
+        if model.pos_embed is None:
+            return
+        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+        tokens, positions = model.pos_embed.detach().split([prefix, model.pos_embed.shape[1] - prefix], dim=1)
+        first = 0
+        for name in ("cls_token", "dist_token", "reg_token"):  # in the order of the sequence
+            token = getattr(model, name, None)
+            if token is not None and prefix:
+                token.data = token.data + tokens[:, first : first + token.shape[1]]
+                first += token.shape[1]
+        model.pos_embed = nn.Parameter(torch.zeros_like(positions[:, :1]), requires_grad=False)
+        grid = positions[0].unflatten(0, embed.grid_size).transpose(1, 2).contiguous()  # height, C, width
+        embed.register_buffer("positions", grid, persistent=False)
+        embed.register_forward_hook(_add_positions)
+
+    def to_half_(self, model: Any, dtype: torch.dtype) -> None:
+        for name in ("patch_embed", "norm_pre", "blocks"):
+            getattr(model, name).to(dtype)
+        for parameter in model.parameters(recurse=False):  # tokens and position embeddings
+            parameter.data = parameter.data.to(dtype)
+        features = [(name, module) for name, module in model.named_modules() if isinstance(module, NORMS)]
+        for name, module in features:
+            if name.startswith(("patch_embed.", "blocks.")) or name in ("norm_pre", "norm"):
+                model.set_submodule(name, Float32Norm(module))
 
 
 def _layer_scales(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module | None]]:
@@ -126,9 +182,36 @@ def _layer_scales(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module 
                 yield branch, "ls", getattr(branch.mlp, "fc2", None)
 
 
-def _tokens(model: Any) -> int:
-    height, width = model.patch_embed.grid_size
-    return height * width + model.num_prefix_tokens
+def _grid(model: Any, image_size: Size) -> Size:
+    """Height and width of the patch grid of such images."""
+    height, width = model.patch_embed.dynamic_feat_size(image_size)
+    if 0 in (height, width):
+        raise ModelError(
+            f"images of {'x'.join(map(str, image_size))} hold no patch of this model; give a larger --image-size"
+        )
+    return height, width
+
+
+class _Follow:
+    """Forward pre-hook of a patch embedding: `grid` becomes that of the images that come, [B, C, H, W]. A copy of the
+    model has a copy of the grid, in the hook as in the layers."""
+
+    def __init__(self, grid: TokenGrid) -> None:
+        self.grid = grid
+
+    def __call__(self, patch_embed: Any, images: tuple[torch.Tensor, ...]) -> None:
+        self.grid.height, self.grid.width = patch_embed.dynamic_feat_size(tuple(images[0].shape[-2:]))
+
+
+def _add_positions(embed: Any, inputs: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
+    """Forward hook of a patch embedding: tokens [B, N, C] with the positions of this image's grid."""
+    height, width = embed.dynamic_feat_size(tuple(inputs[0].shape[-2:]))
+    grid = embed.positions.float()  # old height, C, old width
+    rows, columns = cubic_weights(grid.shape[0], height), cubic_weights(grid.shape[2], width)
+    # Products of matrices alone: OpenVINO's CPU plugin fails on other ranks.
+    wide = (grid.flatten(0, 1) @ columns.T).reshape(grid.shape[0], -1)  # old height, C·width
+    resampled = (rows @ wide).reshape(height, grid.shape[1], width).transpose(1, 2)  # height, width, C
+    return tokens + resampled.reshape(1, height * width, -1).to(tokens.dtype)
 
 
 def _fuse_qkv(attention: Any) -> nn.Linear:

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import castling_convert as cc
-from castling_convert.analysis import layers as layers_module
 from castling_convert.analysis.analyze import LayerAnalysis, advise, analyze, castled_twin, shapes
-from castling_convert.analysis.bench import CASTLED, PLAIN, Case, Result
-from castling_convert.analysis.latency import Latency, Ratio
-from castling_convert.analysis.layers import BreakEven, LayerLatency, Layers
 from castling_convert.analysis.macs import count_macs
 from castling_convert.attention import AttentionCost, FoldedAttention
+from castling_convert.bench import layers as layers_module
+from castling_convert.bench.cases import CASTLED, PLAIN, Case, Result
+from castling_convert.bench.latency import Latency, Ratio
+from castling_convert.bench.layers import BreakEven, LayerLatency, Layers
 from castling_convert.errors import ExportError, ModelError
 from tests.models import KINDS, images, tiny
 

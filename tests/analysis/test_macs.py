@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import castling_convert as cc
 from castling_convert.analysis.macs import count_macs, count_parameters
 from castling_convert.attention import Shape, castled_cost, softmax_cost
-from castling_convert.castle import close_masks
+from castling_convert.castling import close_masks
 
 D, DEPTH, HEADS, PATCH, SIDE, CLASSES = 32, 2, 4, 8, 32, 10
 PATCHES = (SIDE // PATCH) ** 2

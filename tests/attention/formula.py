@@ -124,7 +124,7 @@ def residual(weight: Tensor | None, v: Tensor, config: Any, height: int, width: 
 def castled(layer: Any, x: Tensor, threshold: float) -> Tensor:
     """What a training-form layer computes on x, [B, N, C], at a mask threshold; 1 is a closed mask."""
     config, grid = layer.config, layer.grid
-    place = (grid.height, grid.width, grid.num_prefix_tokens)
+    place = (grid.height, grid.width, grid.prefix)
     q, k, v = heads_of(layer.qkv, x, layer.num_heads)
     scale = q.shape[-1] ** -0.5
     softmax = (q @ k.transpose(-2, -1) * scale).softmax(-1)
@@ -139,7 +139,7 @@ def castled(layer: Any, x: Tensor, threshold: float) -> Tensor:
         y = landmarks(q, k, v, layer, place)
     else:
         y = features(q, k, v, layer, config)
-    prefix = grid.num_prefix_tokens
+    prefix = grid.prefix
     if config.window and config.form != "landmarks":
         share = layer.window_share * (torch.arange(v.shape[2])[:, None] >= prefix)
         y = (1 - share) * y + share * windows(q, k, v, scale, config.window, *place)

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import castling_convert as cc
-from castling_convert.castle import castled_layers
+from castling_convert.castling import castled_layers
 from tests.models import FAST, FEATURES, KINDS, LANDMARKS, SNIPPET, WINDOW, closed_student, images, recipe, shake_, tiny
 
 FORMS = {

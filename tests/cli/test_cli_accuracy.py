@@ -21,7 +21,7 @@ def test_a_budget_that_is_kept(convert, here):
 
 
 def test_a_budget_that_is_not_kept_exits_1_and_publishes_nothing(convert, castling, here, monkeypatch):
-    monkeypatch.setattr("castling_convert.pipeline.drop_of", lambda *_: 7.0)
+    monkeypatch.setattr("castling_convert.tasks.Classify.lost", lambda *_: 7.0)
     convert("--max-drop", 0.5).failed(1, "lost 7.00 points on 597 images", "--max-drop 0.5", "out/train/rejected")
     assert not (here / "out" / "config.json").exists()
     castling("evaluate", "out/train/rejected", "--data", "digits").done()
@@ -65,7 +65,7 @@ def test_without_data_another_recipe_is_taken(castling, tiny, here):
 def test_inspect_sensitivity(castling, tiny):
     model = [word for word in tiny[:-4] if word != "--device"]
     shown = castling("inspect", *model, "--sensitivity", "--data", "digits").done().out
-    assert "KL, nats" in shown
+    assert "divergence, nats" in shown
     assert "256 images (digits)" in " ".join(shown.split())
     values = json.loads(castling("inspect", *model, "--sensitivity", "--json").done().out)
     assert all(layer["divergence"] >= 0 and 0 <= layer["agreement"] <= 100 for layer in values["layers"])

@@ -326,7 +326,8 @@ def test_evaluate_of_a_bundle_and_of_its_artifact_are_the_same(castling, bundle)
 
 
 def test_evaluate_takes_its_numbers_from_the_images(castling, bundle):
-    from castling_convert.distill.data import Preprocessing, open_data
+    from castling_convert.data.preprocessing import Preprocessing
+    from castling_convert.data.spec import open_data
 
     model = cc.load(bundle)
     data = open_data("digits", Preprocessing.of(model), "validation").dataset

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import castling_convert as cc
 from castling_convert.errors import BundleError
-from castling_convert.load import load_model
+from castling_convert.loading import load_model
 
 DIGITS = ("--data", "digits", "--steps", "2", "--output", "out")
 
@@ -35,7 +35,7 @@ def unfinished(convert, monkeypatch, step: int = 1):
     """A run that was interrupted after `step` steps, by a signal as Ctrl-C sends it."""
     import signal
 
-    from castling_convert.distill.progress import Progress
+    from castling_convert.distillation.progress import Progress
 
     whole = Progress.step
 
@@ -310,13 +310,12 @@ def test_a_write_that_fails_late(here, tiny, environment, limit, steps):
 
 
 def test_a_write_that_fails_at_the_bundle_keeps_the_training(convert, monkeypatch, here):
-    import castling_convert.bundle as bundle
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bundle, "save_file", full)
+        patch.setattr("castling_convert.bundle.writing.save_file", full)
         convert().failed(2, "no space left for out", "--resume")
     assert [path.name for path in here.iterdir()] == ["out"]
     assert [path.name for path in (here / "out").iterdir()] == ["train"]

@@ -37,8 +37,10 @@ def test_deit_s_from_a_file_on_photographs(castling, here, photographs):
     assert parity["folded"]["max_error"] <= 1e-4
     assert parity["trained"]["max_error"] <= 1e-4
 
-    from castling_convert.distill.data import Preprocessing, open_data, some_images
-    from castling_convert.export.onnx import OnnxModel
+    from castling_convert.artifact.onnx_model import OnnxModel
+    from castling_convert.data.loaders import some_images
+    from castling_convert.data.preprocessing import Preprocessing
+    from castling_convert.data.spec import open_data
 
     loaded = cc.load("out")
     by_timm = timm.create_model("local-dir:out", pretrained=True).eval()

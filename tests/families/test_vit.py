@@ -14,7 +14,7 @@ from timm.models._features import FeatureGetterNet
 import castling_convert as cc
 from castling_convert.attention import CastledAttention
 from castling_convert.attention.angular import FoldedAngular
-from castling_convert.castle import castled_layers, close_masks
+from castling_convert.castling import castled_layers, close_masks
 from castling_convert.families import FAMILIES, castable_names, family_of
 from tests.models import KINDS, closed_student, images, recipe, shake_, tiny
 

@@ -1,0 +1,49 @@
+"""The bundle: a folder with the folded model and everything known about how it came to be."""
+
+from .checking import check, read_config, read_summary
+from .layout import (
+    ALIGNED,
+    ARCHITECTURE,
+    CONFIG,
+    FORMAT,
+    METRICS,
+    PLAN,
+    RECIPE,
+    REJECTED,
+    STATE,
+    SUMMARY,
+    TRAIN,
+    TRAINED,
+    WEIGHTS,
+)
+from .reading import load, load_trained, newest
+from .versions import version_of, versions
+from .writing import recover_from_kill, refuse_in_the_way, save, state_bytes
+
+__all__ = [
+    "ALIGNED",
+    "ARCHITECTURE",
+    "CONFIG",
+    "FORMAT",
+    "METRICS",
+    "PLAN",
+    "RECIPE",
+    "REJECTED",
+    "STATE",
+    "SUMMARY",
+    "TRAIN",
+    "TRAINED",
+    "WEIGHTS",
+    "check",
+    "load",
+    "load_trained",
+    "newest",
+    "read_config",
+    "read_summary",
+    "recover_from_kill",
+    "refuse_in_the_way",
+    "save",
+    "state_bytes",
+    "version_of",
+    "versions",
+]

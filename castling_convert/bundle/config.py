@@ -1,0 +1,192 @@
+"""`config.json` of a bundle, which can come from anybody, checked before a model is made from it.
+
+What it may hold is listed here, and all of it is plain: names, numbers within bounds, short texts. Nothing in it can
+name a file, an address or code, so that a bundle reads nothing outside its folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
+
+from ..errors import BundleError, first_line
+
+LARGEST = 2**16
+"""No size in a config is larger: of images, patches and layers."""
+
+DEEPEST = 200
+"""Nor is any model of more blocks; to make some thousand takes minutes."""
+_OURS = ("base", "base_args", "castling")
+
+Size = Annotated[int, Field(ge=0, le=LARGEST)]
+Text = Annotated[str, Field(max_length=10_000)]
+Shape = Annotated[list[Size], Field(min_length=3, max_length=3)]
+Channels = Annotated[list[float], Field(min_length=1, max_length=64)]
+Plain = Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | Annotated[float, Field(allow_inf_nan=False)] | bool | None
+Argument = Plain | Annotated[str, Field(max_length=100)] | Annotated[list[Plain], Field(max_length=8)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Pretrained(_Strict):
+    """timm's description of weights, without what says where to get them."""
+
+    architecture: Text | None = None
+    tag: Text | None = None
+    custom_load: Literal[False] = False
+    input_size: Shape
+    test_input_size: Shape | None = None
+    min_input_size: Shape | None = None
+    fixed_input_size: bool = False
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"]
+    crop_pct: Annotated[float, Field(gt=0, le=4)]
+    test_crop_pct: Annotated[float, Field(gt=0, le=4)] | None = None
+    crop_mode: Literal["squash", "border", "center"]
+    mean: Channels
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=64)]
+    num_classes: Annotated[int, Field(ge=0, le=10**7)]
+    label_offset: Literal[0] | None = None
+    label_names: list[Text] | dict[str, Text] | None = None
+    label_descriptions: dict[str, Text] | None = None
+    pool_size: list[Size] | None = None
+    test_pool_size: list[Size] | None = None
+    first_conv: Text | list[Text] | None = None
+    classifier: Text | list[Text] | None = None
+    license: Text | None = None
+    description: Text | None = None
+    origin_url: Text | None = None
+    paper_name: Text | None = None
+    paper_ids: Text | list[Text] | None = None
+    notes: list[Text] | None = None
+
+
+class _Layer(_Strict):
+    name: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=200)]
+    status: Literal["castled", "kept"]
+    why: Text
+
+
+class _Section(BaseModel):
+    """Ours; what a later version adds is passed over."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: Annotated[int, Field(ge=1)]
+    made_by: Text
+    family: Text
+    attention: dict[str, Argument]
+    layers: Annotated[list[_Layer], Field(max_length=LARGEST)]
+
+
+class _Castling(_Strict):
+    attention: dict[str, Argument]
+    layers: Text
+
+
+class _Arguments(BaseModel):
+    """The softmax model underneath; further ones are timm's, of the castled model itself, on top of `base_args`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, Argument] = Field(init=False)
+
+    base: Annotated[str, Field(pattern=r"^\w+$", max_length=100)]
+    base_args: dict[str, Argument]
+    castling: _Castling
+
+    @model_validator(mode="after")
+    def _not_too_deep(self) -> _Arguments:
+        depth = self.base_args.get("depth")
+        if isinstance(depth, int) and depth > DEEPEST:
+            raise ValueError(f"depth is above {DEEPEST}")
+        return self
+
+
+class _Config(BaseModel):
+    """The whole file; keys that nobody reads are passed over."""
+
+    model_config = ConfigDict(strict=True)
+
+    architecture: Literal["castled"]
+    num_classes: Annotated[int, Field(ge=0, le=10**7)]
+    label_names: list[Text] | dict[str, Text] | None = None
+    label_descriptions: dict[str, Text] | None = None
+    model_args: _Arguments
+    pretrained_cfg: _Pretrained
+    castling: _Section
+
+
+def check_config(values: dict[str, Any], where: Path) -> None:
+    """Check what stands in a `config.json`, `where`.
+
+    Raises:
+        BundleError: something is missing, of another type, out of bounds, or has no place there.
+    """
+    from ..attention import before_forms, config_of
+
+    try:
+        _Config.model_validate(values)
+        for section in (values["model_args"]["castling"], values["castling"]):
+            config_of(before_forms(section["attention"]))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise _refused(where, f"{key}: {first['msg']}") from None
+    except ValueError as error:
+        raise _refused(where, f"attention: {error}") from None
+
+
+def check_structure(values: dict[str, Any], where: Path, weights: int) -> None:
+    """Check that the model of a `config.json` can be castled, takes the arguments there, and is no larger than the
+    `weights` bytes that belong to it. It is made on the meta device, which takes no memory.
+
+    Raises:
+        BundleError: it isn't so.
+    """
+    import timm
+
+    arguments = values["model_args"]
+    given = arguments["base_args"] | {key: value for key, value in arguments.items() if key not in _OURS}
+    check_arguments(arguments["base"], given, where)
+    try:
+        model = timm.create_model(arguments["base"], pretrained=False, device="meta", **given)
+    except Exception as error:  # noqa: BLE001 - whatever a constructor makes of strange values
+        raise _refused(where, f"{arguments['base']} can't be made so: {first_line(error)}") from None
+    numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    if 2 * numbers > weights + 2**20:
+        raise _refused(where, f"a model of {numbers:.2g} numbers is described, more than its weights file can hold")
+
+
+def check_arguments(base: str, given: Iterable[str], where: Path) -> None:
+    """Check that `base` is a timm model that can be castled, and that its constructor knows the `given` arguments:
+    timm's own, such as `checkpoint_path`, would read other files.
+
+    Raises:
+        BundleError: it isn't so.
+    """
+    import timm
+
+    from ..families import family_of
+
+    if not timm.is_model(base):
+        raise _refused(where, f"timm has no model {base}")
+    try:
+        model = timm.create_model(base, pretrained=False, device="meta")
+        family_of(model, base)
+    except Exception as error:  # noqa: BLE001 - the same
+        raise _refused(where, first_line(error)) from None
+    classes = [cls for cls in type(model).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
+    known = {name for cls in classes for name in inspect.signature(cls.__init__).parameters}
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise _refused(where, f"{base} has no argument {unknown}")
+
+
+def _refused(where: Path, why: str) -> BundleError:
+    return BundleError(f"{where} is damaged or forged ({why}); copy the bundle again, or don't trust it")

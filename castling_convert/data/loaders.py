@@ -1,0 +1,94 @@
+"""Batches of a data set: for training, resumable to the image, and for evaluation, in order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .preprocessing import Preprocessing
+from .randomness import randomness_of
+from .spec import ImageData
+
+EVAL_BATCH = 64
+
+
+KEPT_BYTES = 2**28
+"""How much of images is kept in memory for as long as a run lasts."""
+
+
+class Resumable(Sampler[tuple[int, int]]):
+    """Draws `start` to `samples`, each with its index: a fresh seeded permutation every epoch.
+
+    A resumed run draws what the interrupted one would have drawn, without reading what it has seen.
+    """
+
+    def __init__(self, size: int, samples: int, start: int, seed: int) -> None:
+        self.size, self.samples, self.start, self.seed = size, samples, start, seed
+
+    def __len__(self) -> int:
+        return max(0, self.samples - self.start)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for draw in range(self.start, self.samples):
+            epoch, place = divmod(draw, self.size)
+            if place == 0 or draw == self.start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+            yield draw, int(order[place])
+
+
+class Draws(Dataset[tuple[Tensor, int]]):
+    """A data set by draw and index: how an image is augmented depends on the seed and its draw alone, and neither on
+    what was drawn before nor on which process reads it."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+        draw, index = place
+        with randomness_of(self.seed, draw):
+            return self.dataset[index]
+
+
+def training_loader(data: ImageData, batch_size: int, steps: int, start: int, seed: int, workers: int) -> Any:
+    """A loader of exactly `steps - start` batches of [B, C, H, W] and labels; -1 is no label."""
+    # Its own generator: starting the loader must not move the random state that a resumed run restores.
+    generator = torch.Generator().manual_seed(seed)
+    if data.streamed:
+        return DataLoader(data.dataset, batch_size, num_workers=workers, drop_last=True, generator=generator)
+    sampler = Resumable(len(data), batch_size * steps, batch_size * start, seed)
+    return DataLoader(
+        Draws(data.dataset, seed), batch_size, sampler=sampler, num_workers=workers, drop_last=True,
+        generator=generator,
+    )  # fmt: skip
+
+
+def eval_loader(data: ImageData, batch_size: int = EVAL_BATCH, workers: int = 0) -> Any:
+    """The whole data set in order."""
+    generator = torch.Generator()  # its own, so that an evaluation during training changes nothing there
+    return DataLoader(data.dataset, batch_size, num_workers=workers, generator=generator)
+
+
+def some_images(data: ImageData, count: int) -> Tensor:
+    """`count` images, [count, C, H, W], spread evenly over the data set (fewer if it is smaller)."""
+    return torch.cat([images for images, _ in some_batches(data, count)])
+
+
+def kept(count: int, preprocessing: Preprocessing) -> int:
+    """`count`, or as many images as KEPT_BYTES hold, at least one."""
+    return max(1, min(count, KEPT_BYTES // (4 * math.prod(preprocessing.input_size))))
+
+
+def some_batches(data: ImageData, count: int) -> list[tuple[Tensor, Tensor]]:
+    """As `some_images`, in batches of images and labels."""
+    if data.streamed:
+        batches = itertools.islice(eval_loader(data, min(count, EVAL_BATCH)), math.ceil(count / EVAL_BATCH))
+        return [(images, labels) for images, labels in batches]
+    indices = np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)
+    return [(images, labels) for images, labels in eval_loader(data.only(list(dict.fromkeys(indices.tolist()))))]

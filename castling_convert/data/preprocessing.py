@@ -1,0 +1,88 @@
+"""What a model wants to see of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import DataError
+from ..recipe import DataConfig
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the model wants to see: timm's data config with the model's present size and channels."""
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Preprocessing:
+        """From `model.pretrained_cfg` and the size the model was built for.
+
+        Raises:
+            DataError: the model takes neither one nor three channels.
+        """
+        from timm.data import resolve_model_data_config
+        from timm.models import get_model_input_config
+
+        config = resolve_model_data_config(model)
+        channels, height, width = get_model_input_config(model)["input_size"]
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        if channels == 1 and len(mean) == 3:
+            mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+        if channels not in (1, 3):
+            raise DataError(f"images have 1 or 3 channels, this model takes {channels}; pass a loader of tensors")
+        return cls(
+            (channels, height, width),
+            mean,
+            std,
+            config["interpolation"],
+            config["crop_pct"],
+            config["crop_mode"],
+        )
+
+    def at(self, size: tuple[int, int] | None) -> Preprocessing:
+        """For another (H, W); None changes nothing."""
+        return self if size is None else replace(self, input_size=(self.input_size[0], *size))
+
+    @property
+    def image_mode(self) -> str:
+        """PIL's name of the colour mode."""
+        return "L" if self.input_size[0] == 1 else "RGB"
+
+    def eval_transform(self) -> Transform:
+        from timm.data import create_transform
+
+        return create_transform(
+            self.input_size,
+            is_training=False,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+
+    def train_transform(self, config: DataConfig) -> Transform:
+        from timm.data import create_transform
+
+        return create_transform(
+            self.input_size,
+            is_training=True,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            scale=(config.scale, 1.0),
+            hflip=config.hflip,
+            color_jitter=None,
+        )

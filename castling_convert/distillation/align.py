@@ -1,0 +1,120 @@
+"""The first phase: every castled layer alone, on what its teacher's layer received and gave.
+
+A third of a step is the teacher's forward, so its batches are met more than once (data echoing: Choi et al., "Faster
+Neural Network Training with Data Echoing", arXiv 1907.05550): some are kept with all that the teacher made of them,
+and learned from `times` over in an order of chance before the next are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..castling import castled_layers
+from ..recipe import DistillConfig
+from .losses import Taps, channel_error
+
+KEPT_BYTES = 2**30
+"""How much of the teacher's activations is kept; one batch at least."""
+KEPT_BATCHES = 32
+CLIP = 1.0
+"""Largest norm of one layer's gradient."""
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Which batch of the data every step of the first phase learns from. Pure functions of the step, so that a resumed
+    run needs nothing that was kept.
+
+    Attributes:
+        steps: of the phase. times: how often each batch is met. kept: batches in memory.
+    """
+
+    steps: int
+    times: int
+    kept: int
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: DistillConfig, student: nn.Module, steps: int) -> Echo:
+        """For `steps` of layers alone; as many batches are kept as KEPT_BYTES hold."""
+        numbers = sum(2 * layer.grid.tokens * layer.qkv.in_features for _, layer in castled_layers(student))
+        kept = KEPT_BYTES // (4 * config.batch_size * numbers)
+        times = config.align.echo
+        return cls(steps, times, 1 if times == 1 else max(1, min(KEPT_BATCHES, kept)), config.seed)
+
+    @property
+    def part(self) -> int:
+        """Steps between two readings."""
+        return self.times * self.kept
+
+    @property
+    def batches(self) -> int:
+        """How many the whole phase reads."""
+        full, rest = divmod(self.steps, self.part)
+        return full * self.kept + math.ceil(rest / self.times)
+
+    def first_batch(self, step: int) -> int:
+        """Where to read on from for any step of a run, counted from zero, when nothing is kept."""
+        return step // self.part * self.kept if step < self.steps else self.batches + step - self.steps
+
+    def order(self, part: int) -> list[int]:
+        """Which of its batches every step of a part learns from."""
+        steps = min(self.part, self.steps - part * self.part)
+        count = math.ceil(steps / self.times)
+        rng = np.random.default_rng((self.seed, part))
+        orders = [rng.permutation(count) for _ in range(math.ceil(steps / count))]
+        return [int(place) for place in np.concatenate(orders)[:steps]]
+
+
+class Lessons:
+    """What the teacher's layers received and gave, for every step of the first phase."""
+
+    def __init__(self, teacher: nn.Module, softmax: Taps, echo: Echo, accelerator: Accelerator) -> None:
+        self.teacher, self.softmax, self.echo, self.accelerator = teacher, softmax, echo, accelerator
+        self.part = -1
+        self.order: list[int] = []
+        self.kept: list[Taps] = []
+        self.images = torch.empty(0)
+        """Of the lesson that was made last."""
+
+    def at(self, step: int, batches: Iterator[Tensor]) -> Taps:
+        """Of one batch, for a step of the phase; `batches` stand at `Echo.first_batch` of the first one asked for."""
+        part, place = divmod(step, self.echo.part)
+        if part != self.part:
+            self.part, self.order = part, self.echo.order(part)
+            self.kept.clear()  # before the next are made
+            self.kept += [self._taught(next(batches)) for _ in range(max(self.order) + 1)]
+        return self.kept[self.order[place]]
+
+    @torch.no_grad()
+    def _taught(self, images: Tensor) -> Taps:
+        self.images = images
+        with self.accelerator.autocast():
+            self.teacher(images)
+        return Taps(dict(self.softmax.inputs), dict(self.softmax.outputs))
+
+
+def align_step(
+    student: nn.Module, lesson: Taps, accelerator: Accelerator
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients of every castled layer alone; its loss, its parts, and each layer's.
+
+    One layer after the other, so that what is kept for the gradients is one layer's.
+    """
+    layers = {}
+    for name, layer in castled_layers(student):
+        with accelerator.autocast():
+            output = layer(lesson.inputs[name])
+            error = channel_error(output, lesson.outputs[name], layer.grid.prefix)
+        accelerator.backward(error)
+        accelerator.clip_grad_norm_(layer.parameters(), CLIP)
+        layers[name] = error.detach()
+    loss = torch.stack(list(layers.values())).mean()
+    return loss, {"attention": loss}, layers

@@ -1,0 +1,87 @@
+"""The rate of the second phase: as high as the recipe says, or as a few steps of it can be without harm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.randomness import undone_randomness
+
+TRIED, JUDGED = 8, 2
+"""Batches that a rate is tried on, and batches that tell whether the student is better or worse for it."""
+RISING = 4
+"""Steps over which the rate of a trial rises, and after which it is judged for the first time."""
+FACTOR = 4.0
+HARM = 1.5
+"""How much higher the loss may be after TRIED steps: Adam's first ones are of one size for every weight, and rarely an
+improvement; at a rate that destroys the student it is several times as high."""
+LOWEST = 1e-3
+"""Of the recipe's rate; a student that even that makes worse is not helped by a lower one."""
+
+Loss = Callable[[Tensor], tuple[Any, ...]]
+
+
+def settle_rate(
+    student: nn.Module,
+    loss: Loss,
+    batches: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    clip_grad: float,
+    say: Callable[[str], None],
+) -> None:
+    """Lower the rates of a fresh `optimizer`, and of `scheduler` with it, until TRIED steps do no harm.
+
+    A pretrained model that its layers have already learned to copy is destroyed in a few steps at a rate that a small
+    one needs. Every trial starts from the student as it is, and leaves it and the random state so.
+
+    Args:
+        loss: of images [B, C, H, W], first of what it returns. batches: JUDGED and TRIED of them, or fewer.
+    """
+    tried, judged = batches[:-JUDGED] or batches, batches[-JUDGED:]
+    weights = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
+    rates = [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups]
+
+    @torch.no_grad()
+    def level() -> float:
+        return sum(loss(images)[0].item() for images in judged) / len(judged)
+
+    def reached(factor: float) -> float:
+        """The loss after a trial at `factor` of the rates, which ends as soon as it is too high."""
+        after = start
+        for count, images in enumerate(tried, start=1):
+            for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor * min(1.0, count / RISING)
+            loss(images)[0].backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
+            optimizer.step()
+            optimizer.zero_grad()
+            if count % RISING == 0 or count == len(tried):
+                after = level()
+                if not after <= HARM * start:
+                    break
+        student.load_state_dict(weights)
+        optimizer.state.clear()
+        return after
+
+    factor = 1.0
+    with undone_randomness():
+        start = level()
+    if not math.isfinite(start):
+        return  # no rate helps; the first step says what is wrong
+    while True:
+        with undone_randomness():
+            harmless = reached(factor) <= HARM * start
+        if harmless or factor <= LOWEST:
+            break
+        factor /= FACTOR
+    for group, (now, initial) in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"], group["initial_lr"] = now * factor, initial * factor
+    rate = min(scheduler.base_lrs)
+    scheduler.base_lrs = [base * factor for base in scheduler.base_lrs]
+    if factor < 1:
+        say(f"the whole student got worse at a rate of {rate:.1g}; lowered to {rate * factor:.1g}")

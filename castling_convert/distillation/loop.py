@@ -1,0 +1,350 @@
+"""The distillation loop: layers alone, then the whole student, masks annealed to zero. Reads top to bottom."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ..castling import castled_layers, close_masks
+from ..data.loaders import training_loader
+from ..data.preprocessing import Preprocessing
+from ..data.randomness import undone_randomness
+from ..data.spec import ImageData, open_data
+from ..errors import DataError, ModelError
+from ..recipe import DistillConfig, Recipe
+from ..tasks import task_of
+from .align import Echo, Lessons, align_step
+from .calibrate import calibrate
+from .device import accelerate_apart, make_accelerator
+from .finite import explained, refuse_bad_weights, refuse_diverged
+from .guard import JUDGED, TRIED, settle_rate
+from .interrupt import StopRequest
+from .losses import Taps, attention_loss, feature_distance, tap
+from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
+from .progress import Progress
+from .readout import Readout
+from .schedule import SHUT, Schedule
+from .state import TrainState, fingerprint
+
+Probe = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a run did. `first_step` is above zero when it was resumed."""
+
+    first_step: int
+    steps: int
+    seconds: float
+    images_per_second: float
+    losses: dict[str, float]
+
+
+@accelerate_apart()
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Any,
+    recipe: Recipe | str = "castling",
+    *,
+    device: str | None = None,
+    workdir: Path | None = None,
+    resume: bool = False,
+    identity: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+    probe: Probe | None = None,
+    start: int = 0,
+    until: int | None = None,
+) -> DistillResult:
+    """Train `student` in place to match `teacher`, closing every mask on the way. Labels are not used.
+
+    A model without classes (`num_classes=0`) is matched by its features and its layers alone.
+
+    0. What has a closed form (a head's gain) is fitted to the teacher's softmax on the first batch.
+    1. Align, for `distill.align.share` of the steps: every castled layer, mask closed, learns the output of the
+       teacher's layer from its input, `distill.align.echo` times of every batch. Layers are independent here, and
+       nothing is propagated through depth.
+    2. Anneal: the whole student, masks closing by the schedule, matches the teacher's logits, its last features and
+       each layer's attention output. Its rate is lowered first until a few steps of it do no harm.
+    3. Finish with all masks exactly closed; the softmax branch is no longer computed.
+    4. The classifier is fitted to the last features of the student (`distill.refit`).
+
+    Args:
+        student: from `castle`. Left in eval mode on its device, masks closed.
+        teacher: the original softmax model; not changed.
+        data: a `--data` spec, an `ImageData` opened for training, or an iterable of batches: [B, C, H, W]
+            tensors, or tuples that start so.
+        device: such as `cpu` or `cuda`; the best one there is when left out.
+        workdir: where `metrics.jsonl` and the resumable state go; nothing is written when left out.
+        resume: go on from the state in `workdir`.
+        identity: what else must be the same for a run to be resumed, such as the model's name.
+        probe: called with the student, masks closed and in eval mode, about twenty times on the way; what
+            it returns is recorded in `metrics.jsonl`.
+        start: begin after this step of the recipe's, as if the ones before had been done on this student.
+        until: end after this one; the last when left out. Two phases of a run, done one by one.
+
+    Raises:
+        DataError: the data can't be read, or ran out before the last step.
+        KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the step was finished and the state saved.
+    """
+    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    config = recipe.distill
+    names = [name for name, _ in castled_layers(student)]
+    if not names:
+        raise ModelError("the student has no castled layers in training form; make it with castle()")
+    if task_of(teacher).output != "logits" and not (config.loss.attention or config.loss.features):
+        raise ModelError(
+            "the model has no classes, and the recipe matches nothing but logits; give distill.loss.features or "
+            "distill.loss.attention a weight"
+        )
+    refuse_bad_weights(teacher)
+    set_seed(config.seed)
+    accelerator = make_accelerator(device, config.precision)
+    schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
+    trained = {id(parameter) for parameter in trained_parameters(student, config.optimizer)}
+    for parameter in student.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    optimizers = [align_optimizer(student, config.align), whole_optimizer(student, config)]
+    aligned = schedule.align_until
+    rates = [
+        falling_rate(aligned, ALIGN_WARMUP, "linear"),
+        falling_rate(config.steps - aligned, config.optimizer.warmup, config.optimizer.decay),
+    ]
+    schedulers: list[Any] = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer, rate in zip(optimizers, rates, strict=True)
+    ]
+    readout = Readout(student, accelerator)
+    progress = progress or Progress(workdir)
+    state = TrainState(accelerator, workdir, fingerprint(recipe, teacher, identity) if workdir else {})
+
+    if config.refit:
+        accelerator.register_for_checkpointing(readout)
+    student, *optimizers = accelerator.prepare(student.train(), *optimizers)
+    # The steps say themselves what is autocast; what is probed, folded and used later is the real float32 model.
+    plain = accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+    plain.__dict__.pop("forward", None)
+    schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
+    teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
+    first = state.load() if resume else start
+    end = config.steps if until is None else until
+    echo = Echo.of(config, accelerator.unwrap_model(student), aligned)
+    count = echo.first_batch(config.steps)
+    batches = _batches(data, student, recipe, echo.first_batch(first), count, accelerator)
+
+    started, losses, seen = time.monotonic(), {}, 0
+    saved = started
+    with (
+        progress.running(config.steps, first),
+        opened_to(teacher if config.mask.branch == "teacher" else None, student),
+        tap(teacher, names) as softmax,
+        tap(student, names) as castled,
+        readout.listening(),
+        StopRequest() as stop,
+    ):
+
+        def whole_loss(images: Tensor) -> Whole:
+            with accelerator.autocast():
+                return distill_loss(student, teacher, images, castled, softmax, recipe)
+
+        lessons = Lessons(teacher, softmax, echo, accelerator)
+        if first == 0:
+            head = next(batches)
+            calibrate(student, teacher, head)
+            batches = itertools.chain([head], batches)
+        for step in range(first, end):
+            aligning = step < aligned
+            optimizer, scheduler = (optimizers[0], schedulers[0]) if aligning else (optimizers[1], schedulers[1])
+            masks = [SHUT if aligning else schedule.mask(step, index) for index in range(len(names))]
+            if step == aligned:  # what the first phase held is let go: activations, and two numbers for every weight
+                lessons.kept.clear()
+                optimizers[0].optimizer.state.clear()
+            if step == aligned and config.optimizer.guard:
+                close_masks(student)
+                some, batches = _ahead(data, batches, student, recipe, echo.batches, count, accelerator)
+                settle_rate(
+                    student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
+                    progress.say,
+                )  # fmt: skip
+            for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
+                layer.set_mask(*mask)
+            if aligning:
+                lesson, images = lessons.at(step, batches), lessons.images
+                size = next(iter(lesson.inputs.values())).shape[0]
+                loss, parts, layers = align_step(student, lesson, accelerator)
+            else:
+                images = next(batches)
+                size = images.shape[0]
+                loss, parts, layers, output, expected = whole_loss(images)
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
+            if not torch.isfinite(loss):
+                faulty = next((name for name, error in layers.items() if not error.isfinite()), names[0])
+                alone = (faulty, lesson.inputs[faulty]) if aligning else None
+                with accelerator.autocast():
+                    raise explained(loss, parts, step, config, teacher, student, images, alone)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            if not aligning and all(mask.closed for mask in masks):
+                readout.keep(output, expected)
+            seen += size
+            losses = {name: part.item() for name, part in parts.items()}
+            density = {name: layer.density.item() for name, layer in castled_layers(student)}
+            probed = probe is not None and _is_probed(step, config)
+            progress.step(
+                step=step + 1,
+                phase="align" if aligning else "closed" if all(mask.closed for mask in masks) else "anneal",
+                losses={"total": loss.item()} | losses,
+                layer_losses={name: value.item() for name, value in layers.items()},
+                lr=scheduler.get_last_lr()[0],
+                threshold=min(mask.threshold for mask in masks),
+                density=density,
+                images=size,
+                **({"probe": _probed(probe, accelerator.unwrap_model(student))} if probed else {}),
+            )
+            last = step + 1 == end
+            overdue = time.monotonic() - saved >= 60 * config.checkpoint_minutes
+            if last or stop.requested or overdue or (step + 1) % config.checkpoint_every == 0:
+                refuse_diverged(student, step + 1, config)  # the checkpoint before stays
+                state.save(step + 1)  # the last one too: what comes after training can fail as well
+                saved = time.monotonic()
+            if not last and stop.requested:
+                raise KeyboardInterrupt
+    close_masks(student)
+    accelerator.unwrap_model(student).eval()
+    left = readout.fit(config.loss.temperature) if config.refit and end == config.steps else None
+    if left is not None:
+        progress.say(f"classifier fitted to the last features: divergence {1 - left:.0%} lower on images set aside")
+    seconds = time.monotonic() - started
+    return DistillResult(first, end, seconds, seen / max(seconds, 1e-9), losses)
+
+
+def _probed(probe: Any, student: nn.Module) -> dict[str, float]:
+    """What the probe measures with every mask closed. The next step opens them again, as far as they are."""
+    close_masks(student.eval())
+    values = probe(student)
+    student.train()
+    return values
+
+
+def _is_probed(step: int, config: DistillConfig) -> bool:
+    """About twenty times in a run, the last step included."""
+    return (step + 1) % max(1, config.steps // 20) == 0 or step + 1 == config.steps
+
+
+@contextmanager
+def opened_to(teacher: nn.Module | None, student: nn.Module) -> Iterator[None]:
+    """While open, what the masks of `student` open to are copies of the layers of `teacher`, where there is one."""
+    layers = dict(castled_layers(student))
+    try:
+        if teacher is not None:
+            for name, layer in layers.items():
+                layer.open_to(copy.deepcopy(teacher.get_submodule(name)).requires_grad_(False))
+        yield
+    finally:
+        for layer in layers.values():
+            layer.open_to(None)
+
+
+class Whole(NamedTuple):
+    """One step's loss of the whole student, its parts, the attention loss of each tapped layer, and what the student
+    and its teacher return."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    layers: dict[str, Tensor]
+    output: Tensor
+    expected: Tensor
+
+
+def distill_loss(
+    student: nn.Module, teacher: nn.Module, images: Tensor, castled: Taps, softmax: Taps, recipe: Recipe
+) -> Whole:
+    """Of images [B, C, H, W]."""
+    weights, task = recipe.distill.loss, task_of(teacher)
+    with torch.no_grad():
+        expected_features = task.features(teacher, images)
+        expected = task.head(teacher, expected_features)
+    features = task.features(student, images)
+    output = task.head(student, features)
+    prefix = next((layer.grid.prefix for _, layer in castled_layers(student)), 0)
+    attention, layers = attention_loss(castled.outputs, softmax.outputs, prefix)
+    used = {"attention": attention} if weights.attention else {}
+    divergence = task.loss(output, expected, weights.temperature) if weights.logits else None
+    if divergence is not None:
+        used["logits"] = divergence
+    if weights.features:
+        used["features"] = feature_distance(features, expected_features, prefix)
+    loss = torch.stack([getattr(weights, name) * part for name, part in used.items()]).sum()
+    return Whole(loss, {name: part.detach() for name, part in used.items()}, layers, output, expected)
+
+
+def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, count: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
+    """Image batches on the device, without end for data that can be read again; of a data set `first` to `count`."""
+    config = recipe.distill
+    if isinstance(data, str):
+        preprocessing = Preprocessing.of(accelerator.unwrap_model(student))
+        data = open_data(data, preprocessing, "train", training=recipe.data, seed=config.seed)
+    if isinstance(data, ImageData):
+        workers = recipe.data.workers if recipe.data.workers is not None else _default_workers(accelerator)
+        data = training_loader(data, config.batch_size, count, first, config.seed, workers)
+    if not isinstance(data, Iterable):
+        raise DataError(f"data must be a spec or an iterable of image batches, not {type(data).__name__}")
+    if accelerator.num_processes > 1 and isinstance(data, torch.utils.data.DataLoader):
+        data = accelerator.prepare(data)  # alone it would only read a batch ahead, past what a resumed run repeats
+    return _forever(data, accelerator)
+
+
+def _ahead(
+    data: Any,
+    batches: Iterator[Tensor],
+    student: nn.Module,
+    recipe: Recipe,
+    first: int,
+    count: int,
+    accelerator: Accelerator,
+) -> tuple[list[Tensor], Iterator[Tensor]]:
+    """Some of the batches from `first` on, for the guard, and `batches` as if they had not been read.
+
+    Data that can be read again is, so that a resumed run meets the same images and augmentations.
+    """
+    wanted = min(TRIED + JUDGED, count - first)
+    if isinstance(data, Iterator):
+        some = list(itertools.islice(batches, wanted))
+        return some, itertools.chain(some, batches)
+    with undone_randomness():
+        return list(itertools.islice(_batches(data, student, recipe, first, count, accelerator), wanted)), batches
+
+
+def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[no-untyped-def]
+    seen = False
+    while True:
+        empty = True
+        for batch in loader:
+            empty, seen = False, True
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            if not images.isfinite().all():
+                raise DataError(
+                    "a batch of images holds numbers that are not finite; look at the data and its transforms"
+                )
+            yield images.to(accelerator.device, non_blocking=True)
+        if empty:
+            what = "ran out before the last step; pass one that can be read again" if seen else "gave no batch"
+            raise DataError(f"the data {what}: at least one full batch of images is needed every time it is read")
+
+
+def _default_workers(accelerator: Accelerator) -> int:
+    import os
+
+    return 0 if accelerator.device.type == "cpu" else min(8, os.cpu_count() or 1)

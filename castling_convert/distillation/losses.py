@@ -1,0 +1,76 @@
+"""What the student is asked to match. Labels are never used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PREFIX_WEIGHT = 0.2
+"""What the mean error of prefix tokens counts for beside that of the patches, however few they are."""
+
+
+def channel_error(student: Tensor, teacher: Tensor, prefix: int = 0) -> Tensor:
+    """Squared error over the teacher's variance, channel by channel: 0 is a match, 1 as bad as the channel's mean.
+
+    A plain relative error is ruled by a few huge channels, and by a few tokens of huge norm, that pretrained ViTs have.
+
+    Args:
+        student, teacher: [B, N, C]; variances are those of the teacher's channels over this batch.
+        prefix: the first tokens, averaged apart from the patches and added with PREFIX_WEIGHT; by their number alone
+            they would count for nothing, and a class token decides everything.
+    """
+    teacher = teacher.detach().float()
+    dims = tuple(range(teacher.ndim - 1))
+    variance = teacher.var(dims, unbiased=False)
+    floor = (1e-6 * variance.median()).clamp_min(1e-12)  # channels that carry nothing
+    error = (student.float() - teacher).square() / torch.maximum(variance, floor)
+    if not prefix or prefix >= teacher.shape[1]:
+        return error.mean()
+    return error[:, prefix:].mean() + PREFIX_WEIGHT * error[:, :prefix].mean()
+
+
+def feature_distance(student: Tensor, teacher: Tensor, prefix: int) -> Tensor:
+    """One minus the cosine of features [B, N, C]: its mean over prefix tokens plus its mean over patches; 0 to 4."""
+    distance = 1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)
+    parts = [part.mean() for part in distance.split([prefix, distance.shape[1] - prefix], 1) if part.numel()]
+    return torch.stack(parts).sum()
+
+
+@dataclass(frozen=True)
+class Taps:
+    """First inputs and outputs of the tapped modules, by name, at the last forward."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def tap(model: nn.Module, names: Iterable[str]) -> Iterator[Taps]:
+    """While open, keep what goes into and comes out of the named submodules of `model` at every forward."""
+    taps = Taps()
+
+    def keep(name: str):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            taps.inputs[name], taps.outputs[name] = inputs[0], output
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attention_loss(
+    student: dict[str, Tensor], teacher: dict[str, Tensor], prefix: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean of `channel_error` over the tapped layers, and each layer's own."""
+    per_layer = {name: channel_error(output, teacher[name], prefix) for name, output in student.items()}
+    return torch.stack(list(per_layer.values())).mean(), {n: loss.detach() for n, loss in per_layer.items()}

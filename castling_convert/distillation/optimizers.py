@@ -1,0 +1,83 @@
+"""The optimisers of the two phases, and the rate at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from ..castling import castled_layers
+from ..families import family_of
+from ..recipe import AlignConfig, DistillConfig, OptimizerConfig
+from .muon import Muon
+
+ALIGN_WARMUP = 0.05
+"""Share of the first phase."""
+ALIGN_BETAS = (0.9, 0.95)
+"""Of the first phase, whose few hundred steps are too few for AdamW's own 0.999."""
+
+
+def align_optimizer(student: nn.Module, config: AlignConfig) -> torch.optim.Optimizer:
+    """AdamW on the castled layers, on what castling added faster than on what they inherit."""
+    added = added_parameters(student)
+    inherited = [p for _, layer in castled_layers(student) for p in layer.parameters() if id(p) not in added]
+    groups = [
+        {"params": list(added.values()), "lr": config.lr * config.added},
+        {"params": inherited, "lr": config.lr},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=ALIGN_BETAS, weight_decay=0.0)
+
+
+def added_parameters(student: nn.Module) -> dict[int, nn.Parameter]:
+    """What castling added to a student, by id."""
+    return {id(parameter): parameter for _, layer in castled_layers(student) for parameter in layer.added()}
+
+
+def whole_optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
+    """The optimiser over what the recipe trains; everything else is frozen in the second phase."""
+    settings = config.optimizer
+    trained = {id(parameter) for parameter in trained_parameters(student, settings)}
+    added = added_parameters(student)
+    inside = tuple(f"{block}." for block in family_of(student).blocks(student))
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        if id(parameter) not in trained:
+            continue
+        # timm's convention: no decay on biases, norms, tokens; gains and shares are as few.
+        plain = parameter.ndim <= 1 or name.endswith(("gain", "share", "bias", "token", "pos_embed"))
+        kind = "plain" if plain else "matrix" if parameter.ndim == 2 and name.startswith(inside) else "decayed"
+        groups.setdefault((kind, id(parameter) in added), []).append(parameter)
+    listed = [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if kind == "plain" else settings.weight_decay,
+            **({"use_fallback": kind != "matrix"} if settings.name == "muon" else {}),
+            **({"lr": settings.lr * settings.added} if new and settings.name == "adamw" else {}),
+        }
+        for (kind, new), parameters in groups.items()
+    ]
+    if settings.name == "adamw":
+        return torch.optim.AdamW(listed, lr=settings.lr)
+    return Muon(listed, lr=settings.lr, fallback=settings.fallback)
+
+
+def trained_parameters(student: nn.Module, settings: OptimizerConfig) -> Iterable[nn.Parameter]:
+    """What learns in the second phase."""
+    if settings.train == "all":
+        return student.parameters()
+    return (parameter for _, layer in castled_layers(student) for parameter in layer.parameters())
+
+
+def falling_rate(steps: int, warmup: float, decay: str) -> Callable[[int], float]:
+    """The factor on the rate at each of `steps`: a linear rise over the share `warmup`, then a fall to zero."""
+    rising = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        share = min(1.0, (step - rising) / max(1, steps - rising))
+        return 1 - share if decay == "linear" else 0.5 * (1 + math.cos(share * math.pi))
+
+    return factor

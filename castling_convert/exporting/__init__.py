@@ -1,0 +1,144 @@
+"""Export: one file per format behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from ..artifact.options import ExportOptions
+from ..artifact.precision import DEFAULT, PRECISIONS
+from ..artifact.runner import Exported, Runner
+from ..errors import ExportError, did_you_mean
+
+
+class Exporter(Protocol):
+    """What a format's module offers."""
+
+    def export(self, model: nn.Module, output: Path, options: ExportOptions) -> Exported:
+        """Write a checked artifact to `output`, or raise and leave nothing."""
+        ...
+
+    open_artifact: Callable[[Path], Runner]
+    """An artifact in its runtime."""
+
+    def missing(self) -> str | None:
+        """Why artifacts can't be made here, and the command that helps; None where they can."""
+        ...
+
+    cannot_run: Callable[[], str | None]
+    """Why they can't be run here, in the same words where that is the same."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One export format: its module here, file suffix, and the precisions it can be made in."""
+
+    name: str
+    module: str
+    suffix: str
+    precisions: tuple[str, ...]
+
+    @property
+    def exporter(self) -> Exporter:
+        return import_module(f".{self.module}", __name__)
+
+
+_ALL = (
+    Format("onnx", "onnx_graph", ".onnx", tuple(PRECISIONS)),
+    Format("openvino", "openvino_ir", ".xml", ("fp32", "fp16", "int8")),
+    Format("torch", "torch_program", ".pt2", ("fp32", "fp16", "bf16")),
+    Format("trt", "trt", ".plan", tuple(PRECISIONS)),
+    Format("trt-rtx", "trt_rtx", ".rtxplan", tuple(PRECISIONS)),
+)
+FORMATS = {found.name: found for found in _ALL}
+
+
+def find_format(name: str, precision: str) -> Format:
+    """The format, if it can be made in `precision`.
+
+    Raises:
+        ExportError: not available; what is available is named.
+    """
+    available = "; ".join(f"{f.name} in {', '.join(f.precisions)}" for f in FORMATS.values())
+    if name not in FORMATS:
+        raise ExportError(f"no format '{name}'{did_you_mean(name, FORMATS) or ';'} available: {available}")
+    if precision not in FORMATS[name].precisions:
+        raise ExportError(f"{name} can't be made in '{precision}'; available: {available}")
+    return FORMATS[name]
+
+
+def format_of(artifact: Path) -> Format:
+    """The format of an artifact, by its suffix.
+
+    Raises:
+        ExportError: no format has that suffix.
+    """
+    for found in FORMATS.values():
+        if artifact.suffix == found.suffix:
+            return found
+    known = ", ".join(found.suffix for found in FORMATS.values())
+    raise ExportError(f"{artifact} is no artifact: its name ends in none of {known}")
+
+
+def export(
+    model: nn.Module | str | Path,
+    output: str | Path | None = None,
+    *,
+    format: str = "onnx",
+    precision: str = DEFAULT,
+    **options: Any,
+) -> Path:
+    """Export a folded model, or a bundle by its path, and check the artifact against it.
+
+    Args:
+        model: from `fold` or `load`, or the path of a bundle.
+        output: the file; inside the bundle as `model.onnx` when a bundle is given and this is left out.
+        format, precision: see `FORMATS`.
+        options: fields of `ExportOptions`, such as `opset=20` or `batch="1:8:16"`.
+
+    Raises:
+        ExportError: the format or an option is not available, or the model can't be exported.
+        CheckFailed: the artifact does not agree with the model; no file is left.
+        BundleError, OutputError: the bundle or the output is not usable.
+    """
+    if not isinstance(model, nn.Module):
+        return export_bundle(Path(model), output, format=format, precision=precision, **options).artifact
+    chosen = find_format(format, precision)
+    if output is None:
+        raise ExportError("give the output file: export(model, 'model.onnx')")
+    return chosen.exporter.export(model, Path(output), _make_options(chosen, precision=precision, **options)).artifact
+
+
+def export_bundle(
+    path: Path,
+    output: str | Path | None = None,
+    *,
+    format: str,
+    precision: str,
+    **options: Any,
+) -> Exported:
+    """`export` of a bundle by its path. The file is `model.onnx`, `model.fp16.onnx` and so on in the bundle
+    when `output` is left out."""
+    from .. import bundle
+
+    chosen = find_format(format, precision)
+    made = _make_options(chosen, precision=precision, **options)
+    model = bundle.load(path)
+    identity = bundle.read_summary(path)["sha256"][bundle.WEIGHTS]
+    name = "model" if precision == DEFAULT else f"model.{precision}"
+    target = Path(output) if output is not None else path / f"{name}{chosen.suffix}"
+    return chosen.exporter.export(model, target, replace(made, identity=identity))
+
+
+def _make_options(chosen: Format, **options: Any) -> ExportOptions:
+    made = ExportOptions.make(**options)
+    if made.compute_capabilities and chosen.name != "trt-rtx":
+        raise ExportError(
+            f"a compute capability is for --format trt-rtx, not for {chosen.name}; leave out --compute-capability"
+        )
+    return made

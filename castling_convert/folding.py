@@ -1,0 +1,107 @@
+"""Fold: drop the closed softmax branch and absorb what can be absorbed, exactly."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import folded_form
+from .castling import Castling, castled_layers
+from .errors import CheckFailed, FoldError
+from .families import family_of
+
+FLOAT64_TOLERANCE = 1e-10
+FLOAT32_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class FoldCertificate:
+    """Relative errors, |folded - trained| / max|trained|, on the logits and on each block's output."""
+
+    float64_logits: float
+    float32_logits: float
+    float64_blocks: dict[str, float]
+
+    @property
+    def holds(self) -> bool:
+        return self.float64_logits <= FLOAT64_TOLERANCE and self.float32_logits <= FLOAT32_TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"holds": self.holds}
+
+
+def fold(student: nn.Module) -> nn.Module:
+    """A copy of a trained student for inference: a plain module, no auxiliary branch left.
+
+    What a form has learned beside the projections is multiplied into them or into one another where that is exact,
+    LayerScale into the projection before it.
+
+    Raises:
+        FoldError: a mask is still open (the layers are named), or the model is not castled.
+    """
+    return fold_(copy.deepcopy(student))
+
+
+def fold_(student: nn.Module) -> nn.Module:
+    """`fold` in place; returns `student`."""
+    if not isinstance(getattr(student, "castling", None), Castling):
+        raise FoldError("this model is not castled; call castle() and distill() first")
+    layers = list(castled_layers(student))
+    if not layers:
+        raise FoldError("this model is folded already")
+    still_open = [name for name, layer in layers if not layer.closed]
+    if still_open:
+        raise FoldError(f"masks are still open in {', '.join(still_open)}; distill() until they close")
+    for name, layer in layers:
+        student.set_submodule(name, folded_form(layer))
+    family_of(student).absorb_layer_scale_(student)
+    return student.eval()
+
+
+@torch.no_grad()
+def certify(student: nn.Module, images: Tensor) -> tuple[nn.Module, FoldCertificate]:
+    """Fold `student` and compare the two on `images`, [B, C, H, W], in float64 and float32, on the CPU.
+
+    Returns:
+        The folded model in the student's own dtype, and the certificate.
+
+    Raises:
+        CheckFailed: the errors exceed 1e-10 (float64) or 1e-5 (float32).
+    """
+    logits: dict[torch.dtype, float] = {}
+    blocks: dict[str, float] = {}
+    for dtype in (torch.float64, torch.float32):
+        trained = copy.deepcopy(student).to("cpu", dtype).eval()
+        expected, expected_blocks = _block_outputs(trained, images.to(dtype))
+        actual, actual_blocks = _block_outputs(fold_(trained), images.to(dtype))
+        logits[dtype] = _relative_error(actual, expected)
+        if dtype == torch.float64:
+            blocks = {name: _relative_error(actual_blocks[name], out) for name, out in expected_blocks.items()}
+    certificate = FoldCertificate(logits[torch.float64], logits[torch.float32], blocks)
+    if not certificate.holds:
+        raise CheckFailed(
+            f"folding changed the model: relative error {certificate.float64_logits:.1e} in float64 (allowed "
+            f"{FLOAT64_TOLERANCE:.0e}), {certificate.float32_logits:.1e} in float32 (allowed {FLOAT32_TOLERANCE:.0e})"
+        )
+    return fold(student), certificate
+
+
+def _block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
+        for name in family_of(model).blocks(model)
+    ]
+    try:
+        return model(images), outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()

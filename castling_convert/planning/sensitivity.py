@@ -1,0 +1,65 @@
+"""How much each block's softmax is needed: the order in which `layers=auto` castles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..castling import adopt_layers, castle, castled_layers, close_masks
+from ..data.loaders import EVAL_BATCH
+from ..distillation.calibrate import calibrate
+from ..families import family_of
+from ..recipe import Recipe
+from ..tasks import task_of
+
+SENSITIVITY_IMAGES = 256
+"""How many images tell the order of the blocks."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One block castled alone against the whole softmax teacher; untrained but for its fitted gain, or aligned.
+
+    `divergence` and `agreement` are those of the model's task, `Task.divergence` and `Task.agreement`: of classes,
+    KL(teacher || student) in nats, and the share of images with the same top class in percent. Labels are not used.
+    """
+
+    block: int
+    layers: list[str]
+    divergence: float
+    agreement: float
+
+
+@torch.no_grad()
+def sensitivities(
+    teacher: nn.Module, recipe: Recipe, images: Tensor, aligned: Mapping[str, Tensor] | None = None
+) -> Iterator[Sensitivity]:
+    """The sensitivity of every block that can be castled, in forward order.
+
+    Args:
+        teacher: the softmax model, in eval mode; it is not changed.
+        images: [B, C, H, W]; they go to the teacher's device in batches, and the first one fits the gains.
+        aligned: `layer_states` of a student whose layers have learned alone; untrained ones when left out.
+    """
+    task = task_of(teacher)
+    device = next(teacher.parameters()).device
+    batches = images.split(EVAL_BATCH)
+    expected = torch.cat([teacher(batch.to(device)) for batch in batches])
+    castable = {layer.block for layer in family_of(teacher).layers(teacher) if layer.castable}
+    for block in sorted(block for block in castable if block is not None):
+        student = castle(teacher, recipe, layers=str(block)).eval()
+        if aligned is None:
+            calibrate(student, teacher, batches[0].to(device))
+        else:
+            adopt_layers(student, aligned)
+        close_masks(student)
+        output = torch.cat([student(batch.to(device)) for batch in batches])
+        yield Sensitivity(
+            block,
+            [name for name, _ in castled_layers(student)],
+            task.divergence(output, expected),
+            task.agreement(output, expected),
+        )

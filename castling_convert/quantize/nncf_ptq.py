@@ -1,0 +1,98 @@
+"""int8 by NNCF, for OpenVINO: its default scheme for transformers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..artifact.options import ExportOptions
+from ..artifact.parity import noise
+from ..artifact.prepare import Deployable
+from ..artifact.quiet import quiet
+from ..artifact.runner import (
+    JUDGED_IMAGES,
+    expected,
+)
+from ..data.spec import GENERATED
+from .calibration import NO_CALIBRATION, TARGET_NOISE, calibration_batches, calibration_images
+
+LOGGERS = ("nncf", "torch.utils.cpp_extension")
+"""NNCF's own, and torch's on the CUDA compiler that NNCF makes it look for."""
+
+
+def quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> tuple[Any, dict[str, Any]]:
+    """OpenVINO's `graph` of `prepared` in int8, and notes: a `warning` when the calibration images were generated.
+
+    NNCF puts the layers that hurt most back to float until the noise on calibration images is within TARGET_NOISE.
+
+    Raises:
+        ExportError: too few calibration images. DataError: they can't be read.
+    """
+    notes = {"warning": NO_CALIBRATION} if options.calibration in (None, GENERATED) else {}
+    return _quantized(graph, prepared, options), notes
+
+
+def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
+    with quiet(*LOGGERS), redirect_stdout(io.StringIO()):  # it draws progress bars
+        import nncf
+
+        batches = calibration_batches(calibration_images(prepared, options), options)
+        signature = prepared.signature
+        scheme: dict[str, Any] = {
+            "ignored_scope": nncf.IgnoredScope(names=_left_float(graph)),
+            "subset_size": len(batches),
+            "preset": nncf.QuantizationPreset.PERFORMANCE,
+            "model_type": nncf.ModelType.TRANSFORMER,
+        }
+        if options.latency_only:
+            return nncf.quantize(
+                graph, nncf.Dataset(batches, lambda images: signature.inputs(images).numpy()), **scheme
+            )
+        samples = [(signature.inputs(images), expected(prepared.model, signature, images)) for images in batches]
+
+        def given(sample: tuple[Tensor, Tensor]) -> np.ndarray:
+            return sample[0].numpy()
+
+        def score(run: Any, chosen: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, list[float]]:
+            """Minus the noise on all that NNCF chose, and on each."""
+            pairs = [(torch.from_numpy(run(given(sample))[0].copy()), sample[1]) for sample in chosen]
+            outputs, references = (torch.cat(column) for column in zip(*pairs, strict=True))
+            return -noise(outputs, references), [-noise(*pair) for pair in pairs]
+
+        judged = samples[:: max(1, len(samples) // JUDGED_IMAGES)]
+        return nncf.quantize_with_accuracy_control(
+            graph,
+            nncf.Dataset(samples, given),
+            nncf.Dataset(judged, given),
+            score,
+            max_drop=TARGET_NOISE,
+            **scheme,
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                ranking_subset_size=len(judged)
+            ),
+        )
+
+
+def _left_float(graph: Any) -> list[str]:
+    """Names of what gains nothing in int8: the products of two activations and those of prefix tokens, being small,
+    and the depthwise convolutions, which OpenVINO computes in float and would only round the input of."""
+    return [
+        node.get_friendly_name()
+        for node in graph.get_ops()
+        if (node.get_type_name() == "MatMul" and not _is_weight(node.input_value(1).get_node()))
+        or (node.get_type_name() == "MatMul" and len(node.input_value(1).get_partial_shape()) > 2)
+        or node.get_type_name() == "GroupConvolution"
+    ]
+
+
+def _is_weight(node: Any) -> bool:
+    return node.get_type_name() == "Constant" or (
+        node.get_input_size() > 0
+        and all(_is_weight(node.input_value(index).get_node()) for index in range(node.get_input_size()))
+    )

@@ -1,0 +1,101 @@
+"""What a task has to answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..data.spec import ImageData
+
+Outputs = Callable[[Tensor], Tensor]
+"""From images, [B, C, H, W], to what a model or an artifact returns."""
+
+
+class Score(Protocol):
+    """What was measured of one model over a number of images; values are percentages where nothing else is said."""
+
+    @property
+    def images(self) -> int: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class Task(ABC):
+    """What a model is for: what a student is asked to match, what is measured of it, how two outputs are compared.
+
+    Attributes:
+        name: on the command line.
+        output: what artifacts call the output.
+        distance: in which unit `divergence` is.
+    """
+
+    name: str
+    output: str
+    distance: str
+
+    @abstractmethod
+    def matches(self, model: nn.Module) -> bool:
+        """Whether `model` is for this."""
+
+    def features(self, model: Any, images: Tensor) -> Tensor:
+        """The last tokens, [B, N, C], of images [B, C, H, W]."""
+        return model.forward_features(images)
+
+    def head(self, model: Any, features: Tensor) -> Tensor:
+        """What `model` returns for images with these `features`."""
+        return model.forward_head(features)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """What an artifact with its preprocessing baked in returns in place of `output`."""
+        return output
+
+    @abstractmethod
+    def loss(self, output: Tensor, expected: Tensor, temperature: float) -> Tensor | None:
+        """What a student's outputs are trained on beside its layers and features; None where nothing is added."""
+
+    @abstractmethod
+    def divergence(self, output: Tensor, expected: Tensor) -> float:
+        """How far outputs are from those of a teacher; zero is a match."""
+
+    @abstractmethod
+    def agreement(self, output: Tensor, expected: Tensor) -> float:
+        """In how many percent of the images two outputs say the same."""
+
+    @abstractmethod
+    def correct(self, output: Tensor, labels: Tensor) -> float | None:
+        """In how many percent of the images the outputs say what the labels do; None where labels say nothing."""
+
+    @abstractmethod
+    def usable(self, data: ImageData, model: nn.Module) -> tuple[ImageData, str | None]:
+        """`data`, without its labels where they are not those of `model`, and in words why accuracy is unmeasured.
+
+        Raises:
+            DataError: there are too few images to compare anything on.
+        """
+
+    @abstractmethod
+    def followed(self, output: Tensor, expected: Tensor, labels: Tensor | None) -> dict[str, float]:
+        """What is recorded of a student on the way, from the outputs of both on a handful of images."""
+
+    @abstractmethod
+    def measure(self, models: Mapping[str, Outputs], data: ImageData, limit: int | None = None) -> Mapping[str, Any]:
+        """Run every model on every image once, or on the first `limit`; the first model is the reference.
+
+        Raises:
+            DataError: no image, too few, or labels of other classes than the model's.
+        """
+
+    @abstractmethod
+    def lost(self, teacher: Any, castled: Any) -> float:
+        """The points that the score of a castled model is below that of its teacher, as --max-drop counts them."""
+
+    @abstractmethod
+    def lost_in(self, data: ImageData) -> str:
+        """What `lost` counts on such data: `top-1`, say."""
+
+    @abstractmethod
+    def account(self, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """The scores of `teacher` and `castled` as they stand in a summary."""

@@ -1,0 +1,126 @@
+"""Classification: one label an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.loaders import eval_loader
+from ..data.spec import ImageData
+from ..errors import DataError
+from .base import Outputs, Task
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Percentages over `images` images. `top1` and `top5` are None without labels, `top5` also with
+    five classes or fewer; `agreement` is the share of images where the model's top class is the
+    reference's, None for the reference itself."""
+
+    images: int
+    top1: float | None
+    top5: float | None
+    agreement: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Classify(Task):
+    """Outputs are logits, [B, classes]."""
+
+    name, output, distance = "classify", "logits", "nats"
+
+    def matches(self, model: nn.Module) -> bool:
+        return getattr(model, "num_classes", 1) != 0
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        return output.softmax(-1)
+
+    def loss(self, output: Tensor, expected: Tensor, temperature: float) -> Tensor:
+        return logit_divergence(output, expected, temperature)
+
+    def divergence(self, output: Tensor, expected: Tensor) -> float:
+        return max(0.0, logit_divergence(output, expected, temperature=1.0).item())  # it is; rounding may not be
+
+    def agreement(self, output: Tensor, expected: Tensor) -> float:
+        return self.correct(output, expected.argmax(-1))
+
+    def correct(self, output: Tensor, labels: Tensor) -> float:
+        return 100 * (output.argmax(-1) == labels).double().mean().item()
+
+    def usable(self, data: ImageData, model: Any) -> tuple[ImageData, str | None]:
+        if data.classes is None:
+            return data, "the data has no labels: agreement with the teacher only"
+        if data.classes != model.num_classes:
+            why = f"the data has {data.classes} classes and the model {model.num_classes}, so labels can't be compared"
+            return replace(data, classes=None), f"{why}: agreement with the teacher only"
+        return data, None
+
+    def followed(self, output: Tensor, expected: Tensor, labels: Tensor | None) -> dict[str, float]:
+        values = {"agreement": self.agreement(output, expected)}
+        if labels is not None:
+            values |= {"top1": self.correct(output, labels), "teacher_top1": self.correct(expected, labels)}
+        return values
+
+    @torch.no_grad()
+    def measure(self, models: Mapping[str, Outputs], data: ImageData, limit: int | None = None) -> dict[str, Accuracy]:
+        reference = next(iter(models))
+        right1, right5, agree = (dict.fromkeys(models, 0) for _ in range(3))
+        seen, classes = 0, 0
+        for images, labels in eval_loader(data):
+            logits = {name: model(images).float().cpu() for name, model in models.items()}
+            classes = logits[reference].shape[-1]
+            if data.classes is not None and data.classes != classes:
+                raise DataError(
+                    f"{data.spec} has {data.classes} classes, the model has {classes}: labels can't be compared; "
+                    "give the data the model was trained for"
+                )
+            top = logits[reference].argmax(-1)
+            for name, values in logits.items():
+                right1[name] += int((values.argmax(-1) == labels).sum())
+                agree[name] += int((values.argmax(-1) == top).sum())
+                if classes > 5:
+                    right5[name] += int((values.topk(5).indices == labels[:, None]).any(-1).sum())
+            seen += len(labels)
+            if limit is not None and seen >= limit:
+                break
+        if seen == 0:
+            raise DataError(f"{data.spec} has no images to evaluate on")
+        labelled = data.classes is not None
+        return {
+            name: Accuracy(
+                images=seen,
+                top1=100 * right1[name] / seen if labelled else None,
+                top5=100 * right5[name] / seen if labelled and classes > 5 else None,
+                agreement=None if name == reference else 100 * agree[name] / seen,
+            )
+            for name in models
+        }
+
+    def lost(self, teacher: Accuracy, castled: Accuracy) -> float:
+        """In top-1 where there are labels, else the share of images with another top class."""
+        if teacher.top1 is not None and castled.top1 is not None:
+            return teacher.top1 - castled.top1
+        return 100 - castled.agreement  # type: ignore[operator]
+
+    def lost_in(self, data: ImageData) -> str:
+        return "top-1" if data.classes is not None else "agreement"
+
+    def account(self, scores: Mapping[str, Accuracy]) -> dict[str, Any]:
+        return {name: score.to_dict() for name, score in scores.items()}
+
+
+def logit_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of the class distributions at `temperature`, times its square; [B, classes].
+
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+    """
+    log_p = (student.float() / temperature).log_softmax(-1)
+    log_q = (teacher.detach().float() / temperature).log_softmax(-1)
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2

@@ -1,0 +1,143 @@
+"""The ladder: trained -> folded -> every artifact of a bundle, each against the first.
+
+Every rung is the same model in another form; where the errors jump is where something was lost.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import bundle
+from ..artifact.options import ExportOptions
+from ..artifact.parity import Parity, compare
+from ..artifact.precision import DEFAULT, PRECISIONS
+from ..artifact.runner import IDENTITY, expected, judge
+from ..data.loaders import some_batches
+from ..data.preprocessing import Preprocessing
+from ..data.probe import probe_images
+from ..data.spec import open_data
+from ..exporting import FORMATS, format_of
+from ..files import writing_file
+from ..tasks import task_of
+
+FILE = "verify.json"
+IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Rung:
+    """`parity` is against the top of the ladder, None for the top itself or where the artifact can't be run
+    here, which `note` then says; `top1` is in percent, None without labels."""
+
+    name: str
+    precision: str
+    allowed: str | None
+    parity: Parity | None
+    top1: float | None
+    note: str = ""
+    intact: bool = True
+
+    @property
+    def holds(self) -> bool:
+        return self.intact and (self.parity is None or self.parity.holds)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs from the top down, on what `images` says."""
+
+    bundle: str
+    images: str
+    rungs: list[Rung]
+
+    @property
+    def holds(self) -> bool:
+        return all(rung.holds for rung in self.rungs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"holds": self.holds}
+
+
+def artifacts_of(path: Path) -> list[Path]:
+    """The artifacts in a bundle, by precision and name."""
+    suffixes = {found.suffix for found in FORMATS.values()}
+    found = [file for file in sorted(path.iterdir()) if file.suffix in suffixes]
+    return sorted(found, key=lambda file: next((i for i, p in enumerate(PRECISIONS) if f".{p}." in file.name), 0))
+
+
+def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
+    """Compare everything a bundle holds, in runtimes that are here, and store the result in it.
+
+    Args:
+        data: a `--data` spec; eight generated images when left out. limit: how many images of it.
+
+    Raises:
+        BundleError: no bundle there, or a damaged one.
+        ExportError: an artifact is damaged, or is not of this bundle.
+        DataError: the data can't be read.
+    """
+    from .target import find_bundle
+
+    folded, trained = bundle.load(path), bundle.load_trained(path)
+    task = task_of(folded)
+    labels: Tensor | None = None
+    if data is None:
+        images, what = probe_images(folded, 8), "8 generated images"
+    else:
+        opened = open_data(data, Preprocessing.of(folded), "validation")
+        opened, _ = task.usable(opened, folded)
+        batches = some_batches(opened, limit)
+        images = torch.cat([x for x, _ in batches])
+        labels = torch.cat([y for _, y in batches]) if opened.classes is not None else None
+        what = f"{len(images)} images of {data}"
+    top = trained if trained is not None else folded
+
+    def top1(outputs: Tensor) -> float | None:
+        return None if labels is None else task.correct(outputs, labels)
+
+    def logits(model: torch.nn.Module) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([model(part) for part in images.split(16)])
+
+    reference = logits(top)
+    rungs = [Rung("trained" if trained is not None else "folded", DEFAULT, None, None, top1(reference))]
+    if trained is not None:
+        outputs, tolerance = logits(folded), ExportOptions().tolerance
+        rungs.append(
+            Rung("folded", DEFAULT, str(tolerance), compare(outputs, reference, tolerance, task), top1(outputs))
+        )
+    for artifact in artifacts_of(path):
+        exporter = format_of(artifact).exporter
+        reason = exporter.cannot_run()
+        if reason is not None:
+            rungs.append(Rung(artifact.name, "", None, None, None, f"not run: {reason}"))
+            continue
+        run = exporter.open_artifact(artifact)
+        find_bundle(artifact, run.metadata.get(IDENTITY), path)
+        tolerance = ExportOptions.make(precision=run.precision).tolerance
+        if run.signature.input_size != Preprocessing.of(folded).input_size:
+            rungs.append(Rung(artifact.name, run.precision, None, None, None, "not run: for another image size"))
+            continue
+        outputs = torch.cat([run(part) for part in images.split(16)])
+        wanted = torch.cat([expected(top, run.signature, part) for part in images.split(16)])
+        rungs.append(
+            Rung(
+                artifact.name,
+                run.precision,
+                str(tolerance),
+                judge(outputs, wanted, run.signature, tolerance),
+                top1(outputs),
+                "" if run.intact else "changed since it was exported",
+                run.intact,
+            )
+        )
+    found = Ladder(str(path), what, rungs)
+    with writing_file(path / FILE) as fresh:
+        fresh.write_text(json.dumps(found.to_dict(), indent=2))
+    return found

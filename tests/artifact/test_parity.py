@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from castling_convert.artifact import parity as parity_module
+from castling_convert.artifact.parity import Parity, Tolerance
+from castling_convert.data.probe import probe_images
+from castling_convert.tasks import TASKS
+from tests.models import tiny
+
+
+def compare(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> Parity:
+    """As logits of classes."""
+    return parity_module.compare(actual, expected, tolerance, TASKS["classify"])
+
+
+def test_equal_logits_hold() -> None:
+    logits = torch.tensor([[1.0, 2.0], [4.0, 3.0]])
+    parity = compare(logits, logits, Tolerance())
+    assert parity.holds
+    assert (parity.images, parity.max_error, parity.mean_error, parity.agreement) == (2, 0.0, 0.0, 100.0)
+
+
+def test_errors_and_agreement() -> None:
+    parity = compare(torch.tensor([[1.0, 2.5], [2.0, 3.0]]), torch.tensor([[1.0, 2.0], [4.0, 3.0]]), Tolerance(1e-4))
+    assert not parity.holds
+    assert (parity.max_error, parity.mean_error, parity.agreement) == (2.0, 0.625, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("atol", "rtol", "holds"), [(0.4, 0.0, False), (0.6, 0.0, True), (0.0, 0.1, True), (0.0, 0.01, False)]
+)
+def test_tolerances(atol: float, rtol: float, holds: bool) -> None:
+    assert compare(torch.tensor([[10.5, 1.0]]), torch.tensor([[10.0, 1.0]]), Tolerance(atol, rtol)).holds is holds
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_does_not_hold(value: float) -> None:
+    bad, good = torch.tensor([[value, 0.0]]), torch.tensor([[1.0, 0.0]])
+    for actual, expected in ((bad, good), (good, bad), (bad, bad)):
+        for rtol in (0.0, 1e-3):
+            parity = compare(actual, expected, Tolerance(1e9, rtol))
+            assert not parity.holds, (actual, expected, rtol)
+            assert parity.max_error == math.inf
+
+
+def test_another_shape_does_not_hold() -> None:
+    assert not compare(torch.zeros(2, 3), torch.zeros(2, 4), Tolerance(1.0, 1.0)).holds
+    assert not compare(torch.zeros(1, 4), torch.zeros(2, 4), Tolerance(1.0, 1.0)).holds
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_probe_images_fit_the_model_and_are_the_same_every_time(channels: int) -> None:
+    model = tiny(in_chans=channels, img_size=(32, 48))
+    first, again = probe_images(model, 3), probe_images(model, 3)
+    assert first.shape == (3, channels, 32, 48)
+    assert torch.equal(first, again)
+    assert first.std() > 0.1

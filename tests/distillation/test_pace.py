@@ -1,0 +1,56 @@
+"""How long a run takes, and how many steps fit into a time."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+import castling_convert as cc
+from castling_convert.distillation.pace import Pace, measure_pace
+from castling_convert.errors import RecipeError
+from castling_convert.recipe import Recipe
+
+CONFIG = Recipe.load("castling", ["distill.steps=100", "distill.align.share=0.75"]).distill
+
+
+def test_minutes_and_steps_are_inverse():
+    pace = Pace(align=0.4, whole=1.2)
+    assert pace.minutes(CONFIG) == pytest.approx(100 * (0.75 * 0.4 + 0.25 * 1.2) / 60)
+    assert pace.steps(pace.minutes(CONFIG) + 1e-9, CONFIG) == 100
+    assert pace.steps(3.001, CONFIG) == 300
+
+
+def test_less_than_a_step_is_refused_with_a_way_out():
+    with pytest.raises(RecipeError, match=r"one step takes 60 s here, more than --minutes 0\.5; .*batch_size"):
+        Pace(align=60.0, whole=60.0).steps(0.5, CONFIG)
+
+
+def test_what_is_said():
+    line = Pace(align=0.4, whole=1.2).explain(CONFIG)
+    assert line.startswith("100 steps of 64 images: about 1.0 min here (0.40 s a step of layers alone, 1.20 s")
+
+
+@pytest.mark.parametrize(("share", "measured"), [(0.0, (False, True)), (0.5, (True, True)), (1.0, (True, False))])
+def test_a_phase_that_is_not_there_is_not_timed(student, teacher, batches, share, measured):
+    recipe = Recipe.load("castling", [f"distill.align.share={share}", "distill.steps=1000"])
+    before = copy.deepcopy(student.state_dict())
+    pace = measure_pace(student, teacher, batches, recipe, "cpu")
+    assert (pace.align is not None, pace.whole is not None) == measured
+    assert 0 < pace.minutes(recipe.distill) < 60
+    assert all(tensor.equal(before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_convert_takes_as_many_steps_as_fit(teacher, tmp_path, monkeypatch):
+    import castling_convert.pipeline as pipeline
+
+    monkeypatch.setattr(pipeline, "measure_pace", lambda *_: Pace(align=10.0, whole=10.0))
+    summary = cc.convert(
+        teacher, tmp_path / "bundle", minutes=0.5, recipe=Recipe.load("castling", ["distill.batch_size=2"])
+    )
+    assert summary["distill"]["steps"] == 3
+    assert Recipe.load(tmp_path / "bundle" / "recipe.yaml").distill.steps == 3
+    for minutes in (0, -1, float("nan")):
+        with pytest.raises(RecipeError, match="--minutes"):
+            cc.convert(teacher, tmp_path / "other", minutes=minutes)
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,62 @@
+"""Which teacher a bundle is set beside, and what is said when there is none."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from safetensors.torch import save_file
+
+from castling_convert.doctor import examine
+from castling_convert.evaluation.evaluate import evaluate
+from castling_convert.exporting import FORMATS
+from castling_convert.pipeline import convert
+from castling_convert.recipe import Recipe
+
+SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+RECIPE = Recipe.load("castling", ["distill.steps=1", "distill.batch_size=2"])
+
+
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10, **SMALL).eval()
+
+
+def test_the_teacher_is_found_again_by_its_weights_file(tmp_path):
+    teacher = model()
+    save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
+    made = convert(
+        "vit_t", tmp_path / "out", data="digits", recipe=RECIPE, weights=tmp_path / "teacher.safetensors",
+        image_size=(32, 32), model_args=SMALL, device="cpu",
+    )  # fmt: skip
+    results, notes = evaluate(tmp_path / "out", "digits")
+    assert notes == []
+    assert list(results) == ["teacher", "castled"]
+    assert results["teacher"].to_dict() == made["accuracy"]["teacher"]
+    assert results["castled"].to_dict() == made["accuracy"]["castled"]
+
+    (tmp_path / "teacher.safetensors").unlink()
+    results, notes = evaluate(tmp_path / "out", "digits")
+    assert list(results) == ["castled"]
+    assert "teacher.safetensors not found" in notes[0]
+
+
+def test_a_teacher_that_was_handed_over_is_not_replaced_by_another(tmp_path):
+    """Its name alone does not bring back its weights, so there is nothing to set beside the bundle."""
+    convert(model(), tmp_path / "out", data="digits", recipe=RECIPE, device="cpu")
+    results, notes = evaluate(tmp_path / "out", "digits")
+    assert list(results) == ["castled"]
+    assert "--teacher" in notes[0]
+
+
+def test_limit(tmp_path):
+    convert(model(), tmp_path / "out", data="digits", recipe=RECIPE, device="cpu")
+    results, _ = evaluate(tmp_path / "out", "digits", limit=10)
+    assert 10 <= results["castled"].images < 597
+
+
+def test_doctor_names_every_format():
+    report = examine()
+    assert set(report["formats"]) == set(FORMATS)
+    assert report["versions"]["timm"] == timm.__version__
+    assert "cpu" in report["devices"]
+    assert all(isinstance(value, str) for rows in report.values() for value in rows.values())

@@ -1,0 +1,131 @@
+"""torch.export programs."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import zipfile
+from typing import Any
+
+import pytest
+import torch
+
+import castling_convert as cc
+from castling_convert.errors import ExportError
+from castling_convert.exporting import torch_program
+from tests.models import KINDS, closed_student, images, tiny
+
+
+def folded(kind: str = "deit", layers: str | None = None) -> Any:
+    torch.manual_seed(0)
+    return cc.fold(closed_student(tiny(KINDS[kind]), layers))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    model = folded()
+    return model, cc.export(model, tmp_path_factory.mktemp("pt2") / "model.pt2", format="torch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(("kind", "layers"), [*((kind, None) for kind in KINDS), ("deit", "1")])
+def test_every_kind_reloads_within_its_bounds(tmp_path, kind, layers, precision):
+    model = folded(kind, layers)
+    path = cc.export(model, tmp_path / "model.pt2", format="torch", precision=precision)
+    x = images(5)
+    with torch.no_grad():
+        expected = model(x)
+    error = (torch_program.open_artifact(path)(x) - expected).square().mean().sqrt() / expected.std()
+    assert error <= {"fp32": 1e-6, "fp16": 0.01, "bf16": 0.05}[precision]
+
+
+@pytest.mark.slow
+def test_torch_alone_loads_it(made, tmp_path):
+    """Neither this package nor timm is imported."""
+    model, path = made
+    torch.save(images(), tmp_path / "x.pt")
+    with torch.no_grad():
+        torch.save(model(images()), tmp_path / "y.pt")
+    code = (
+        "import sys, torch; program = torch.export.load(sys.argv[1]).module();"
+        "x, y = (torch.load(name, weights_only=True) for name in sys.argv[2:]);"
+        "assert (program(x) - y).abs().max() < 1e-5; assert 'timm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, path, tmp_path / "x.pt", tmp_path / "y.pt"], check=True, cwd=tmp_path)
+
+
+def test_the_same_bytes_again(made, tmp_path):
+    model, path = made
+    again = cc.export(model, tmp_path / "other.pt2", format="torch")
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_fixed_batch_is_filled_up(tmp_path):
+    model = folded()
+    run = torch_program.open_artifact(cc.export(model, tmp_path / "model.pt2", format="torch", batch=4))
+    assert run.batch == 4
+    with torch.no_grad():
+        torch.testing.assert_close(run(images(6)), model(images(6)), atol=1e-5, rtol=0)
+
+
+def rewritten(path, change) -> bytes:
+    """The archive with some members changed: `change(name, content)` gives the new content."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(buffer, "w") as new:
+        for info in old.infolist():
+            new.writestr(info, change(info.filename, old.read(info.filename)))
+    return buffer.getvalue()
+
+
+class Bomb:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize("where", ["weights", "inputs"])
+def test_pickled_code_is_refused_and_not_run(made, tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+
+    def change(name: str, content: bytes) -> bytes:
+        if where == "weights" and name.endswith("_weights_config.json"):
+            return content.replace(b'"use_pickle": false', b'"use_pickle": true').replace(
+                b'"use_pickle":false', b'"use_pickle":true'
+            )
+        if where == "inputs" and "sample_inputs" in name:
+            out = io.BytesIO()
+            torch.save(Bomb(), out)
+            return out.getvalue()
+        return content
+
+    bad = tmp_path / "bad.pt2"
+    bad.write_bytes(rewritten(made[1], change))
+    assert bad.read_bytes() != made[1].read_bytes()
+    with pytest.raises(ExportError, match=r"^\S+ has pickled objects in it \(\S+\), which are not loaded$"):
+        torch_program.open_artifact(bad)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_a_damaged_file(made, tmp_path, content):
+    bad = tmp_path / "bad.pt2"
+    bad.write_bytes(made[1].read_bytes()[:2000] if content is None else content)
+    with pytest.raises(ExportError, match=r"bad\.pt2") as raised:
+        torch_program.open_artifact(bad)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_that_were_changed_are_found(made, tmp_path):
+    _, path = made
+    assert torch_program.open_artifact(path).intact
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "model.pt2", "w") as target:
+        names = [name for name in source.namelist() if "/weights/weight_" in name]
+        for name in source.namelist():
+            content = bytearray(source.read(name))
+            if name == names[0]:
+                content[0] ^= 1
+            target.writestr(name, bytes(content))
+    assert not torch_program.open_artifact(tmp_path / "model.pt2").intact

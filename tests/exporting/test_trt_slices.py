@@ -1,0 +1,91 @@
+"""Slices as splits: the same numbers, and the few layers that they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import castling_convert as cc
+from castling_convert.artifact.options import ExportOptions
+from castling_convert.bench.bench import softmax_baseline_
+from castling_convert.exporting.trt_engine import EngineBuild, count_layers, signature_in
+from castling_convert.exporting.trt_slices import split_slices_
+from tests.models import FAST, KINDS, LANDMARKS, WINDOW, closed_student, tiny
+
+
+def sliced(bounds: dict[str, list[int]], shape: tuple[int | str, ...]) -> onnx.ModelProto:
+    """A graph of one Slice of an input of `shape`, twice over, so that its output has a name that is used."""
+    tensors = [numpy_helper.from_array(np.array(values, np.int64), name) for name, values in bounds.items()]
+    nodes = [helper.make_node("Slice", ["x", *bounds], ["part"], name="cut"), helper.make_node("Neg", ["part"], ["y"])]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    taken = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(shape))
+    graph = helper.make_graph(nodes, "graph", [given], [taken], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "splits"),
+    [
+        ({"starts": [1], "ends": [2**62], "axes": [1]}, 1),
+        ({"starts": [0], "ends": [3], "axes": [1]}, 1),
+        ({"starts": [2], "ends": [-1], "axes": [-1], "steps": [1]}, 1),
+        ({"starts": [-4, 1], "ends": [-1, 4], "axes": [1, 2]}, 2),
+        ({"starts": [0], "ends": [9], "axes": [1]}, 1),
+        ({"starts": [0, 1, 2], "ends": [2, 4, 5]}, 0),  # the batch is not fixed
+        ({"starts": [0], "ends": [6], "axes": [1], "steps": [2]}, 0),
+        ({"starts": [3], "ends": [3], "axes": [1]}, 0),
+    ],
+)
+def test_a_split_keeps_what_the_slice_keeps(bounds, splits):
+    x = np.arange(2 * 6 * 5, dtype=np.float32).reshape(2, 6, 5)
+    proto = sliced(bounds, ("batch", 6, 5))
+    expected = run(proto, x)
+    split_slices_(proto)
+    operators = [node.op_type for node in proto.graph.node]
+    assert operators == [*["Split"] * splits, *["Slice"] * (not splits), "Neg"]
+    np.testing.assert_array_equal(run(proto, x), expected)
+
+
+def test_bounds_that_are_computed_stay():
+    proto = sliced({"starts": [1], "ends": [3], "axes": [1]}, (2, 6, 5))
+    proto.graph.input.append(helper.make_tensor_value_info("ends", TensorProto.INT64, [1]))
+    del proto.graph.initializer[1]
+    before = proto.SerializeToString()
+    split_slices_(proto)
+    assert proto.SerializeToString() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "casts"), [(LANDMARKS, 1.25), (WINDOW, 1.25), (FAST, 1.4)], ids=["landmarks", "window", "fast"]
+)
+def test_shapes_cost_a_castled_model_no_more_layers_than_a_softmax_one(tmp_path, rtx, form, casts):
+    """Of a fixed batch, as TensorRT's parser reads it; and half precision adds no more than its casts."""
+    torch.manual_seed(0)
+    teacher = tiny(KINDS["deit"])
+    models = {"castled": cc.fold(closed_student(teacher, **form)), "softmax": softmax_baseline_(teacher)}
+
+    def layers(name: str, precision: str) -> dict[str, int]:
+        path = cc.export(
+            models[name], Path(tmp_path, f"{name}.{precision}.plan"), format="trt", precision=precision, batch=1,
+            onnx_only=True, verify=False,
+        )  # fmt: skip
+        options = ExportOptions.make(precision=precision, batch=1)
+        return count_layers(EngineBuild(rtx, path, signature_in(onnx.load(path)), options).network)
+
+    single, half, softmax = layers("castled", "fp32"), layers("castled", "fp16"), layers("softmax", "fp32")
+    assert single["integer"] <= softmax["integer"]
+    assert half["integer"] <= softmax["integer"]
+    assert half["all"] <= casts * single["all"]

@@ -1,0 +1,109 @@
+"""Every block castled alone, against the whole model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+import castling_convert as cc
+from castling_convert.castling import castled_layers, close_masks, layer_states
+from castling_convert.distillation.calibrate import calibrate
+from castling_convert.planning.sensitivity import sensitivities
+from tests.models import images, tiny
+
+
+def found(teacher, count: int = 16):
+    return list(sensitivities(teacher, cc.Recipe.load("castling"), images(count)))
+
+
+@torch.no_grad()
+def sharp() -> Any:
+    """A teacher that notices when a block is castled."""
+    teacher = tiny()
+    for block in teacher.blocks:
+        block.attn.qkv.weight[: 2 * 48] *= 8
+    teacher.head.weight *= 30
+    return teacher
+
+
+def test_is_the_divergence_of_that_block_castled_alone():
+    teacher, x = sharp(), images(16)
+    for entry in found(teacher):
+        student = cc.castle(teacher, layers=str(entry.block)).eval()
+        calibrate(student, teacher, x)
+        close_masks(student)
+        with torch.no_grad():
+            expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
+        divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
+        # The last block's class token, which alone is read, has its exact softmax.
+        assert (divergence > 1e-3) is (entry.block == 0)
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
+        assert entry.agreement == 100 * (expected.argmax(-1) == actual.argmax(-1)).float().mean().item()
+        assert entry.layers == [f"blocks.{entry.block}.attn"]
+
+
+def test_in_batches_it_is_the_same(monkeypatch):
+    teacher, x = sharp(), images(12)
+    monkeypatch.setattr("castling_convert.planning.sensitivity.EVAL_BATCH", 8)
+    for entry in found(teacher, 12):
+        student = cc.castle(teacher, layers=str(entry.block)).eval()
+        calibrate(student, teacher, x[:8])
+        close_masks(student)
+        with torch.no_grad():
+            expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
+        divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
+        # The last block's class token, which alone is read, has its exact softmax.
+        assert (divergence > 1e-3) is (entry.block == 0)
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
+
+
+def test_a_block_that_does_nothing_is_not_sensitive_and_a_sharp_one_is():
+    teacher = tiny(depth=3)
+    with torch.no_grad():
+        teacher.blocks[0].attn.proj.weight.zero_()
+        teacher.blocks[1].attn.qkv.weight[: 2 * 48] *= 8
+    nothing, sharp, _ = found(teacher)
+    assert nothing.divergence == pytest.approx(0, abs=1e-5)
+    assert nothing.agreement == 100
+    assert sharp.divergence > 100 * abs(nothing.divergence)
+
+
+def test_the_teacher_is_not_changed():
+    teacher = tiny()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    found(teacher)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_blocks_that_can_not_be_castled_are_left_out():
+    teacher = tiny("vit_base_patch16_siglip_224", depth=2)
+    assert [entry.block for entry in found(teacher)] == [0, 1]
+
+
+def test_of_layers_that_have_learned_alone():
+    """What they learned is what is measured, and not how they were castled."""
+    teacher, x = tiny(), images(16)
+    aligned = cc.castle(teacher)
+    for _, layer in castled_layers(aligned):
+        with torch.no_grad():
+            layer.proj.weight.mul_(0.5)
+    for entry in sensitivities(teacher, cc.Recipe.load("castling"), x, layer_states(aligned)):
+        student = copy.deepcopy(teacher)
+        student.set_submodule(entry.layers[0], aligned.get_submodule(entry.layers[0]))
+        close_masks(student)
+        with torch.no_grad():
+            expected, actual = teacher(x).log_softmax(-1), student.eval()(x).log_softmax(-1)
+        divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
+        assert divergence > 1e-5
+        assert entry.divergence == pytest.approx(divergence, rel=1e-3)
+
+
+def test_of_a_model_without_classes_it_is_how_far_the_features_turn():
+    teacher = sharp()
+    teacher.reset_classifier(0)
+    first, second = found(teacher)
+    assert 1e-6 < first.divergence < 2
+    assert second.divergence < 1e-6  # its class token, which the features are, has its exact softmax
