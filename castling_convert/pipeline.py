@@ -172,7 +172,7 @@ def convert(
         castling: Castling = student.castling  # type: ignore[assignment]
         if plan is not None:
             student.castling = castling = plan.explain(castling)  # type: ignore[assignment]
-        accuracy, drop, count = _accuracy(teacher, student, data, validation)
+        accuracy, drop, judged = _accuracy(teacher, student, data, validation)
         images = some_images(validation, CERTIFIED_IMAGES)
         trained = student.to("cpu")
         deploy, certificate = certify(trained, images)
@@ -196,7 +196,7 @@ def convert(
             bundle.save(deploy, rejected, **keep, force=True)
             hint = "castle fewer layers with --layers auto, " if plan is None else ""
             raise CheckFailed(
-                f"the castled model lost {drop:.2f} points on {count} images, --max-drop "
+                f"the castled model lost {drop:.2f} points on {judged} images, --max-drop "
                 f"{max_drop:g} is allowed; it is in {rejected}, not published: train longer with --steps and "
                 f"--force, {hint}or allow more and add --resume"
             )
