@@ -25,6 +25,7 @@ class ExportOptions:
         io: `fp32`, or `same` for inputs and outputs in float16 of an fp16 artifact.
         preprocess: uint8 [B, H, W, C] in and probabilities out; normalisation and softmax are in the artifact.
         calibration: a `--data` spec of the images that int8 ranges are taken from.
+        quantizer: the method that int8 is made by, a name in `quantize.QUANTIZERS`; the format's own when left out.
         image_size: (height, width); position embeddings are resized for it. The model's own when None.
         image_range: the smallest and the largest (height, width) of an artifact that takes any size between
             them, `image_size` being the one it is made best for. Sides are multiples of the patch.
@@ -46,6 +47,7 @@ class ExportOptions:
     io: str = "fp32"
     preprocess: bool = False
     calibration: str | None = None
+    quantizer: str | None = None
     image_size: tuple[int, int] | None = None
     image_range: tuple[tuple[int, int], tuple[int, int]] | None = None
     opset: int | None = None

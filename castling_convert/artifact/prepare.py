@@ -79,11 +79,14 @@ def prepare(
         if isinstance(module, FoldedAttention):
             module.channels_first = channels_first
     signature = signature_of(model, options)
-    if options.image_range is not None:
-        family.any_size_(model)
     dtype = options.how.dtype
-    if dtype is not torch.float32:
-        family.to_half_(model, dtype)
+    try:
+        if options.image_range is not None:
+            family.any_size_(model)
+        if dtype is not torch.float32:
+            family.to_half_(model, dtype)
+    except ModelError as error:
+        raise ExportError(str(error)) from None
     return Deployable(model, signature, dtype).eval()
 
 
