@@ -94,7 +94,7 @@ def _block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, 
     outputs: dict[str, Tensor] = {}
     handles = [
         model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
-        for name in family_of(model).blocks(model)
+        for name in family_of(model).block_names(model)
     ]
     try:
         return model(images), outputs

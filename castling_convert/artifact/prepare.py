@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import CastledAttention, FoldedAttention, Layout
+from ..attention import CastledAttention, ChannelsFirst, FoldedAttention
 from ..data.preprocessing import Preprocessing
 from ..errors import DataError, ExportError, FoldError, ModelError
 from ..families import family_of
@@ -53,7 +53,7 @@ class Deployable(nn.Module):
 
 
 def prepare(
-    model: nn.Module, options: ExportOptions, *, fused: bool = False, channels_first: Layout | None = None
+    model: nn.Module, options: ExportOptions, *, fused: bool = False, channels_first: ChannelsFirst | None = None
 ) -> Deployable:
     """A copy on the CPU at the asked image size and precision; softmax layers in their plain form, or `fused`;
     castled layers with `channels_first` where the runtime is faster so.

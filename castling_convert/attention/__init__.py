@@ -3,7 +3,7 @@
 from .castled import CastledAttention, Projections
 from .config import AttentionConfig
 from .cost import AttentionCost, Shape
-from .folded import FoldedAttention, Layout
+from .folded import ChannelsFirst, FoldedAttention
 from .forms import DEFAULT, FORMS, Form, before_forms, castled_cost, config_of, folded_form, softmax_cost, training_form
 from .grid import TokenGrid
 
@@ -13,9 +13,9 @@ __all__ = [
     "AttentionConfig",
     "AttentionCost",
     "CastledAttention",
+    "ChannelsFirst",
     "FoldedAttention",
     "Form",
-    "Layout",
     "Projections",
     "Shape",
     "TokenGrid",

@@ -19,7 +19,7 @@ from ..artifact.prepare import Deployable, prepare
 from ..artifact.quiet import quiet
 from ..artifact.runner import DIGEST, PRECISION, Exported, check
 from ..artifact.signature import Signature
-from ..attention import Layout
+from ..attention import ChannelsFirst
 from ..data.probe import probe_images
 from ..errors import ExportError, OutputError
 from ..files import writing_file
@@ -32,7 +32,7 @@ QUANTIZER = "qdq"
 SINGLE_FILE_LIMIT = 2 * 1024**3 - 2**20
 
 
-CHANNELS_FIRST: dict[str, Layout] = {"fp32": "product", "int8": "transpose"}
+CHANNELS_FIRST: dict[str, ChannelsFirst] = {"fp32": "from_weights", "int8": "transposed"}
 """How castled layers are faster in onnxruntime; its int8 kernels need the weights on the right."""
 
 

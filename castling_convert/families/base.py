@@ -88,7 +88,7 @@ class Family(ABC):
         """The grid of each of these layers, by name; it follows the images that the model is given."""
 
     @abstractmethod
-    def blocks(self, model: nn.Module) -> list[str]:
+    def block_names(self, model: nn.Module) -> list[str]:
         """Names of the transformer blocks, in forward order. Their matrices are what Muon is for, and folding is
         certified after each."""
 

@@ -90,7 +90,7 @@ class ToyFamily(Family):
     def grids(self, model: Any, layers: Sequence[AttentionLayer]) -> dict[str, TokenGrid]:
         return {layer.name: TokenGrid(*layer.grid, layer.prefix) for layer in layers}
 
-    def blocks(self, model: Any) -> list[str]:
+    def block_names(self, model: Any) -> list[str]:
         return [f"stages.{index}" for index in range(len(model.stages))]
 
     def image_size(self, model: Any) -> Size:
