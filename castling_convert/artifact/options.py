@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 from rich.console import Console
 
 from ..errors import ExportError, did_you_mean
@@ -16,7 +18,7 @@ MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
 """torch's exporter starts at 18; at 23 a normalisation is one node; TensorRT's parser ends at 24."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 class ExportOptions:
     """Options of all formats.
 
@@ -68,7 +70,13 @@ class ExportOptions:
         for name in values:
             if name not in known:
                 raise ExportError(f"export has no option '{name}'{did_you_mean(name, known)}")
-        options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
+        try:
+            options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name, wanted = first["loc"][0], first["msg"].removeprefix("Input should be ")
+            wanted = "of more values" if first["type"] == "missing" else wanted
+            raise ExportError(f"{name} should be {wanted}, not {values[name]!r}") from None
         if options.opset is not None and not MIN_OPSET <= options.opset <= MAX_OPSET:
             raise ExportError(f"opset {options.opset} is not within {MIN_OPSET}..{MAX_OPSET}")
         if options.io not in ("fp32", "same"):
