@@ -1,41 +1,30 @@
-"""The linear forms: a new one is one new file and one line in `FORMS`.
+"""The linear forms: a new one is one new file of that name with a `FORM`, its config, and one line in `FORMS`.
 
-A form is the name that recipes call it by, its config, its training form, its folded form, and its cost by formula.
+The file is imported when a layer is made: who reads a recipe needs the config alone, and no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .angular import AngularAttention, AngularConfig, FoldedAngular, angular_cost
-from .castled import CastledAttention, Projections
-from .config import AttentionConfig
+from .config import AngularConfig, AttentionConfig, FeaturesConfig, LandmarksConfig, SnippetConfig
 from .cost import AttentionCost, Shape
-from .features import FeaturesAttention, FeaturesConfig, FoldedFeatures, features_cost
-from .folded import FoldedAttention
+from .form import Form
 from .grid import TokenGrid
-from .landmarks import FoldedLandmarks, LandmarksAttention, LandmarksConfig, landmarks_cost
-from .snippet import FoldedSnippet, SnippetAttention, SnippetConfig, snippet_cost
 
+if TYPE_CHECKING:
+    from .castled import CastledAttention, Projections
+    from .folded import FoldedAttention
 
-@dataclass(frozen=True)
-class Form:
-    """One linear form. `cost` gives MACs and values held by the linear form itself, without projections."""
-
-    config: type[AttentionConfig]
-    training: Callable[[Projections, Any, TokenGrid], CastledAttention]
-    folded: Callable[[Any], FoldedAttention]
-    cost: Callable[[Shape, Any], tuple[int, int]]
-
-
-FORMS: dict[str, Form] = {
-    "landmarks": Form(LandmarksConfig, LandmarksAttention, FoldedLandmarks, landmarks_cost),
-    "features": Form(FeaturesConfig, FeaturesAttention, FoldedFeatures, features_cost),
-    "angular": Form(AngularConfig, AngularAttention, FoldedAngular, angular_cost),
-    "snippet": Form(SnippetConfig, SnippetAttention, FoldedSnippet, snippet_cost),
+FORMS: dict[str, type[AttentionConfig]] = {
+    "landmarks": LandmarksConfig,
+    "features": FeaturesConfig,
+    "angular": AngularConfig,
+    "snippet": SnippetConfig,
 }
+"""The config of each form, by the name that recipes call it by."""
 DEFAULT = "landmarks"
 
 
@@ -48,7 +37,7 @@ def config_of(values: Mapping[str, Any]) -> AttentionConfig:
     name = values.get("form", DEFAULT)
     if name not in FORMS:
         raise ValueError(f"form '{name}' is not known; the linear forms are {', '.join(FORMS)}")
-    config = FORMS[name].config
+    config = FORMS[name]
     unknown = next((key for key in values if key not in config.model_fields), None)
     if unknown is not None:
         raise ValueError(f"form {name} has no key '{unknown}'; it has {', '.join(config.model_fields)}")
@@ -67,20 +56,25 @@ def before_forms(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"form": "angular", "normalization": normalization, "center": False, **values}
 
 
+def form_of(config: AttentionConfig) -> Form:
+    """The linear form that a config is of."""
+    return import_module(f".{config.form}", __package__).FORM
+
+
 def training_form(source: Projections, config: AttentionConfig, grid: TokenGrid) -> CastledAttention:
     """The layer that is trained in the place of a softmax layer."""
-    return FORMS[config.form].training(source, config, grid)
+    return form_of(config).training(source, config, grid)
 
 
 def folded_form(trained: CastledAttention) -> FoldedAttention:
     """The layer that is deployed, of one that was trained until its mask was closed."""
-    return FORMS[trained.config.form].folded(trained)
+    return form_of(trained.config).folded(trained)
 
 
 def castled_cost(shape: Shape, config: AttentionConfig) -> AttentionCost:
     """A folded layer: its linear form; the softmax of prefix tokens, N·d a row and head for each of two products, and
     of windows, N·window²·d each; the depthwise convolution, k² for a channel of a patch, or k for one of a token."""
-    macs, values = FORMS[config.form].cost(shape, config)
+    macs, values = form_of(config).cost(shape, config)
     patches = shape.tokens - shape.prefix
     if config.prefix_rows:
         macs += 2 * shape.prefix * shape.tokens * shape.size

@@ -126,9 +126,9 @@ def _open_timm(spec: str, mode: str, transform: Transform, split: Split, shuffle
     try:
         with redirect_stdout(io.StringIO()):  # some libraries print their advice
             dataset = create_dataset(name, root=root or None, split=split, input_img_mode=mode, download=False, **order)
-    except ImportError as error:
-        raise DataError(f"data set {name} needs a package that is not installed: {error}") from None
     except Exception as error:  # noqa: BLE001 - every data set library fails in its own way
+        if isinstance(error, ImportError) or "Please install" in str(error):
+            raise DataError(f"data set {name} needs a package that is not installed: {first_line(error)}") from None
         raise DataError(f"timm data set {spec} can't be opened: {first_line(error)}; use NAME:ROOT") from None
     dataset.transform = partial(_in_mode, transform, mode)  # torchvision's sets know no colour mode
     classes = getattr(dataset, "classes", None)
