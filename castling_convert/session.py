@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .artifact.caches import engine_cache
 from .artifact.runner import Runner
 from .artifact.signature import Signature
 from .errors import DataError, ExportError
@@ -139,7 +140,7 @@ def _onnx(path: Path, device: str) -> tuple[Runner, str]:
         raise ExportError(
             f"this onnxruntime has no {wanted[0]}; install onnxruntime-gpu in place of onnxruntime, or use device='cpu'"
         )
-    cache = str(path.parent / f"{path.stem}.trt")  # building an engine takes minutes, reading it back seconds
+    cache = str(engine_cache(path))  # building an engine takes minutes, reading it back seconds
     cached = {"trt_engine_cache_enable": True, "trt_engine_cache_path": cache,
               "trt_timing_cache_enable": True, "trt_timing_cache_path": cache}  # fmt: skip
     opened = OnnxModel(path, [(name, cached) if name == "TensorrtExecutionProvider" else name for name in wanted])

@@ -74,9 +74,9 @@ class ExportOptions:
             options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name, wanted = first["loc"][0], first["msg"].removeprefix("Input should be ")
+            key, wanted = str(first["loc"][0]), first["msg"].removeprefix("Input should be ")
             wanted = "of more values" if first["type"] == "missing" else wanted
-            raise ExportError(f"{name} should be {wanted}, not {values[name]!r}") from None
+            raise ExportError(f"{key} should be {wanted}, not {values[key]!r}") from None
         if options.opset is not None and not MIN_OPSET <= options.opset <= MAX_OPSET:
             raise ExportError(f"opset {options.opset} is not within {MIN_OPSET}..{MAX_OPSET}")
         if options.io not in ("fp32", "same"):

@@ -17,6 +17,7 @@ from castling_convert.attention import (
     CastledAttention,
     FoldedAttention,
     Form,
+    FormLayers,
     Projections,
     Shape,
     TokenGrid,
@@ -56,4 +57,5 @@ def mean_cost(shape: Shape, config: MeanConfig) -> tuple[int, int]:
     return 0, shape.size
 
 
-FORMS["mean"] = Form(MeanConfig, MeanAttention, FoldedMean, mean_cost)
+LAYERS = FormLayers(MeanAttention, FoldedMean, mean_cost)
+FORMS["mean"] = Form(MeanConfig, __name__)
