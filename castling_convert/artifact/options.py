@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rich.console import Console
 
-from ..errors import ExportError, did_you_mean
+from ..errors import ExportError, described, did_you_mean
 from .parity import Tolerance
 from .precision import DEFAULT, PRECISIONS, Precision
 
@@ -66,7 +67,11 @@ class ExportOptions:
         for name in values:
             if name not in known:
                 raise ExportError(f"export has no option '{name}'{did_you_mean(name, known)}")
-        options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
+        size = values.get("image_size")
+        values |= {"batch": str(values.get("batch", cls.batch))}
+        values |= {"image_size": (size, size)} if isinstance(size, int) else {}
+        _refuse_types(values)
+        options = cls(**values)
         if options.opset is not None and not MIN_OPSET <= options.opset <= MAX_OPSET:
             raise ExportError(f"opset {options.opset} is not within {MIN_OPSET}..{MAX_OPSET}")
         if options.io not in ("fp32", "same"):
@@ -126,3 +131,15 @@ class ExportOptions:
     @property
     def dynamic(self) -> bool:
         return self.batch == "dynamic" or ":" in self.batch
+
+
+def _refuse_types(values: dict[str, Any]) -> None:
+    """ExportError for the first option that is of another type than its field."""
+    strict = ConfigDict(strict=True, arbitrary_types_allowed=True)
+    for name, hint in get_type_hints(ExportOptions).items():
+        try:
+            if name in values:
+                TypeAdapter(hint, config=strict).validate_python(values[name])
+        except ValidationError as error:
+            what = error.errors(include_url=False)[0]["msg"].lower()
+            raise ExportError(f"export option {name}: {what}, not {described(values[name])}") from None
