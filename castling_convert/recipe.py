@@ -342,7 +342,7 @@ def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     for name, info in model.model_fields.items():
         keys[prefix + name] = None
         section = _section_of(info.annotation)
-        sections = FORMS.values() if section is AttentionConfig else (section,)
+        sections = [form.config for form in FORMS.values()] if section is AttentionConfig else [section]
         for each in sections:
             if each is not None:
                 keys.update(dict.fromkeys(known_keys(each, f"{prefix}{name}.")))
@@ -356,7 +356,7 @@ def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], where: str, 
             raise RecipeError(f"{where}: unknown key '{prefix}{key}'{hint or '; see: castling recipes show castling'}")
         section = _section_of(model.model_fields[key].annotation)
         if section is AttentionConfig and isinstance(value, dict) and value.get("form", DEFAULT) in FORMS:
-            section = FORMS[value.get("form", DEFAULT)]
+            section = FORMS[value.get("form", DEFAULT)].config
         if section is not None and isinstance(value, dict):
             _refuse_unknown(section, value, where, f"{prefix}{key}.")
 

@@ -144,7 +144,7 @@ def _open(kind: str, path: Path, device: str | None) -> tuple[Runner, str]:
         if device not in (None, "cpu") and not torch.cuda.is_available():
             raise ExportError(f"device {device} is not here; use device='cpu', or see: castling doctor")
         return ProgramModel(path, device or "cpu"), device or "cpu"
-    fixed = {"openvino": "cpu", "trt": "cuda", "trt-rtx": "cuda"}[kind]
+    fixed = "cuda" if kind in ("trt", "trt-rtx") else "cpu"
     if device not in (None, fixed):
         raise ExportError(f"{path} runs on {fixed} alone, not on {device}")
     return format_of(path).exporter.open_artifact(path), fixed

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from .castled import CastledAttention, Projections
     from .config import AttentionConfig
     from .cost import AttentionCost, Shape
-    from .folded import FoldedAttention, Layout
+    from .folded import ChannelsFirst, FoldedAttention
+    from .form import Form, FormLayers
     from .forms import DEFAULT, FORMS, before_forms, castled_cost, config_of, folded_form, softmax_cost, training_form
     from .grid import TokenGrid
 
@@ -20,7 +21,8 @@ _HOMES = {
     "castled": ("CastledAttention", "Projections"),
     "config": ("AttentionConfig",),
     "cost": ("AttentionCost", "Shape"),
-    "folded": ("FoldedAttention", "Layout"),
+    "folded": ("ChannelsFirst", "FoldedAttention"),
+    "form": ("Form", "FormLayers"),
     "forms": (
         "DEFAULT", "FORMS", "before_forms", "castled_cost", "config_of", "folded_form", "softmax_cost", "training_form",
     ),
@@ -34,8 +36,10 @@ __all__ = [
     "AttentionConfig",
     "AttentionCost",
     "CastledAttention",
+    "ChannelsFirst",
     "FoldedAttention",
-    "Layout",
+    "Form",
+    "FormLayers",
     "Projections",
     "Shape",
     "TokenGrid",

@@ -28,7 +28,7 @@ from .castled import CastledAttention, Projections
 from .config import AngularConfig
 from .cost import Shape
 from .folded import FoldedAttention
-from .form import Form
+from .form import FormLayers
 from .grid import TokenGrid
 from .norms import unit, wide
 
@@ -159,4 +159,4 @@ class FoldedAngular(FoldedAttention):
         return (y if residual is None else y + residual).transpose(1, 2)
 
 
-FORM = Form(AngularAttention, FoldedAngular, angular_cost)
+LAYERS = FormLayers(AngularAttention, FoldedAngular, angular_cost)

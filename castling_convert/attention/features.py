@@ -30,7 +30,7 @@ from .castled import CastledAttention, Projections
 from .config import FeaturesConfig
 from .cost import Shape
 from .folded import FoldedAttention
-from .form import Form
+from .form import FormLayers
 from .grid import TokenGrid
 from .norms import unit, wide
 
@@ -211,4 +211,4 @@ def features_cost(shape: Shape, config: FeaturesConfig) -> tuple[int, int]:
     return macs, 2 * shape.tokens * 2 * size + features * size
 
 
-FORM = Form(FeaturesAttention, FoldedFeatures, features_cost)
+LAYERS = FormLayers(FeaturesAttention, FoldedFeatures, features_cost)

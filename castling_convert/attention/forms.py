@@ -1,12 +1,8 @@
-"""The linear forms: a new one is one new file of that name with a `FORM`, its config, and one line in `FORMS`.
-
-The file is imported when a layer is made: who reads a recipe needs the config alone, and no torch.
-"""
+"""The linear forms: a new one is one new file with its `LAYERS`, its config, and one line in `FORMS`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import AngularConfig, AttentionConfig, FeaturesConfig, LandmarksConfig, SnippetConfig
@@ -18,13 +14,13 @@ if TYPE_CHECKING:
     from .castled import CastledAttention, Projections
     from .folded import FoldedAttention
 
-FORMS: dict[str, type[AttentionConfig]] = {
-    "landmarks": LandmarksConfig,
-    "features": FeaturesConfig,
-    "angular": AngularConfig,
-    "snippet": SnippetConfig,
+FORMS = {
+    "landmarks": Form(LandmarksConfig, ".landmarks"),
+    "features": Form(FeaturesConfig, ".features"),
+    "angular": Form(AngularConfig, ".angular"),
+    "snippet": Form(SnippetConfig, ".snippet"),
 }
-"""The config of each form, by the name that recipes call it by."""
+"""By the name that recipes call it by."""
 DEFAULT = "landmarks"
 
 
@@ -37,7 +33,7 @@ def config_of(values: Mapping[str, Any]) -> AttentionConfig:
     name = values.get("form", DEFAULT)
     if name not in FORMS:
         raise ValueError(f"form '{name}' is not known; the linear forms are {', '.join(FORMS)}")
-    config = FORMS[name]
+    config = FORMS[name].config
     unknown = next((key for key in values if key not in config.model_fields), None)
     if unknown is not None:
         raise ValueError(f"form {name} has no key '{unknown}'; it has {', '.join(config.model_fields)}")
@@ -56,25 +52,20 @@ def before_forms(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"form": "angular", "normalization": normalization, "center": False, **values}
 
 
-def form_of(config: AttentionConfig) -> Form:
-    """The linear form that a config is of."""
-    return import_module(f".{config.form}", __package__).FORM
-
-
 def training_form(source: Projections, config: AttentionConfig, grid: TokenGrid) -> CastledAttention:
     """The layer that is trained in the place of a softmax layer."""
-    return form_of(config).training(source, config, grid)
+    return FORMS[config.form].layers.training(source, config, grid)
 
 
 def folded_form(trained: CastledAttention) -> FoldedAttention:
     """The layer that is deployed, of one that was trained until its mask was closed."""
-    return form_of(trained.config).folded(trained)
+    return FORMS[trained.config.form].layers.folded(trained)
 
 
 def castled_cost(shape: Shape, config: AttentionConfig) -> AttentionCost:
     """A folded layer: its linear form; the softmax of prefix tokens, N·d a row and head for each of two products, and
     of windows, N·window²·d each; the depthwise convolution, k² for a channel of a patch, or k for one of a token."""
-    macs, values = form_of(config).cost(shape, config)
+    macs, values = FORMS[config.form].layers.cost(shape, config)
     patches = shape.tokens - shape.prefix
     if config.prefix_rows:
         macs += 2 * shape.prefix * shape.tokens * shape.size

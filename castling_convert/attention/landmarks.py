@@ -32,7 +32,7 @@ from .castled import CastledAttention, Projections, _Castled
 from .config import LandmarksConfig
 from .cost import Shape
 from .folded import FoldedAttention
-from .form import Form
+from .form import FormLayers
 from .grid import TokenGrid
 from .local import attention, window_softmax
 from .norms import wide
@@ -159,4 +159,4 @@ def landmarks_cost(shape: Shape, config: LandmarksConfig) -> tuple[int, int]:
     return macs, values
 
 
-FORM = Form(LandmarksAttention, FoldedLandmarks, landmarks_cost)
+LAYERS = FormLayers(LandmarksAttention, FoldedLandmarks, landmarks_cost)

@@ -20,7 +20,7 @@ from .castled import CastledAttention
 from .config import SnippetConfig
 from .cost import Shape
 from .folded import FoldedAttention
-from .form import Form
+from .form import FormLayers
 from .norms import l2_normalize, unit, wide
 
 
@@ -73,4 +73,4 @@ class FoldedSnippet(FoldedAttention):
         return l2_normalize(linear_snippet(q, k, v, self.config))
 
 
-FORM = Form(SnippetAttention, FoldedSnippet, snippet_cost)
+LAYERS = FormLayers(SnippetAttention, FoldedSnippet, snippet_cost)
