@@ -22,23 +22,39 @@ from torch import Tensor, nn
 
 from . import bundle
 from .analysis.macs import count_macs, count_parameters
-from .castling import Castling, adopt_layers, castle, layer_states
+from .castling import LAYERS, Castling, adopt_layers, castle, layer_states
 from .data.loaders import EVAL_BATCH, kept, some_images
 from .data.preprocessing import Preprocessing
 from .data.spec import GENERATED, ImageData, open_data
-from .distillation.device import accelerate_apart, make_accelerator
+from .distillation.device import DEVICE, accelerate_apart, make_accelerator
 from .distillation.loop import DistillResult, distill
 from .distillation.pace import WORTH_TIMING, Pace, measure_pace
 from .distillation.progress import Progress
 from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
-from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
+from .errors import (
+    PATH,
+    BundleError,
+    CastlingError,
+    CheckFailed,
+    DataError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    RecipeError,
+    Wanted,
+    WeightsError,
+    is_number,
+    is_size,
+    takes,
+)
 from .evaluation.probe import PROBED_IMAGES, Probe
+from .families import family_of
 from .files import expanded, locked, require_space, writing_errors, writing_file
 from .folding import certify
 from .loading import load_model
 from .planning.hybrid import Plan, search, set_aside
 from .planning.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
-from .recipe import Recipe
+from .recipe import A_RECIPE, Recipe
 from .tasks import Outputs, Task, find_task, task_of
 
 CERTIFIED_IMAGES = 4
@@ -62,20 +78,49 @@ def _alone(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _is_whole(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int) and value >= 0
+
+
+_NUMBER = Wanted(is_number, RecipeError, "a number")
+_YES_OR_NO = Wanted(bool, CastlingError, "True or False")
+
+
+@takes(
+    model=Wanted((str, nn.Module), ModelError, "a name such as 'deit_small_patch16_224', or a timm model"),
+    output=Wanted(PATH, OutputError, "a folder"),
+    data=Wanted(
+        PATH, DataError, "a spec, such as a folder of images (batches of your own are for castle() and distill())"
+    ),
+    recipe=A_RECIPE,
+    layers=LAYERS,
+    max_drop=_NUMBER,
+    task=Wanted(str, ModelError, "a word, classify or features"),
+    minutes=_NUMBER,
+    pretrained=_YES_OR_NO,
+    weights=Wanted(PATH, WeightsError, "a .safetensors or .pth file"),
+    image_size=Wanted(is_size, ModelError, "(height, width)"),
+    num_classes=Wanted(_is_whole, ModelError, "a whole number"),
+    model_args=Wanted(Mapping, ModelError, "a dict of what timm.create_model takes"),
+    device=DEVICE,
+    resume=_YES_OR_NO,
+    force=_YES_OR_NO,
+    console=Wanted(Console, CastlingError, "a rich Console"),
+)
 @_alone
 def convert(
     model: str | nn.Module,
     output: str | Path,
     *,
-    data: str | None = None,
-    recipe: Recipe | str | None = None,
+    data: str | Path | None = None,
+    recipe: Recipe | str | Path | None = None,
     layers: str | None = None,
     max_drop: float | None = None,
     task: str | None = None,
     minutes: float | None = None,
     pretrained: bool = True,
     weights: str | Path | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | int | None = None,
     num_classes: int | None = None,
     model_args: Mapping[str, Any] | None = None,
     device: str | None = None,
@@ -110,8 +155,9 @@ def convert(
             `output/train/rejected`.
     """
     output = expanded(output)
-    data = None if data == GENERATED else data
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe or default_recipe(data))
+    data = None if data is None or str(data) == GENERATED else str(data)
+    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    recipe = Recipe.of(recipe or default_recipe(data))
     layers = recipe.layers if layers is None else layers
     _check_options(layers, max_drop, minutes, data)
     _check_output(output, planned=layers == "auto", resume=resume, force=force)
@@ -129,6 +175,7 @@ def convert(
             model_args=model_args,
         )
     else:
+        family_of(model)
         name, source = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)), "given"
         teacher = copy.deepcopy(model).eval()
     kind = _task(teacher, task, name)
