@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ..data.probe import probe_images
 from ..errors import ExportError, OutputError, first_line
 from ..files import writing_file
 from .onnx_graph import dynamic_axes
+from .torch_trust import refuse_untrusted
 
 METADATA = "castling.json"
 
@@ -84,7 +84,7 @@ class ProgramModel(Runner):
     """A .pt2 file on the CPU, or on `device`."""
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        refuse_pickles(path)
+        refuse_untrusted(path)
         files = {METADATA: ""}
         try:
             program = torch.export.load(path, extra_files=files)
@@ -103,34 +103,6 @@ class ProgramModel(Runner):
     @torch.no_grad()
     def run(self, values: np.ndarray) -> np.ndarray:
         return self.module(torch.from_numpy(values).to(self.device)).float().cpu().numpy()
-
-
-def refuse_pickles(path: Path) -> None:
-    """Raise ExportError for a .pt2 file with anything in it that torch would unpickle as code.
-
-    `torch.export.load` unpickles whatever a file says is pickled; files of `castling export` have tensors alone.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                content = archive.read(name)
-                if name.endswith("_config.json"):
-                    entries: dict[str, Any] = json.loads(content).get("config", {})
-                    bad = [key for key, entry in entries.items() if entry.get("use_pickle")]
-                    if bad:
-                        raise ExportError(f"{path} has pickled objects in it ({bad[0]}), which are not loaded")
-                elif "sample_inputs" in name and content:
-                    try:
-                        torch.load(io.BytesIO(content), weights_only=True)
-                    except pickle.UnpicklingError:  # it says how to run the code all the same
-                        raise ExportError(f"{path} has pickled objects in it ({name}), which are not loaded") from None
-    except ExportError:
-        raise
-    except FileNotFoundError:
-        raise ExportError(f"artifact {path} not found; make it with: castling export --format torch") from None
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile archive leads to
-        first = first_line(error)
-        raise ExportError(f"{path} is damaged, or no .pt2 file of castling export: {first}") from None
 
 
 def open_artifact(path: Path) -> ProgramModel:
