@@ -246,6 +246,15 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("kind", IMAGES)
+def test_images_that_are_whole_are_read(kind: str, tmp_path: Path) -> None:
+    """Otherwise what follows would say nothing."""
+    for index, content in enumerate(IMAGES[kind]):
+        (tmp_path / f"{index}.{kind}").write_bytes(content)
+        files = ImageFiles([(str(tmp_path / f"{index}.{kind}"), 0)], "RGB", lambda image: image.size, labelled=True)
+        assert sorted(files[0][0]) == [20, 24]
+
+
+@pytest.mark.parametrize("kind", IMAGES)
 @tries(60)
 @given(data=st.data())
 def test_images_of_any_content(kind: str, data: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -408,6 +417,14 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         suffix: cc.export(model, folder / f"model{suffix}", format=name)
         for name, suffix in (("onnx", ".onnx"), ("torch", ".pt2"), ("openvino", ".xml"))
     }
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
+def test_artifacts_that_are_whole_are_opened(suffix: str, artifacts: dict[str, Path]) -> None:
+    path = artifacts[suffix]
+    runs = []
+    holds(path.parent, lambda: runs.append(format_of(path).exporter.open_artifact(path)))
+    assert runs[0].intact
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])

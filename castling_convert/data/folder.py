@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..errors import DataError, first_line
 
 TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 """PIL's names of them, whatever a file is called: PIL has readers of other formats that start other programs."""
 LARGEST = 2**27
 """Pixels of an image; in colour as many are 400 MB."""

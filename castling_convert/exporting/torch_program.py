@@ -15,6 +15,7 @@ from torch import nn
 
 from ..artifact.options import ExportOptions
 from ..artifact.prepare import prepare
+from ..artifact.quiet import quiet
 from ..artifact.runner import DIGEST, IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
 from ..artifact.signature import Signature
 from ..attention import FoldedAttention
@@ -22,7 +23,7 @@ from ..data.probe import probe_images
 from ..errors import ExportError, OutputError, first_line
 from ..files import writing_file
 from .onnx_graph import dynamic_axes
-from .torch_trust import refuse_untrusted
+from .torch_trust import trusted
 
 METADATA = "castling.json"
 
@@ -84,10 +85,13 @@ class ProgramModel(Runner):
     """A .pt2 file on the CPU, or on `device`."""
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        refuse_untrusted(path)
+        archive = trusted(path)
+        self.digest = digest(archive)
+        archive.seek(0)
         files = {METADATA: ""}
         try:
-            program = torch.export.load(path, extra_files=files)
+            with quiet("torch.export"):  # it prints the tracebacks of what it raises
+                program = torch.export.load(archive, extra_files=files)
             metadata = json.loads(files[METADATA])
             signature = Signature.from_json(metadata[SIGNATURE])
         except Exception as error:  # noqa: BLE001 - torch names no errors for this
@@ -108,7 +112,7 @@ class ProgramModel(Runner):
 def open_artifact(path: Path) -> ProgramModel:
     """The program on the CPU."""
     run = ProgramModel(path)
-    run.intact = run.metadata.get(DIGEST) in (None, digest(path))
+    run.intact = run.metadata.get(DIGEST) in (None, run.digest)
     return run
 
 

@@ -52,11 +52,21 @@ _EXPRESSION = (
 )  # fmt: skip
 
 
-def refuse_untrusted(path: Path) -> None:
-    """Raise ExportError for a .pt2 file with anything in it but tensors and a graph of operators on them."""
+def trusted(path: Path) -> io.BytesIO:
+    """A .pt2 file's members as they were checked, in an archive made anew: torch reads archives by other rules than
+    Python, and could find other members in the same file.
+
+    Raises:
+        ExportError: there is anything in it but tensors and a graph of operators on them.
+    """
+    copy = io.BytesIO()
     try:
         with zipfile.ZipFile(path) as archive:
             why = _distrust(archive)
+            if why is None:
+                with zipfile.ZipFile(copy, "w") as made:
+                    for member in archive.infolist():
+                        made.writestr(zipfile.ZipInfo(member.filename), archive.read(member))
     except FileNotFoundError:
         raise ExportError(f"artifact {path} not found; make it with: castling export --format torch") from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile archive leads to
@@ -64,6 +74,8 @@ def refuse_untrusted(path: Path) -> None:
         raise ExportError(f"{path} is damaged, or no .pt2 file of castling export: {first}") from None
     if why is not None:
         raise ExportError(f"{path} {why}; make it again with: castling export --format torch")
+    copy.seek(0)
+    return copy
 
 
 def _distrust(archive: zipfile.ZipFile) -> str | None:
