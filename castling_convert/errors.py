@@ -7,7 +7,14 @@ line prints that line and exits with `exit_code`; a pipeline catches `CastlingEr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LONGEST = 2000
 """Letters of a message; what is quoted in one can be of any length."""
@@ -87,6 +94,68 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """`"; did you mean a, b?"` with the nearest known words, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+class Wanted(NamedTuple):
+    """What an argument of a public verb has to be: of these classes, or what a function says yes to; in `words`, and
+    the error for anything else."""
+
+    is_it: type | tuple[type, ...] | Callable[[Any], bool]
+    error: type[CastlingError]
+    words: str
+
+    def refuse_another(self, value: Any, where: str) -> None:
+        """Raise the error for a value that is something else; `where` is what takes it, as `castle() takes`."""
+        classes = isinstance(self.is_it, type | tuple)
+        if not (isinstance(value, self.is_it) if classes else self.is_it(value)):  # type: ignore[arg-type, operator]
+            raise self.error(f"{where} {self.words}, not {described(value)}")
+
+
+PATH = (str, os.PathLike)
+"""What a path may be."""
+
+
+def takes(**arguments: Wanted) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A public verb that refuses arguments that are not `Wanted`; their own defaults they may always be."""
+
+    def decorate(verb: Callable[P, R]) -> Callable[P, R]:
+        signature, name = inspect.signature(verb), verb.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(verb)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = signature.bind(*args, **kwargs).arguments
+            for key, wanted in arguments.items():
+                if key in given and given[key] is not signature.parameters[key].default:
+                    wanted.refuse_another(given[key], f"{name}() takes as {key}")
+            return verb(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one, and not yes or no."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_size(value: Any) -> bool:
+    """Whether it is (height, width), or one number for both."""
+    sides = (value, value) if isinstance(value, int) else value
+    if not isinstance(sides, tuple | list) or len(sides) != 2:
+        return False
+    return all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
+
+
+def described(value: Any) -> str:
+    """A value that has no place where it is, in a few words."""
+    if value is None or isinstance(value, bool | int | float):
+        return str(value)
+    if isinstance(value, str):
+        return f"the text '{' '.join(value.split())[:40]}'"
+    kind = f"{'an' if type(value).__name__[0] in 'aeiouAEIOU' else 'a'} {type(value).__name__}"
+    shape = getattr(value, "shape", None)
+    return kind if shape is None else f"{kind} of {value.dtype} {list(shape)}"
 
 
 def first_line(error: BaseException) -> str:

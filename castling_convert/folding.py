@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .attention import folded_form
 from .castling import Castling, castled_layers
-from .errors import CheckFailed, FoldError
+from .errors import CheckFailed, FoldError, ModelError, Wanted, takes
 from .families import family_of
 
 FLOAT64_TOLERANCE = 1e-10
@@ -34,6 +34,10 @@ class FoldCertificate:
         return asdict(self) | {"holds": self.holds}
 
 
+A_STUDENT = Wanted(nn.Module, ModelError, "a student, made by castle() and trained by distill()")
+
+
+@takes(student=A_STUDENT)
 def fold(student: nn.Module) -> nn.Module:
     """A copy of a trained student for inference: a plain module, no auxiliary branch left.
 
@@ -46,6 +50,7 @@ def fold(student: nn.Module) -> nn.Module:
     return fold_(copy.deepcopy(student))
 
 
+@takes(student=A_STUDENT)
 def fold_(student: nn.Module) -> nn.Module:
     """`fold` in place; returns `student`."""
     if not isinstance(getattr(student, "castling", None), Castling):
@@ -73,15 +78,15 @@ def certify(student: nn.Module, images: Tensor) -> tuple[nn.Module, FoldCertific
         CheckFailed: the errors exceed 1e-10 (float64) or 1e-5 (float32).
     """
     logits: dict[torch.dtype, float] = {}
-    blocks: dict[str, float] = {}
+    by_block: dict[str, float] = {}
     for dtype in (torch.float64, torch.float32):
         trained = copy.deepcopy(student).to("cpu", dtype).eval()
         expected, expected_blocks = _block_outputs(trained, images.to(dtype))
         actual, actual_blocks = _block_outputs(fold_(trained), images.to(dtype))
         logits[dtype] = _relative_error(actual, expected)
         if dtype == torch.float64:
-            blocks = {name: _relative_error(actual_blocks[name], out) for name, out in expected_blocks.items()}
-    certificate = FoldCertificate(logits[torch.float64], logits[torch.float32], blocks)
+            by_block = {name: _relative_error(actual_blocks[name], out) for name, out in expected_blocks.items()}
+    certificate = FoldCertificate(logits[torch.float64], logits[torch.float32], by_block)
     if not certificate.holds:
         raise CheckFailed(
             f"folding changed the model: relative error {certificate.float64_logits:.1e} in float64 (allowed "
@@ -94,7 +99,7 @@ def _block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, 
     outputs: dict[str, Tensor] = {}
     handles = [
         model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
-        for name in family_of(model).blocks(model)
+        for name in family_of(model).block_names(model)
     ]
     try:
         return model(images), outputs

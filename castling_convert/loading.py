@@ -56,7 +56,7 @@ def resolve_name(name: str) -> str:
         return f"local-dir:{folder}"
     if name.startswith("hf-hub:"):
         return name
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         raise ModelError(f"{name} is a folder; write local-dir:{name} to load a model from it")
     if timm.is_model(name.split(".")[0]):
         return name

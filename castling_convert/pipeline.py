@@ -23,25 +23,41 @@ from torch import Tensor, nn
 
 from . import bundle
 from .analysis.macs import count_macs, count_parameters
-from .castling import Castling, adopt_layers, castle, layer_states
+from .castling import LAYERS, Castling, adopt_layers, castle, layer_states
 from .data.loaders import EVAL_BATCH, kept, some_images
 from .data.preprocessing import Preprocessing
 from .data.spec import GENERATED, ImageData, open_data
-from .distillation.device import accelerate_apart, make_accelerator
+from .distillation.device import DEVICE, accelerate_apart, make_accelerator
 from .distillation.interrupt import Limit
 from .distillation.loop import DistillResult, distill
 from .distillation.pace import WORTH_TIMING, Pace, measure_pace
 from .distillation.progress import Progress
 from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
-from .distillation.tracking import require_tracker
-from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
+from .distillation.tracking import TRACKER, require_tracker
+from .errors import (
+    PATH,
+    BundleError,
+    CastlingError,
+    CheckFailed,
+    DataError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    RecipeError,
+    Wanted,
+    WeightsError,
+    is_number,
+    is_size,
+    takes,
+)
 from .evaluation.probe import PROBED_IMAGES, Probe
+from .families import family_of
 from .files import expanded, locked, require_space, writing_errors, writing_file
 from .folding import certify
 from .loading import load_model
 from .planning.hybrid import Plan, search, set_aside
 from .planning.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
-from .recipe import Recipe
+from .recipe import A_RECIPE, Recipe
 from .tasks import Outputs, Task, find_task, task_of
 
 CERTIFIED_IMAGES = 4
@@ -65,13 +81,44 @@ def _alone(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _is_whole(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int) and value >= 0
+
+
+_NUMBER = Wanted(is_number, RecipeError, "a number")
+_YES_OR_NO = Wanted(bool, CastlingError, "True or False")
+
+
+@takes(
+    model=Wanted((str, nn.Module), ModelError, "a name such as 'deit_small_patch16_224', or a timm model"),
+    output=Wanted(PATH, OutputError, "a folder"),
+    data=Wanted(
+        PATH, DataError, "a spec, such as a folder of images (batches of your own are for castle() and distill())"
+    ),
+    recipe=A_RECIPE,
+    layers=LAYERS,
+    max_drop=_NUMBER,
+    task=Wanted(str, ModelError, "a word, classify or features"),
+    minutes=_NUMBER,
+    max_minutes=_NUMBER,
+    track=TRACKER,
+    pretrained=_YES_OR_NO,
+    weights=Wanted(PATH, WeightsError, "a .safetensors or .pth file"),
+    image_size=Wanted(is_size, ModelError, "(height, width)"),
+    num_classes=Wanted(_is_whole, ModelError, "a whole number"),
+    model_args=Wanted(Mapping, ModelError, "a dict of what timm.create_model takes"),
+    device=DEVICE,
+    resume=_YES_OR_NO,
+    force=_YES_OR_NO,
+    console=Wanted(Console, CastlingError, "a rich Console"),
+)
 @_alone
 def convert(
     model: str | nn.Module,
     output: str | Path,
     *,
-    data: str | None = None,
-    recipe: Recipe | str | None = None,
+    data: str | Path | None = None,
+    recipe: Recipe | str | Path | None = None,
     layers: str | None = None,
     max_drop: float | None = None,
     task: str | None = None,
@@ -80,7 +127,7 @@ def convert(
     track: str | None = None,
     pretrained: bool = True,
     weights: str | Path | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | int | None = None,
     num_classes: int | None = None,
     model_args: Mapping[str, Any] | None = None,
     device: str | None = None,
@@ -118,8 +165,9 @@ def convert(
             `output/train/rejected`.
     """
     output, started = expanded(output), time.monotonic()
-    data = None if data == GENERATED else data
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe or default_recipe(data))
+    data = None if data is None or str(data) == GENERATED else str(data)
+    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    recipe = Recipe.of(recipe or default_recipe(data))
     layers = recipe.layers if layers is None else layers
     _check_options(layers, max_drop, minutes, max_minutes, data)
     require_tracker(track, output / bundle.TRAIN)
@@ -138,6 +186,7 @@ def convert(
             model_args=model_args,
         )
     else:
+        family_of(model)
         name, source = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)), "given"
         teacher = copy.deepcopy(model).eval()
     kind = _task(teacher, task, name)
@@ -173,7 +222,7 @@ def convert(
     }
     limit = Limit(started, max_minutes)
     run = _Run(teacher, recipe, device, output, resume, identity, validation, console, limit, track)
-    with _resumable(output, recipe, resume=resume, limit=limit):
+    with _resumable(output, recipe, resume=resume, streamed=training.streamed, limit=limit):
         if layers == "auto":
             same = open_data(spec, preprocessing, "train")  # not augmented
             student, result, plan, validation = _hybrid(run, training, same, max_drop)
@@ -416,8 +465,9 @@ def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> 
 
 
 @contextmanager
-def _resumable(output: Path, recipe: Recipe, *, resume: bool, limit: Limit) -> Iterator[None]:
-    """Around a run in `output/train`: what stops it leaves a state to resume from, or nothing at all."""
+def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool, limit: Limit) -> Iterator[None]:
+    """Around a run in `output/train`: what stops it leaves a state to resume from, or nothing at all. That of a run on
+    `streamed` data is no more than an account of it, until the last step is done."""
     workdir, state = output / bundle.TRAIN, output / bundle.STATE
     existed = output.exists()
     try:
@@ -442,12 +492,13 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool, limit: Limit) -> I
             _remove_empty(workdir)
             if not existed:
                 _remove_empty(output)
+        goes_on = not streamed or step == recipe.distill.steps
         if isinstance(error, KeyboardInterrupt | Interrupted):
             what = f"stopped by --max-minutes {limit.minutes:g}" if isinstance(error, Interrupted) else "interrupted"
-            raise Interrupted(_interrupted(what, step, recipe.distill.steps, plan.is_file())) from None
+            raise Interrupted(_interrupted(what, step, recipe.distill.steps, plan.is_file(), goes_on)) from None
         if isinstance(error, ModelError | RecipeError) and (step is not None or plan.is_file()):
             raise type(error)(f"{error}, and start over with --force") from None
-        if isinstance(error, OutputError | DataError) and (step is not None or plan.is_file()):
+        if isinstance(error, OutputError | DataError) and goes_on and (step is not None or plan.is_file()):
             where = f"step {step}" if step is not None else "the last plan"
             raise type(error)(f"{error}; then go on from {where} with the same command and --resume") from None
         raise
@@ -468,10 +519,12 @@ def _without_trials(plan: Path) -> bool:
     return plan.is_file() and not Plan.load(plan).trials
 
 
-def _interrupted(what: str, step: int | None, steps: int, planned: bool) -> str:
+def _interrupted(what: str, step: int | None, steps: int, planned: bool, goes_on: bool) -> str:
     if step is None and not planned:
         return f"{what} before a step could be saved; nothing was written"
     where = f"after step {step} of {steps}" if step is not None else "before a step of this plan could be saved"
+    if not goes_on:
+        return f"{what} {where}; a run on a stream can't be resumed exactly: start over with --force"
     return f"{what} {where}; go on with the same command and --resume"
 
 

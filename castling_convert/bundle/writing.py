@@ -15,7 +15,7 @@ from torch import nn
 
 from ..attention import FoldedAttention
 from ..castling import Castling
-from ..errors import BundleError, FoldError
+from ..errors import PATH, BundleError, FoldError, ModelError, RecipeError, Wanted, takes
 from ..files import expanded, recover, refuse_long_name, require_space, sha256, writing, written_half
 from ..recipe import Recipe
 from ..version import __version__
@@ -24,13 +24,28 @@ from .layout import ARCHITECTURE, CONFIG, FORMAT, IN_TRAIN, METRICS, RECIPE, SUM
 from .versions import origin, versions
 
 
+def _is_record(value: Any) -> bool:
+    try:
+        return isinstance(value, dict) and bool(json.dumps(value))
+    except (TypeError, ValueError):
+        return False
+
+
+@takes(
+    model=Wanted(nn.Module, ModelError, "a model from fold()"),
+    path=Wanted(PATH, BundleError, "a folder"),
+    recipe=Wanted(Recipe, RecipeError, "a Recipe"),
+    summary=Wanted(_is_record, BundleError, "a dict of what JSON can hold"),
+    metrics=Wanted(PATH, BundleError, "the path of a file"),
+    trained=Wanted(nn.Module, ModelError, "a model from distill()"),
+)
 def save(
     model: nn.Module,
     path: str | Path,
     *,
     recipe: Recipe | None = None,
     summary: dict[str, Any] | None = None,
-    metrics: Path | None = None,
+    metrics: str | Path | None = None,
     trained: nn.Module | None = None,
     tracked: Path | None = None,
     force: bool = False,
@@ -61,8 +76,8 @@ def save(
         (folder / CONFIG).write_text(json.dumps(config, indent=2))
         if recipe is not None:
             (folder / RECIPE).write_text(recipe.to_yaml())
-        if metrics is not None and metrics.is_file():
-            (folder / METRICS).write_bytes(metrics.read_bytes())
+        if metrics is not None and expanded(metrics).is_file():
+            (folder / METRICS).write_bytes(expanded(metrics).read_bytes())
         if trained is not None:
             (folder / TRAIN).mkdir()
             save_file(_state(trained), folder / TRAINED, metadata={"format": "pt"})

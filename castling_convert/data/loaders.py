@@ -56,12 +56,25 @@ class Draws(Dataset[tuple[Tensor, int]]):
             return self.dataset[index]
 
 
+class StreamLoader(DataLoader[Any]):
+    """Batches of a stream, which timm shuffles in another order for every pass."""
+
+    passes = 0
+
+    def __iter__(self) -> Any:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(self.passes)
+        self.passes += 1
+        return super().__iter__()
+
+
 def training_loader(data: ImageData, batch_size: int, steps: int, start: int, seed: int, workers: int) -> Any:
-    """A loader of exactly `steps - start` batches of [B, C, H, W] and labels; -1 is no label."""
+    """A loader of exactly `steps - start` batches of [B, C, H, W] and labels; -1 is no label. A stream is read from its
+    beginning, a pass at a time."""
     # Its own generator: starting the loader must not move the random state that a resumed run restores.
     generator = torch.Generator().manual_seed(seed)
     if data.streamed:
-        return DataLoader(data.dataset, batch_size, num_workers=workers, drop_last=True, generator=generator)
+        return StreamLoader(data.dataset, batch_size, num_workers=workers, drop_last=True, generator=generator)
     sampler = Resumable(len(data), batch_size * steps, batch_size * start, seed)
     return DataLoader(
         Draws(data.dataset, seed), batch_size, sampler=sampler, num_workers=workers, drop_last=True,

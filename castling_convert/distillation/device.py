@@ -10,7 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from ..errors import ModelError
+from ..errors import ModelError, Wanted
+
+DEVICE = Wanted((str, torch.device), ModelError, "a word, such as 'cpu' or 'cuda:1'")
 
 
 @contextmanager
@@ -32,14 +34,16 @@ def accelerate_apart() -> Iterator[None]:
             state.update(values)
 
 
-def make_accelerator(device: str | None, precision: str = "fp32", tracked: dict[str, Any] | None = None) -> Accelerator:
+def make_accelerator(
+    device: str | torch.device | None, precision: str = "fp32", tracked: dict[str, Any] | None = None
+) -> Accelerator:
     """accelerate on the device that was asked for, the best there is for None; inside `accelerate_apart`. `tracked` is
     what it is told of trackers.
 
     Raises:
         ModelError: the device is not here, or can't train in that precision.
     """
-    kind, _, index = (device or "").partition(":")
+    kind, _, index = str(device or "").partition(":")
     if device is not None and not _is_here(kind, index):
         raise ModelError(f"device {device} is not here; use --device cpu, or see: castling doctor")
     if precision == "fp16" and (kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,24 +13,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from ..castling import castled_layers, close_masks
+from ..castling import A_MODEL, castled_layers, close_masks
 from ..data.loaders import training_loader
 from ..data.preprocessing import Preprocessing
 from ..data.randomness import undone_randomness
 from ..data.spec import ImageData, open_data
-from ..errors import DataError, Interrupted, ModelError
-from ..recipe import DistillConfig, Recipe
+from ..errors import (
+    PATH,
+    DataError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    RecipeError,
+    Wanted,
+    described,
+    is_number,
+    takes,
+)
+from ..files import expanded, writing_errors
+from ..recipe import A_RECIPE, DistillConfig, Recipe
 from ..tasks import task_of
 from .align import Echo, Lessons, align_step
 from .calibrate import calibrate
-from .device import accelerate_apart, make_accelerator
+from .device import DEVICE, accelerate_apart, make_accelerator
 from .finite import explained, refuse_bad_weights, refuse_diverged
 from .guard import JUDGED, TRIED, settle_rate
+from .intake import A_BATCH, Intake, refuse_other_teacher
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, tap
 from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
@@ -37,7 +52,7 @@ from .progress import Progress
 from .readout import Readout
 from .schedule import SHUT, Schedule
 from .state import TrainState, fingerprint
-from .tracking import require_tracker, start_tracking, tracking
+from .tracking import TRACKER, require_tracker, start_tracking, tracking
 
 Probe = Callable[[nn.Module], dict[str, float]]
 
@@ -53,6 +68,15 @@ class DistillResult:
     losses: dict[str, float]
 
 
+@takes(
+    student=Wanted(nn.Module, ModelError, "a student, made by castle()"),
+    teacher=A_MODEL,
+    recipe=A_RECIPE,
+    device=DEVICE,
+    workdir=Wanted(PATH, OutputError, "the path of a folder"),
+    max_minutes=Wanted(is_number, RecipeError, "a number"),
+    track=TRACKER,
+)
 @accelerate_apart()
 def distill(
     student: nn.Module,
@@ -61,7 +85,7 @@ def distill(
     recipe: Recipe | str = "castling",
     *,
     device: str | None = None,
-    workdir: Path | None = None,
+    workdir: str | Path | None = None,
     resume: bool = False,
     identity: dict[str, Any] | None = None,
     progress: Progress | None = None,
@@ -88,10 +112,11 @@ def distill(
         student: from `castle`. Left in eval mode on its device, masks closed.
         teacher: the original softmax model; not changed.
         data: a `--data` spec, an `ImageData` opened for training, or an iterable of batches: [B, C, H, W]
-            tensors, or tuples that start so.
+            tensors or arrays, or tuples that start so.
         device: such as `cpu` or `cuda`; the best one there is when left out.
         workdir: where `metrics.jsonl` and the resumable state go; nothing is written when left out.
-        resume: go on from the state in `workdir`.
+        resume: go on from the state in `workdir`. A loader of your own is read from its beginning again; a data set
+            goes on where it was, unless it is a stream.
         identity: what else must be the same for a run to be resumed, such as the model's name.
         probe: called with the student, masks closed and in eval mode, about twenty times on the way; what
             it returns is recorded in `metrics.jsonl`.
@@ -101,11 +126,17 @@ def distill(
         track: a name in `tracking.TRACKERS`; what it writes goes to a folder of that name in `workdir`.
 
     Raises:
-        DataError: the data can't be read, or ran out before the last step.
+        ModelError: the student is not castled, the teacher is not what it was castled from, or the device is not here.
+        DataError: the data can't be read, is not what the model takes, ran out before the last step, or is a stream in
+            a run that is resumed.
         Interrupted: `max_minutes` are over.
         KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the step was finished and the state saved.
     """
-    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    recipe = Recipe.of(recipe)
+    if workdir is not None:
+        workdir = expanded(workdir)
+        with writing_errors(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
     config = recipe.distill
     names = [name for name, _ in castled_layers(student)]
     if not names:
@@ -115,9 +146,11 @@ def distill(
             "the model has no classes, and the recipe matches nothing but logits; give distill.loss.features or "
             "distill.loss.attention a weight"
         )
+    refuse_other_teacher(student, teacher)
     tracked = require_tracker(track, workdir)
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     refuse_bad_weights(teacher)
+    data = _opened(data, student, recipe)
     set_seed(config.seed)
     accelerator = make_accelerator(device, config.precision, tracked)
     schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
@@ -148,9 +181,15 @@ def distill(
     first = state.load() if resume else start
     start_tracking(accelerator, track, first)
     end = config.steps if until is None else until
+    if resume and first < end and isinstance(data, ImageData) and data.streamed:
+        raise DataError(
+            f"{data.spec} is streamed, and a run on a stream can't be resumed exactly; start over with --force, or "
+            "give the images as a folder"
+        )
     echo = Echo.of(config, accelerator.unwrap_model(student), aligned)
     count = echo.first_batch(config.steps)
-    batches = _batches(data, student, recipe, echo.first_batch(first), count, accelerator)
+    intake = Intake(teacher)
+    batches = _batches(data, recipe, echo.first_batch(first), count, accelerator, intake)
 
     started, losses, seen = time.monotonic(), {}, 0
     saved = started
@@ -184,7 +223,7 @@ def distill(
             if step == aligned and config.optimizer.guard:
                 close_masks(student)
                 with progress.aside():
-                    some, batches = _ahead(data, batches, student, recipe, echo.batches, count, accelerator)
+                    some, batches = _ahead(data, batches, recipe, echo.batches, count, accelerator, intake)
                     settle_rate(
                         student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
                         progress.say,
@@ -307,30 +346,40 @@ def distill_loss(
     return Whole(loss, {name: part.detach() for name, part in used.items()}, layers, output, expected)
 
 
-def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, count: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
+def _opened(data: Any, student: nn.Module, recipe: Recipe) -> Any:
+    """The data set of a spec; anything else that batches can be taken from as it is."""
+    if isinstance(data, Tensor | np.ndarray | dict) or not isinstance(data, ImageData | Iterable | os.PathLike):
+        raise DataError(
+            f"distill() takes as data a spec, or batches one after the other, not {described(data)}; {A_BATCH}"
+        )
+    if not isinstance(data, str | os.PathLike):
+        return data
+    return open_data(
+        os.fspath(data), Preprocessing.of(student), "train", training=recipe.data, seed=recipe.distill.seed
+    )
+
+
+def _batches(
+    data: Any, recipe: Recipe, first: int, count: int, accelerator: Accelerator, intake: Intake
+) -> Iterator[Tensor]:
     """Image batches on the device, without end for data that can be read again; of a data set `first` to `count`."""
     config = recipe.distill
-    if isinstance(data, str):
-        preprocessing = Preprocessing.of(accelerator.unwrap_model(student))
-        data = open_data(data, preprocessing, "train", training=recipe.data, seed=config.seed)
     if isinstance(data, ImageData):
         workers = recipe.data.workers if recipe.data.workers is not None else _default_workers(accelerator)
         data = training_loader(data, config.batch_size, count, first, config.seed, workers)
-    if not isinstance(data, Iterable):
-        raise DataError(f"data must be a spec or an iterable of image batches, not {type(data).__name__}")
     if accelerator.num_processes > 1 and isinstance(data, torch.utils.data.DataLoader):
         data = accelerator.prepare(data)  # alone it would only read a batch ahead, past what a resumed run repeats
-    return _forever(data, accelerator)
+    return _forever(data, accelerator, intake)
 
 
 def _ahead(
     data: Any,
     batches: Iterator[Tensor],
-    student: nn.Module,
     recipe: Recipe,
     first: int,
     count: int,
     accelerator: Accelerator,
+    intake: Intake,
 ) -> tuple[list[Tensor], Iterator[Tensor]]:
     """Some of the batches from `first` on, for the guard, and `batches` as if they had not been read.
 
@@ -341,21 +390,16 @@ def _ahead(
         some = list(itertools.islice(batches, wanted))
         return some, itertools.chain(some, batches)
     with undone_randomness():
-        return list(itertools.islice(_batches(data, student, recipe, first, count, accelerator), wanted)), batches
+        return list(itertools.islice(_batches(data, recipe, first, count, accelerator, intake), wanted)), batches
 
 
-def _forever(loader: Iterable[Any], accelerator: Accelerator):  # type: ignore[no-untyped-def]
+def _forever(loader: Iterable[Any], accelerator: Accelerator, intake: Intake) -> Iterator[Tensor]:
     seen = False
     while True:
         empty = True
         for batch in loader:
             empty, seen = False, True
-            images = batch if isinstance(batch, Tensor) else batch[0]
-            if not images.isfinite().all():
-                raise DataError(
-                    "a batch of images holds numbers that are not finite; look at the data and its transforms"
-                )
-            yield images.to(accelerator.device, non_blocking=True)
+            yield intake.images(batch).to(accelerator.device, non_blocking=True)
         if empty:
             what = "ran out before the last step; pass one that can be read again" if seen else "gave no batch"
             raise DataError(f"the data {what}: at least one full batch of images is needed every time it is read")

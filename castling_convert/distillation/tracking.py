@@ -10,10 +10,13 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available
 
-from ..errors import OutputError, RecipeError, did_you_mean
+from ..errors import OutputError, RecipeError, Wanted, did_you_mean
 
 TRACKERS: dict[str, Callable[[], bool]] = {"tensorboard": is_tensorboard_available}
 """By accelerate's name, and whether it is installed."""
+
+TRACKER = Wanted(str, RecipeError, "the name of a tracker, tensorboard")
+"""What a verb takes as `track`."""
 
 
 def require_tracker(track: str | None, workdir: Path | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from ..artifact.options import ExportOptions
 from ..artifact.precision import DEFAULT, PRECISIONS
 from ..artifact.runner import Exported, Runner
-from ..errors import ExportError, did_you_mean
+from ..errors import PATH, ExportError, ModelError, Wanted, did_you_mean, takes
 
 
 class Exporter(Protocol):
@@ -36,7 +36,8 @@ class Exporter(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """One export format: its module here, file suffix, and the precisions it can be made in."""
+    """One export format: its module, with a dot before it where it is one of this package, its file suffix, and the
+    precisions it can be made in."""
 
     name: str
     module: str
@@ -45,15 +46,15 @@ class Format:
 
     @property
     def exporter(self) -> Exporter:
-        return import_module(f".{self.module}", __name__)
+        return import_module(self.module, __name__)
 
 
 _ALL = (
-    Format("onnx", "onnx_graph", ".onnx", tuple(PRECISIONS)),
-    Format("openvino", "openvino_ir", ".xml", ("fp32", "fp16", "int8")),
-    Format("torch", "torch_program", ".pt2", ("fp32", "fp16", "bf16")),
-    Format("trt", "trt", ".plan", tuple(PRECISIONS)),
-    Format("trt-rtx", "trt_rtx", ".rtxplan", tuple(PRECISIONS)),
+    Format("onnx", ".onnx_graph", ".onnx", tuple(PRECISIONS)),
+    Format("openvino", ".openvino_ir", ".xml", ("fp32", "fp16", "int8")),
+    Format("torch", ".torch_program", ".pt2", ("fp32", "fp16", "bf16")),
+    Format("trt", ".trt", ".plan", tuple(PRECISIONS)),
+    Format("trt-rtx", ".trt_rtx", ".rtxplan", tuple(PRECISIONS)),
 )
 FORMATS = {found.name: found for found in _ALL}
 
@@ -85,6 +86,15 @@ def format_of(artifact: Path) -> Format:
     raise ExportError(f"{artifact} is no artifact: its name ends in none of {known}")
 
 
+_WORD = Wanted(str, ExportError, "a word")
+
+
+@takes(
+    model=Wanted((nn.Module, *PATH), ModelError, "a model from fold() or load(), or the folder of a bundle"),
+    output=Wanted(PATH, ExportError, "the path of a file"),
+    format=_WORD,
+    precision=_WORD,
+)
 def export(
     model: nn.Module | str | Path,
     output: str | Path | None = None,
