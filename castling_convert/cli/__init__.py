@@ -16,6 +16,7 @@ from ..distillation.interrupt import Interrupt, stopping_signals
 from ..errors import CastlingError
 from ..version import __version__
 from . import analyze, bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify
+from .launch import end, speaks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,7 +39,7 @@ for _module in (convert, export, verify, evaluate, analyze, bench, inspect, mode
 def main() -> None:
     """Run the command line: errors become one line and an exit code, never a traceback by accident."""
     with redirect_stderr(_lasting_stderr()):
-        sys.exit(_run())
+        sys.exit(end(_run()))
 
 
 def _run() -> int:
@@ -93,7 +94,8 @@ def _lasting_stderr() -> Any:
 
 
 def _complain(line: str) -> None:
-    click.echo(click.style("error: ", fg="red") + line, err=True)
+    if speaks():
+        click.echo(click.style("error: ", fg="red") + line, err=True)
 
 
 def _one_line(error: Exception) -> str:

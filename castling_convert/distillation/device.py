@@ -8,8 +8,13 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import patch_environment
 
 from ..errors import ModelError
+from . import processes
+
+ALONE = {"LOCAL_RANK": "-1", "WORLD_SIZE": "1", "ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "false"}
+"""What accelerate is to believe of its process: it wraps no model, and what the processes share is in `processes`."""
 
 
 @contextmanager
@@ -37,14 +42,20 @@ def make_accelerator(device: str | None, precision: str = "fp32") -> Accelerator
     Raises:
         ModelError: the device is not here, or can't train in that precision.
     """
+    processes.join()
+    if processes.count() > 1 and not torch.cuda.is_available():
+        device = device or "cpu"
     kind, _, index = (device or "").partition(":")
+    if processes.count() > 1 and index:
+        raise ModelError(f"device {device} is one, and each of {processes.count()} processes has its own; use {kind}")
     if device is not None and not _is_here(kind, index):
         raise ModelError(f"device {device} is not here; use --device cpu, or see: castling doctor")
     if precision == "fp16" and (kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())):
         raise ModelError("distill.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")
     if kind == "cuda" and index:
         torch.cuda.set_device(int(index))
-    return Accelerator(cpu=kind == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    with patch_environment(**ALONE):
+        return Accelerator(cpu=kind == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
 
 def _is_here(kind: str, index: str) -> bool:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from . import processes
+
 PLAIN_INTERVAL = 5.0
 """Seconds between lines when the output is no terminal."""
 
@@ -20,12 +22,13 @@ PLAIN_INTERVAL = 5.0
 class Progress:
     """Shows phase, losses, mask density, images/s and ETA; appends one JSON line a step to `metrics.jsonl`.
 
-    A terminal gets a live bar, anything else a plain line every few seconds. `console=None` is silent.
+    A terminal gets a live bar, anything else a plain line every few seconds. `console=None` is silent. Of several
+    processes the first one does this for all.
     """
 
     def __init__(self, workdir: Path | None = None, console: Console | None = None) -> None:
-        self.path = workdir / "metrics.jsonl" if workdir else None
-        self.console = console
+        self.path = workdir / "metrics.jsonl" if workdir and processes.is_first() else None
+        self.console = console if processes.is_first() else None
         self._file: TextIO | None = None
         self._bar: Bar | None = None
 
