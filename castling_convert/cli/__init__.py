@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from ..distillation.interrupt import Interrupt, stopping_signals
-from ..errors import CastlingError
+from ..errors import CastlingError, ProcessLost
 from ..version import __version__
 from . import analyze, bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify
-from .launch import end, speaks
+from .launch import end, launcher_reports, speaks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,7 +57,8 @@ def _run() -> int:
     except CastlingError as error:
         if debug:
             traceback.print_exc()
-        _complain(_one_line(error))
+        if not (isinstance(error, ProcessLost) and launcher_reports()):
+            _complain(_one_line(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted")

@@ -6,10 +6,12 @@ import logging
 import os
 import signal
 import sys
+import time
 from datetime import timedelta
 from typing import Any
 
 from ..distillation import launched
+from ..distillation.interrupt import stopping_signals
 
 GRACE = "120"
 """Seconds in which a process that is told to stop may finish its step and save, before it is killed."""
@@ -56,6 +58,11 @@ def launch(count: int, arguments: list[str]) -> int:
     return 0
 
 
+def launcher_reports() -> bool:
+    """Whether this process was started by torch's launcher, which tells itself of one that was killed."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def speaks() -> bool:
     """Whether this process is the first of all that were launched to say why they end."""
     if launched.count() == 1:
@@ -73,18 +80,18 @@ def end(code: int) -> int:
         return code
     from ..distillation import processes
 
-    store = _store() if code else None
+    for number in stopping_signals():
+        signal.signal(number, signal.SIG_IGN)  # it stops
     processes.leave()
+    store = _store() if code else None
     if store is None:
         return code
     code = int(store.compare_set(_key("code"), "", str(code)))
     if launched.is_first():
         store.set(_key("over"), "")
-    else:
-        try:
-            store.wait([_key("over")], HEARD)
-        except RuntimeError:  # it is gone, or can't be woken
-            return code
+    until = time.monotonic() + HEARD.seconds
+    while not store.check([_key("over")]) and time.monotonic() < until:
+        time.sleep(0.05)
     return code
 
 
