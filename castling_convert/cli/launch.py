@@ -86,23 +86,26 @@ def end(code: int) -> int:
     store = _store() if code else None
     if store is None:
         return code
-    code = int(store.compare_set(_key("code"), "", str(code)))
-    if launched.is_first():
-        store.set(_key("over"), "")
     until = time.monotonic() + HEARD.seconds
-    while not store.check([_key("over")]) and time.monotonic() < until:
-        time.sleep(0.05)
+    try:
+        code = int(store.compare_set(_key("code"), "", str(code)))
+        if launched.is_first():
+            store.set(_key("over"), "")
+        while not store.check([_key("over")]) and time.monotonic() < until:
+            time.sleep(0.05)
+    except RuntimeError:  # the first process, or its launcher, was where the notes are, and is gone
+        return code
     return code
 
 
 def _store() -> Any:
     """Where launched processes leave each other notes, whether they have met or not; None where it is gone."""
-    from torch.distributed import DistError, TCPStore
+    from torch.distributed import TCPStore
 
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     try:
         return TCPStore(host, int(port), is_master=False, timeout=HEARD, wait_for_workers=False)
-    except (DistError, RuntimeError, ValueError):
+    except (RuntimeError, ValueError):
         return None
 
 

@@ -53,7 +53,7 @@ def _together() -> Iterator[None]:
     """Around what all have to do."""
     try:
         yield
-    except (RuntimeError, dist.DistError, pickle.UnpicklingError, EOFError):
+    except (RuntimeError, pickle.UnpicklingError, EOFError):  # it depends on where one was when the other ended
         raise ProcessLost(
             f"process {index()} of {count()} has lost another, which ended without a word; go on with the same "
             "command and --resume where a step was saved"
