@@ -122,6 +122,11 @@ def convert(
     _check_options(layers, max_drop, minutes, data)
     processes.on_first(lambda: _check_output(output, planned=layers == "auto", resume=resume, force=force))
     console = console if console is None or processes.is_first() else Console(quiet=True)
+    if console is not None and processes.sharding() is not None:
+        console.print(
+            f"note: the settings of {processes.sharding()} are not used, each process holds the whole student; see "
+            "examples/launch/README.md"
+        )
     with accelerate_apart():
         device = str(make_accelerator(device, recipe.distill.precision).device)
     set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run

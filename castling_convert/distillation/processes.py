@@ -24,7 +24,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import DataError, ProcessLost, RecipeError
-from .launched import count, index, is_first
+from .launched import count, index, is_first, sharding
+
+__all__ = [
+    "any_of", "average_gradients", "collected", "count", "first_of", "gathered", "index", "is_first", "join", "leave",
+    "mean", "mean_of", "on_first", "part_of", "refuse_unequal_parts", "same_weights", "sharding", "variance",
+]  # fmt: skip
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)

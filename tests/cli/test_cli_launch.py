@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from tests.cli.test_cli_processes import only_error, start, until
 pytestmark = pytest.mark.xdist_group("processes")
 LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2"],
-    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+    "several_gpus.yaml": ["-m", "accelerate.commands.launch", "--num_processes", "2"],
+    "fsdp.yaml": ["-m", "accelerate.commands.launch", "--num_processes", "2"],
 }
+EXAMPLES = Path(__file__).parents[2] / "examples" / "launch"
 
 
 def records(folder) -> list[dict]:
@@ -86,9 +89,11 @@ def test_launch_within_a_launch(here, tiny, castling, monkeypatch):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_other_launchers(environment, here, tiny, launcher):
     arguments = ["-m", "castling_convert", "convert", *tiny, "--data", "digits", "--steps", 4, "-o", "out"]
-    command = [sys.executable, *LAUNCHERS[launcher], *map(str, arguments)]
+    settings = ["--config_file", EXAMPLES / launcher] if launcher.endswith(".yaml") else []
+    command = [sys.executable, *map(str, [*LAUNCHERS[launcher], *settings, *arguments])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("note: the settings of FSDP are not used") == (launcher == "fsdp.yaml")
     assert done.stdout.count("next: castling export") == 1
     assert len(records(here / "out")) == 4
     assert [path.name for path in here.iterdir()] == ["out"]
