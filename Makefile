@@ -15,6 +15,7 @@ lint: $(VENV)/.installed $(VENV)/stubs/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # One environment for all three, made once and remade when the dependencies change.
 $(VENV)/.installed: pyproject.toml

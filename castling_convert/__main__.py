@@ -12,7 +12,8 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        sys.stderr.write("\nerror: interrupted\n")
+        as_json = '{"error": "interrupted", "exit_code": 130}' if "--json" in sys.argv else None
+        sys.stderr.write(f"\n{as_json or 'error: interrupted'}\n")
         sys.exit(130)
 
 

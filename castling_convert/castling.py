@@ -126,11 +126,11 @@ def plan(family: Family, model: nn.Module, layers: str) -> tuple[list[AttentionL
 def _written(chosen: list[AttentionLayer], found: list[AttentionLayer]) -> str:
     """Block numbers, such as `0,1,5`, where whole blocks were chosen, else the layers' names."""
     names = {layer.name for layer in chosen}
-    blocks = {layer.block for layer in chosen}
-    whole = {layer.name for layer in found if layer.castable and layer.block in blocks}
-    if None in blocks or whole != names:
+    numbers = {layer.block for layer in chosen}
+    all_of_them = {layer.name for layer in found if layer.castable and layer.block in numbers}
+    if None in numbers or all_of_them != names:
         return ",".join(layer.name for layer in chosen)
-    return ",".join(map(str, sorted(blocks)))  # type: ignore[type-var]
+    return ",".join(map(str, sorted(numbers)))  # type: ignore[type-var]
 
 
 def choose_layers(text: str, found: Sequence[AttentionLayer]) -> set[str]:
@@ -157,7 +157,7 @@ def choose_layers(text: str, found: Sequence[AttentionLayer]) -> set[str]:
         elif not re.fullmatch(r"[\w.*?\[\]!-]*[a-zA-Z*][\w.*?\[\]!-]*", part):
             raise RecipeError(
                 f"layers '{text}' can't be read at '{part}'; use all, block numbers such as 0-7,9, or names such as "
-                f"{names[0] if names else 'blocks.0.attn'}"
+                f"{names[0] if names else 'those that castling inspect lists'}"
             )
         else:
             meant = fnmatch.filter(names, part)

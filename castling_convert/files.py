@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,6 +200,13 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:  # nobody has that name
         return Path(path)
+
+
+def cache_folder() -> Path:
+    """Where this user's caches of this package go, as the system wants it; it may not exist."""
+    usual = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}
+    root = os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform) or "~/.cache"
+    return expanded(root) / "castling-convert"
 
 
 def refuse_long_name(path: Path) -> None:

@@ -73,15 +73,15 @@ def certify(student: nn.Module, images: Tensor) -> tuple[nn.Module, FoldCertific
         CheckFailed: the errors exceed 1e-10 (float64) or 1e-5 (float32).
     """
     logits: dict[torch.dtype, float] = {}
-    blocks: dict[str, float] = {}
+    by_block: dict[str, float] = {}
     for dtype in (torch.float64, torch.float32):
         trained = copy.deepcopy(student).to("cpu", dtype).eval()
         expected, expected_blocks = _block_outputs(trained, images.to(dtype))
         actual, actual_blocks = _block_outputs(fold_(trained), images.to(dtype))
         logits[dtype] = _relative_error(actual, expected)
         if dtype == torch.float64:
-            blocks = {name: _relative_error(actual_blocks[name], out) for name, out in expected_blocks.items()}
-    certificate = FoldCertificate(logits[torch.float64], logits[torch.float32], blocks)
+            by_block = {name: _relative_error(actual_blocks[name], out) for name, out in expected_blocks.items()}
+    certificate = FoldCertificate(logits[torch.float64], logits[torch.float32], by_block)
     if not certificate.holds:
         raise CheckFailed(
             f"folding changed the model: relative error {certificate.float64_logits:.1e} in float64 (allowed "
@@ -94,7 +94,7 @@ def _block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, 
     outputs: dict[str, Tensor] = {}
     handles = [
         model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
-        for name in family_of(model).blocks(model)
+        for name in family_of(model).block_names(model)
     ]
     try:
         return model(images), outputs

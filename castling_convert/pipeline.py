@@ -176,7 +176,7 @@ def convert(
         "input_size": list(preprocessing.input_size),
     }
     run = _Run(teacher, recipe, device, output, resume, identity, validation, console)
-    with _resumable(output, recipe, resume=resume):
+    with _resumable(output, recipe, resume=resume, streamed=training.streamed):
         if layers == "auto":
             same = open_data(spec, preprocessing, "train")  # not augmented
             student, result, plan, validation = _hybrid(run, training, same, max_drop)
@@ -442,8 +442,9 @@ def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> 
 
 
 @contextmanager
-def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
-    """Around a run in `output/train`: what stops it leaves a state to resume from, or nothing at all."""
+def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool) -> Iterator[None]:
+    """Around a run in `output/train`: what stops it leaves a state to resume from, or nothing at all. That of a run on
+    `streamed` data is no more than an account of it, until the last step is done."""
     workdir, state = output / bundle.TRAIN, output / bundle.STATE
     existed = output.exists()
 
@@ -469,11 +470,12 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
                 _remove_empty(workdir)
                 if not existed:
                     _remove_empty(output)
+        goes_on = not streamed or step == recipe.distill.steps
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(_interrupted(step, recipe.distill.steps, plan.is_file())) from None
+            raise Interrupted(_interrupted(step, recipe.distill.steps, plan.is_file(), goes_on)) from None
         if isinstance(error, ModelError | RecipeError) and (step is not None or plan.is_file()):
             raise type(error)(f"{error}, and start over with --force") from None
-        if isinstance(error, OutputError | DataError) and (step is not None or plan.is_file()):
+        if isinstance(error, OutputError | DataError) and goes_on and (step is not None or plan.is_file()):
             where = f"step {step}" if step is not None else "the last plan"
             raise type(error)(f"{error}; then go on from {where} with the same command and --resume") from None
         raise
@@ -488,10 +490,12 @@ def _without_trials(plan: Path) -> bool:
     return plan.is_file() and not Plan.load(plan).trials
 
 
-def _interrupted(step: int | None, steps: int, planned: bool) -> str:
+def _interrupted(step: int | None, steps: int, planned: bool, goes_on: bool) -> str:
     if step is None and not planned:
         return "interrupted before a step could be saved; nothing was written"
     where = f"after step {step} of {steps}" if step is not None else "before a step of this plan could be saved"
+    if not goes_on:
+        return f"interrupted {where}; a run on a stream can't be resumed exactly: start over with --force"
     return f"interrupted {where}; go on with the same command and --resume"
 
 

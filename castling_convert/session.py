@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .artifact.caches import engine_cache
 from .artifact.runner import Runner
 from .artifact.signature import Signature
 from .errors import DataError, ExportError
@@ -121,7 +122,7 @@ def _open(kind: str, path: Path, device: str | None) -> tuple[Runner, str]:
         if device not in (None, "cpu") and not torch.cuda.is_available():
             raise ExportError(f"device {device} is not here; use device='cpu', or see: castling doctor")
         return ProgramModel(path, device or "cpu"), device or "cpu"
-    fixed = {"openvino": "cpu", "trt": "cuda", "trt-rtx": "cuda"}[kind]
+    fixed = "cuda" if kind in ("trt", "trt-rtx") else "cpu"
     if device not in (None, fixed):
         raise ExportError(f"{path} runs on {fixed} alone, not on {device}")
     return format_of(path).exporter.open_artifact(path), fixed
@@ -139,7 +140,7 @@ def _onnx(path: Path, device: str) -> tuple[Runner, str]:
         raise ExportError(
             f"this onnxruntime has no {wanted[0]}; install onnxruntime-gpu in place of onnxruntime, or use device='cpu'"
         )
-    cache = str(path.parent / f"{path.stem}.trt")  # building an engine takes minutes, reading it back seconds
+    cache = str(engine_cache(path))  # building an engine takes minutes, reading it back seconds
     cached = {"trt_engine_cache_enable": True, "trt_engine_cache_path": cache,
               "trt_timing_cache_enable": True, "trt_timing_cache_path": cache}  # fmt: skip
     opened = OnnxModel(path, [(name, cached) if name == "TensorrtExecutionProvider" else name for name in wanted])

@@ -41,7 +41,7 @@ def castled(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def build(base: str, base_args: dict[str, Any], castling: dict[str, Any], **kwargs: Any) -> nn.Module:
-    """The folded structure with fresh weights: the road of castle and fold itself, so it can't differ."""
+    """The folded structure with fresh weights: made by castle and fold themselves, so it can't differ."""
     from .attention import before_forms
     from .bundle.config import check_arguments
     from .castling import castle_, close_masks

@@ -1,4 +1,4 @@
-"""The whole road in Python: castle, distil, fold, save, export, run. About a minute on two cores.
+"""In Python: two lines first, then step by step: castle, distil, fold, save, export, run. A minute or two on two cores.
 
     python examples/convert_in_python.py [FOLDER_OF_IMAGES]
 
@@ -20,6 +20,10 @@ def main() -> None:
     teacher = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=96, depth=4).eval()
     recipe = cc.Recipe.load("castling", ["distill.steps=20", "distill.batch_size=8"])
 
+    cc.convert(teacher, "castled/example", data=data, recipe=recipe, force=True)
+    cc.export("castled/example", format="onnx")
+
+    # The same, step by step.
     student = cc.castle(teacher, recipe)  # a new model; the teacher is untouched
     for layer in student.castling.layers:
         print(f"{layer.name}: {layer.status}, {layer.why}")

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import castling_convert as cc
 
 HEAVY = (
@@ -39,6 +41,31 @@ def test_help_imports_nothing_heavy() -> None:
         f"print('heavy:', *[m for m in {HEAVY.split()} if m in sys.modules])"
     )
     assert run(code).splitlines()[-1] == "heavy:"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["recipes list", "recipes show castling", "recipes copy castling mine.yaml --force", "recipes validate datafree"],
+)
+def test_recipes_need_nothing_heavy(words, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert imported(words) == "0"
+
+
+def test_models_need_nothing_heavy_the_second_time(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "timm" in imported("models deit3_s*")
+    assert imported("models deit3_s*") == "0"
+
+
+def imported(words: str) -> str:
+    """The exit code of a command, and what is heavy in what it has imported."""
+    code = (
+        f"import sys; sys.argv = ['castling', *{words.split()}]; from castling_convert.__main__ import main\n"
+        "try: main()\n"
+        f"except SystemExit as done: print(done.code, *[m for m in {HEAVY.split()} if m in sys.modules])"
+    )
+    return run(code).splitlines()[-1]
 
 
 def test_help_answers_in_under_a_second() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 from rich.console import Console
 
 from ..errors import ExportError, did_you_mean
@@ -16,7 +18,7 @@ MIN_OPSET, DEFAULT_OPSET, MAX_OPSET = 18, 23, 24
 """torch's exporter starts at 18; at 23 a normalisation is one node; TensorRT's parser ends at 24."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 class ExportOptions:
     """Options of all formats.
 
@@ -25,6 +27,7 @@ class ExportOptions:
         io: `fp32`, or `same` for inputs and outputs in float16 of an fp16 artifact.
         preprocess: uint8 [B, H, W, C] in and probabilities out; normalisation and softmax are in the artifact.
         calibration: a `--data` spec of the images that int8 ranges are taken from.
+        quantizer: the method that int8 is made by, a name in `quantize.QUANTIZERS`; the format's own when left out.
         image_size: (height, width); position embeddings are resized for it. The model's own when None.
         image_range: the smallest and the largest (height, width) of an artifact that takes any size between
             them, `image_size` being the one it is made best for. Sides are multiples of the patch.
@@ -46,6 +49,7 @@ class ExportOptions:
     io: str = "fp32"
     preprocess: bool = False
     calibration: str | None = None
+    quantizer: str | None = None
     image_size: tuple[int, int] | None = None
     image_range: tuple[tuple[int, int], tuple[int, int]] | None = None
     opset: int | None = None
@@ -66,7 +70,13 @@ class ExportOptions:
         for name in values:
             if name not in known:
                 raise ExportError(f"export has no option '{name}'{did_you_mean(name, known)}")
-        options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
+        try:
+            options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key, wanted = str(first["loc"][0]), first["msg"].removeprefix("Input should be ")
+            wanted = "of more values" if first["type"] == "missing" else wanted
+            raise ExportError(f"{key} should be {wanted}, not {values[key]!r}") from None
         if options.opset is not None and not MIN_OPSET <= options.opset <= MAX_OPSET:
             raise ExportError(f"opset {options.opset} is not within {MIN_OPSET}..{MAX_OPSET}")
         if options.io not in ("fp32", "same"):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import CastledAttention, FoldedAttention, Layout
+from ..attention import CastledAttention, ChannelsFirst, FoldedAttention
 from ..data.preprocessing import Preprocessing
 from ..errors import DataError, ExportError, FoldError, ModelError
 from ..families import family_of
@@ -53,7 +53,7 @@ class Deployable(nn.Module):
 
 
 def prepare(
-    model: nn.Module, options: ExportOptions, *, fused: bool = False, channels_first: Layout | None = None
+    model: nn.Module, options: ExportOptions, *, fused: bool = False, channels_first: ChannelsFirst | None = None
 ) -> Deployable:
     """A copy on the CPU at the asked image size and precision; softmax layers in their plain form, or `fused`;
     castled layers with `channels_first` where the runtime is faster so.
@@ -79,11 +79,14 @@ def prepare(
         if isinstance(module, FoldedAttention):
             module.channels_first = channels_first
     signature = signature_of(model, options)
-    if options.image_range is not None:
-        family.any_size_(model)
     dtype = options.how.dtype
-    if dtype is not torch.float32:
-        family.to_half_(model, dtype)
+    try:
+        if options.image_range is not None:
+            family.any_size_(model)
+        if dtype is not torch.float32:
+            family.to_half_(model, dtype)
+    except ModelError as error:
+        raise ExportError(str(error)) from None
     return Deployable(model, signature, dtype).eval()
 
 

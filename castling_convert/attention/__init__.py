@@ -1,11 +1,34 @@
-"""The mathematics of castled attention: pure torch, no timm."""
+"""The mathematics of castled attention: pure torch, no timm.
 
-from .castled import CastledAttention, Projections
-from .config import AttentionConfig
-from .cost import AttentionCost, Shape
-from .folded import FoldedAttention, Layout
-from .forms import DEFAULT, FORMS, Form, before_forms, castled_cost, config_of, folded_form, softmax_cost, training_form
-from .grid import TokenGrid
+Its names are imported when they are first used: the configs, which recipes hold, need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .castled import CastledAttention, Projections
+    from .config import AttentionConfig
+    from .cost import AttentionCost, Shape
+    from .folded import ChannelsFirst, FoldedAttention
+    from .form import Form, FormLayers
+    from .forms import DEFAULT, FORMS, before_forms, castled_cost, config_of, folded_form, softmax_cost, training_form
+    from .grid import TokenGrid
+
+_HOMES = {
+    "castled": ("CastledAttention", "Projections"),
+    "config": ("AttentionConfig",),
+    "cost": ("AttentionCost", "Shape"),
+    "folded": ("ChannelsFirst", "FoldedAttention"),
+    "form": ("Form", "FormLayers"),
+    "forms": (
+        "DEFAULT", "FORMS", "before_forms", "castled_cost", "config_of", "folded_form", "softmax_cost", "training_form",
+    ),
+    "grid": ("TokenGrid",),
+}  # fmt: skip
+"""The public names of each file."""
 
 __all__ = [
     "DEFAULT",
@@ -13,9 +36,10 @@ __all__ = [
     "AttentionConfig",
     "AttentionCost",
     "CastledAttention",
+    "ChannelsFirst",
     "FoldedAttention",
     "Form",
-    "Layout",
+    "FormLayers",
     "Projections",
     "Shape",
     "TokenGrid",
@@ -26,3 +50,11 @@ __all__ = [
     "softmax_cost",
     "training_form",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

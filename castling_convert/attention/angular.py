@@ -19,58 +19,22 @@ Shapes: q, k, v are [B, heads, N, d]; s is [heads, 1, 1]; results are [B, heads,
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from .castled import CastledAttention, Projections
-from .config import AttentionConfig
+from .config import AngularConfig
 from .cost import Shape
 from .folded import FoldedAttention
+from .form import FormLayers
 from .grid import TokenGrid
 from .norms import unit, wide
 
 GAIN_TO_SCALE = 2 / math.pi
 # Above this gain a row_sum weight 1 + (2/π)·gain·cos θ could be negative and the row sum zero.
 MAX_ROW_SUM_GAIN = 0.99 * math.pi / 2
-
-
-class AngularConfig(AttentionConfig):
-    """`attention.form: angular`.
-
-    Attributes:
-        constant: the constant term of the kernel. `mean`: the mean of v over the tokens, as the kernel
-            has it. `token`: each token's own v, as the paper's public snippet has it.
-        normalization: `row_sum` divides by the sum of the weights, so the weights stay a convex average;
-            `gain` divides by nothing and learns one gain per head for the linear term.
-        center: with `gain`, take the mean unit key off the keys, which makes the weights of a row sum
-            to one without a division.
-    """
-
-    form: Literal["angular"] = "angular"
-    constant: Literal["mean", "token"] = "mean"
-    normalization: Literal["row_sum", "gain"] = "gain"
-    center: bool = True
-
-    @model_validator(mode="before")
-    @classmethod
-    def _center_where_it_can_be(cls, values: Any) -> Any:
-        """Keys are centred unless that is left out or has no meaning."""
-        if isinstance(values, dict) and values.get("center") is None:
-            plain = values.get("normalization", "gain") == "gain" and values.get("constant", "mean") == "mean"
-            return {**values, "center": plain}
-        return values
-
-    @model_validator(mode="after")
-    def _is_a_kernel(self) -> AngularConfig:
-        if self.constant == "token" and self.normalization == "row_sum":
-            raise ValueError("constant 'token' has row sums that can be zero: use it with normalization 'gain'")
-        if self.center and (self.normalization != "gain" or self.constant != "mean"):
-            raise ValueError("center needs normalization 'gain' and constant 'mean'")
-        return self
 
 
 def bounded_gain(gain: Tensor, config: AngularConfig) -> Tensor:
@@ -193,3 +157,6 @@ class FoldedAngular(FoldedAttention):
         y = ((context * (self.head_scale / N)) @ q + constant).reshape(B, size, N)
         residual = self.residual(v)
         return (y if residual is None else y + residual).transpose(1, 2)
+
+
+LAYERS = FormLayers(AngularAttention, FoldedAngular, angular_cost)

@@ -44,8 +44,8 @@ def merge_heads(y: Tensor) -> Tensor:
 
 
 class _Castled(nn.Module):
-    """What both forms share: projections, softmax of prefix tokens and windows, depthwise residual, and the road
-    from tokens to tokens."""
+    """What both forms share: projections, softmax of prefix tokens and windows, depthwise residual, and
+    the way from tokens to tokens."""
 
     window_share: Tensor | None
     windows_apart = True
@@ -169,7 +169,7 @@ class CastledAttention(_Castled):
         self.register_buffer("mask_gate", torch.ones((), device=weight.device), persistent=False)
         self.register_buffer("density", torch.ones((), device=weight.device), persistent=False)
         self.closed = False
-        self.whole = True  # no entry is dropped: the threshold is zero
+        self.fully_open = True  # no entry is dropped: the threshold is zero
         self.open_to(None)
 
     def set_mask(self, threshold: float, gate: float = 1.0) -> None:
@@ -178,7 +178,7 @@ class CastledAttention(_Castled):
         A threshold of 1 or more, or a gate of 0, closes the mask exactly.
         """
         self.closed = threshold >= CLOSED or gate <= 0
-        self.whole = threshold <= 0
+        self.fully_open = threshold <= 0
         self.threshold.fill_(threshold)
         self.mask_gate.fill_(gate)
         if self.closed:
@@ -225,7 +225,7 @@ class CastledAttention(_Castled):
     def branch(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Masked softmax as far as it is open, and its mass, [B, heads, N, 1]; with nothing to drop by the fused
         kernel, which never holds N x N entries."""
-        if self.whole:
+        if self.fully_open:
             kept = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
             mass = density = torch.ones_like(self.density)
         else:

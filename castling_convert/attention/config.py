@@ -1,8 +1,8 @@
-"""What the configs of all linear forms have in common."""
+"""The configs of the linear forms: what a recipe says of attention. pydantic alone, so that recipes need no torch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,3 +40,75 @@ class AttentionConfig(BaseModel):
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
         return self
+
+
+class LandmarksConfig(AttentionConfig):
+    """`attention.form: landmarks`.
+
+    Attributes:
+        landmarks: M, for every head.
+        prefix_rows: as for every form, but on unless it is turned off.
+    """
+
+    form: Literal["landmarks"] = "landmarks"
+    prefix_rows: bool = True
+    landmarks: int = Field(default=64, ge=1, le=1024)
+
+
+class FeaturesConfig(AttentionConfig):
+    """`attention.form: features`.
+
+    Attributes:
+        power: p; the higher, the sharper.
+        prefix_rows: as for every form, but on unless it is turned off.
+    """
+
+    form: Literal["features"] = "features"
+    prefix_rows: bool = True
+    power: Literal[2, 3] = 3
+
+
+class AngularConfig(AttentionConfig):
+    """`attention.form: angular`.
+
+    Attributes:
+        constant: the constant term of the kernel. `mean`: the mean of v over the tokens, as the kernel
+            has it. `token`: each token's own v, as the paper's public snippet has it.
+        normalization: `row_sum` divides by the sum of the weights, so the weights stay a convex average;
+            `gain` divides by nothing and learns one gain per head for the linear term.
+        center: with `gain`, take the mean unit key off the keys, which makes the weights of a row sum
+            to one without a division.
+    """
+
+    form: Literal["angular"] = "angular"
+    constant: Literal["mean", "token"] = "mean"
+    normalization: Literal["row_sum", "gain"] = "gain"
+    center: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _center_where_it_can_be(cls, values: Any) -> Any:
+        """Keys are centred unless that is left out or has no meaning."""
+        if isinstance(values, dict) and values.get("center") is None:
+            plain = values.get("normalization", "gain") == "gain" and values.get("constant", "mean") == "mean"
+            return {**values, "center": plain}
+        return values
+
+    @model_validator(mode="after")
+    def _is_a_kernel(self) -> AngularConfig:
+        if self.constant == "token" and self.normalization == "row_sum":
+            raise ValueError("constant 'token' has row sums that can be zero: use it with normalization 'gain'")
+        if self.center and (self.normalization != "gain" or self.constant != "mean"):
+            raise ValueError("center needs normalization 'gain' and constant 'mean'")
+        return self
+
+
+class SnippetConfig(AttentionConfig):
+    """`attention.form: snippet`.
+
+    Attributes:
+        constant: each `token`'s own v, as in the public snippet, or the `mean` of v as the kernel has it.
+    """
+
+    form: Literal["snippet"] = "snippet"
+    constant: Literal["token", "mean"] = "token"

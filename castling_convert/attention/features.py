@@ -23,15 +23,14 @@ carries them, and the key weights, are our own; what they reach is in `benchmark
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from .castled import CastledAttention, Projections
-from .config import AttentionConfig
+from .config import FeaturesConfig
 from .cost import Shape
 from .folded import FoldedAttention
+from .form import FormLayers
 from .grid import TokenGrid
 from .norms import unit, wide
 
@@ -39,19 +38,6 @@ LENGTH = 4.0
 """Of u. It drops out of y; at this length powers and their sums stay within half precision."""
 SMALLEST = 1e-30
 """Added to the sum of a row, which a zero vector makes zero: its output is zero."""
-
-
-class FeaturesConfig(AttentionConfig):
-    """`attention.form: features`.
-
-    Attributes:
-        power: p; the higher, the sharper.
-        prefix_rows: as for every form, but on unless it is turned off.
-    """
-
-    form: Literal["features"] = "features"
-    prefix_rows: bool = True
-    power: Literal[2, 3] = 3
 
 
 def feature_map(z: Tensor, config: FeaturesConfig) -> Tensor:
@@ -223,3 +209,6 @@ def features_cost(shape: Shape, config: FeaturesConfig) -> tuple[int, int]:
             macs += shape.prefix * shape.dim * size * (1 + shape.num_heads)
             macs += shape.prefix * shape.tokens * (shape.dim * shape.num_heads - size)
     return macs, 2 * shape.tokens * 2 * size + features * size
+
+
+LAYERS = FormLayers(FeaturesAttention, FoldedFeatures, features_cost)

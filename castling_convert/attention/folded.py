@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .castled import CastledAttention, Projections, _Castled
 
-Layout = Literal["product", "transpose"]
+ChannelsFirst = Literal["from_weights", "transposed"]
 """How a folded layer puts channels before tokens, see `FoldedAttention.channels`."""
 
 
@@ -18,7 +18,7 @@ class FoldedAttention(_Castled):
     """Inference form of a `CastledAttention` whose mask is closed: no softmax branch, no parameter that could be
     multiplied into another."""
 
-    channels_first: Layout | None = None
+    channels_first: ChannelsFirst | None = None
     """Compute with channels before tokens where that can be; set at export for runtimes that are faster so."""
 
     def __init__(self, trained: CastledAttention) -> None:
@@ -38,7 +38,7 @@ class FoldedAttention(_Castled):
         return super().forward(x, attn_mask, is_causal)
 
     def projected(self, x: Tensor) -> tuple[Tensor, ...]:
-        if self.channels_first != "product":
+        if self.channels_first != "from_weights":
             return super().projected(x)
         # Where products may be taken apart, three of them save the copies that taking their output apart is.
         weights = self.qkv.weight.chunk(3)
@@ -64,7 +64,7 @@ class FoldedAttention(_Castled):
     def channels(self, x: Tensor, *sizes: int) -> list[Tensor]:
         """The outputs of `qkv` on tokens x, [B, N, C], in parts of these sizes, each [B, size, N]: as W xᵀ, which moves
         nothing, or by one transposition of x Wᵀ."""
-        if self.channels_first == "transpose":
+        if self.channels_first == "transposed":
             return list(self.qkv(x).transpose(1, 2).split(sizes, 1))
         tokens = x.transpose(1, 2)
         bias = self.qkv.bias if self.qkv.bias is not None else x.new_zeros(sum(sizes))

@@ -1,41 +1,26 @@
-"""The linear forms: a new one is one new file and one line in `FORMS`.
-
-A form is the name that recipes call it by, its config, its training form, its folded form, and its cost by formula.
-"""
+"""The linear forms: a new one is one new file with its `LAYERS`, its config, and one line in `FORMS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from .angular import AngularAttention, AngularConfig, FoldedAngular, angular_cost
-from .castled import CastledAttention, Projections
-from .config import AttentionConfig
+from .config import AngularConfig, AttentionConfig, FeaturesConfig, LandmarksConfig, SnippetConfig
 from .cost import AttentionCost, Shape
-from .features import FeaturesAttention, FeaturesConfig, FoldedFeatures, features_cost
-from .folded import FoldedAttention
+from .form import Form
 from .grid import TokenGrid
-from .landmarks import FoldedLandmarks, LandmarksAttention, LandmarksConfig, landmarks_cost
-from .snippet import FoldedSnippet, SnippetAttention, SnippetConfig, snippet_cost
 
+if TYPE_CHECKING:
+    from .castled import CastledAttention, Projections
+    from .folded import FoldedAttention
 
-@dataclass(frozen=True)
-class Form:
-    """One linear form. `cost` gives MACs and values held by the linear form itself, without projections."""
-
-    config: type[AttentionConfig]
-    training: Callable[[Projections, Any, TokenGrid], CastledAttention]
-    folded: Callable[[Any], FoldedAttention]
-    cost: Callable[[Shape, Any], tuple[int, int]]
-
-
-FORMS: dict[str, Form] = {
-    "landmarks": Form(LandmarksConfig, LandmarksAttention, FoldedLandmarks, landmarks_cost),
-    "features": Form(FeaturesConfig, FeaturesAttention, FoldedFeatures, features_cost),
-    "angular": Form(AngularConfig, AngularAttention, FoldedAngular, angular_cost),
-    "snippet": Form(SnippetConfig, SnippetAttention, FoldedSnippet, snippet_cost),
+FORMS = {
+    "landmarks": Form(LandmarksConfig, ".landmarks"),
+    "features": Form(FeaturesConfig, ".features"),
+    "angular": Form(AngularConfig, ".angular"),
+    "snippet": Form(SnippetConfig, ".snippet"),
 }
+"""By the name that recipes call it by."""
 DEFAULT = "landmarks"
 
 
@@ -69,18 +54,18 @@ def before_forms(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def training_form(source: Projections, config: AttentionConfig, grid: TokenGrid) -> CastledAttention:
     """The layer that is trained in the place of a softmax layer."""
-    return FORMS[config.form].training(source, config, grid)
+    return FORMS[config.form].layers.training(source, config, grid)
 
 
 def folded_form(trained: CastledAttention) -> FoldedAttention:
     """The layer that is deployed, of one that was trained until its mask was closed."""
-    return FORMS[trained.config.form].folded(trained)
+    return FORMS[trained.config.form].layers.folded(trained)
 
 
 def castled_cost(shape: Shape, config: AttentionConfig) -> AttentionCost:
     """A folded layer: its linear form; the softmax of prefix tokens, N·d a row and head for each of two products, and
     of windows, N·window²·d each; the depthwise convolution, k² for a channel of a patch, or k for one of a token."""
-    macs, values = FORMS[config.form].cost(shape, config)
+    macs, values = FORMS[config.form].layers.cost(shape, config)
     patches = shape.tokens - shape.prefix
     if config.prefix_rows:
         macs += 2 * shape.prefix * shape.tokens * shape.size

@@ -24,32 +24,18 @@ keeps its queries, its keys and its scale, is our own; what it reaches is in `be
 from __future__ import annotations
 
 import copy
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from .castled import CastledAttention, Projections, _Castled
-from .config import AttentionConfig
+from .config import LandmarksConfig
 from .cost import Shape
 from .folded import FoldedAttention
+from .form import FormLayers
 from .grid import TokenGrid
 from .local import attention, window_softmax
 from .norms import wide
-
-
-class LandmarksConfig(AttentionConfig):
-    """`attention.form: landmarks`.
-
-    Attributes:
-        landmarks: M, for every head.
-        prefix_rows: as for every form, but on unless it is turned off.
-    """
-
-    form: Literal["landmarks"] = "landmarks"
-    prefix_rows: bool = True
-    landmarks: int = Field(default=64, ge=1, le=1024)
 
 
 def pooled(k: Tensor, v: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,3 +157,6 @@ def landmarks_cost(shape: Shape, config: LandmarksConfig) -> tuple[int, int]:
     macs = (3 * shape.tokens + 2 * queries) * config.landmarks * shape.size
     values = (shape.tokens + queries) * config.landmarks * shape.num_heads + 2 * config.landmarks * shape.size
     return macs, values
+
+
+LAYERS = FormLayers(LandmarksAttention, FoldedLandmarks, landmarks_cost)

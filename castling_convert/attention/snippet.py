@@ -11,27 +11,17 @@ The length of z drops out, and without the root half precision would not hold it
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from .angular import GAIN_TO_SCALE
 from .castled import CastledAttention
-from .config import AttentionConfig
+from .config import SnippetConfig
 from .cost import Shape
 from .folded import FoldedAttention
+from .form import FormLayers
 from .norms import l2_normalize, unit, wide
-
-
-class SnippetConfig(AttentionConfig):
-    """`attention.form: snippet`.
-
-    Attributes:
-        constant: each `token`'s own v, as in the public snippet, or the `mean` of v as the kernel has it.
-    """
-
-    form: Literal["snippet"] = "snippet"
-    constant: Literal["token", "mean"] = "token"
 
 
 def linear_snippet(q: Tensor, k: Tensor, v: Tensor, config: SnippetConfig) -> Tensor:
@@ -81,3 +71,6 @@ class FoldedSnippet(FoldedAttention):
 
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return l2_normalize(linear_snippet(q, k, v, self.config))
+
+
+LAYERS = FormLayers(SnippetAttention, FoldedSnippet, snippet_cost)

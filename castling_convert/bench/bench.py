@@ -44,9 +44,9 @@ def bench(
 ) -> Iterator[Result]:
     """Measure a bundle in every combination, or an artifact as it is.
 
-    The softmax model is the one that the bundle was made of, with random weights: latency does not depend
-    on them, except that int8 leaves layers of the castled model in float where its accuracy needs that, and
-    none of the softmax model's. LayerScale is absorbed in both. In onnxruntime the softmax model is measured
+    The softmax model is the one that the bundle was made of, with random weights, which latency does not depend
+    on. In int8 every layer of it is quantised, while those of the castled model whose accuracy needs it stay in
+    float. LayerScale is absorbed in both. In onnxruntime the softmax model is measured
     twice, as it is exported and with onnxruntime's own fused attention; the faster one is the baseline. In
     torch it is the fused kernel that timm uses.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+import json
+import os
 import signal
 import sys
 import traceback
@@ -17,6 +19,9 @@ from ..errors import CastlingError, ProcessLost
 from ..version import __version__
 from . import analyze, bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify
 from .launch import end, launcher_reports, speaks
+
+CLOSED_PIPE = 141
+"""As of every program whose reader has gone, such as `head`: 128 and the number of SIGPIPE."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,33 +53,33 @@ def _run() -> int:
     interrupt = Interrupt()
     for number in stopping_signals():
         signal.signal(number, interrupt)
-    debug = "--debug" in sys.argv[1:]
+    debug, stdout = "--debug" in sys.argv[1:], sys.stdout
     try:
         return cli.main(standalone_mode=False) or 0
     except click.ClickException as error:
-        _complain(_one_line_usage(error))
-        return 2
+        return _complain(_one_line_usage(error), 2)
     except CastlingError as error:
         if debug:
             traceback.print_exc()
-        if not (isinstance(error, ProcessLost) and launcher_reports()):
-            _complain(_one_line(error))
-        return error.exit_code
+        if isinstance(error, ProcessLost) and launcher_reports():
+            return error.exit_code
+        return _complain(_one_line(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted")
-        return 130
-    except BrokenPipeError:
-        return 0
+        return _complain("interrupted", 130)
+    except SystemExit as stopped:
+        # When the reader of a pipe has gone, click puts another in the place of the standard output, and rich has no
+        # more than the error; both ask to exit by 1.
+        if sys.stdout is not stdout or isinstance(stopped.__context__, BrokenPipeError):
+            return CLOSED_PIPE
+        raise
     except Exception as error:  # noqa: BLE001 - the last resort: a defect, still one line
         if debug:
             traceback.print_exc()
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            _complain(f"{str(error.filename)[:40]}... is too long for the name of a file; give a shorter one")
-            return 2
-        _complain(
-            f"unexpected {type(error).__name__}: {_one_line(error)}; run again as castling --debug ... and report it"
+            return _complain(f"{str(error.filename)[:40]}... is too long for the name of a file; give a shorter one", 2)
+        return _complain(
+            f"unexpected {type(error).__name__}: {_one_line(error)}; run again as castling --debug ... and report it", 1
         )
-        return 1
 
 
 class _Lasting(io.FileIO):
@@ -94,9 +99,18 @@ def _lasting_stderr() -> Any:
     return io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, "backslashreplace", line_buffering=True)
 
 
-def _complain(line: str) -> None:
-    if speaks():
-        click.echo(click.style("error: ", fg="red") + line, err=True)
+def _complain(line: str, code: int) -> int:
+    """Say what is wrong, to a person or, under --json, to a program; returns the exit code. Of several processes one
+    says it."""
+    arguments = sys.argv[1:]
+    if not speaks():
+        return code
+    if "--json" in arguments[: arguments.index("--") if "--" in arguments else None]:
+        click.echo(json.dumps({"error": line, "exit_code": code}), err=True)
+    else:
+        color = False if os.environ.get("NO_COLOR") else None
+        click.echo(click.style("error: ", fg="red") + line, err=True, color=color)
+    return code
 
 
 def _one_line(error: Exception) -> str:

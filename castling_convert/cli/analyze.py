@@ -13,8 +13,8 @@ from .options import (
     model_option,
     num_classes_option,
     print_json,
+    print_table,
     progress_console,
-    result_console,
 )
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ def _print(found: Analysis) -> None:
 
     from ..bench.cases import CASTLED
 
-    console = result_console()
     table = Table(title=f"{found.model}, attention layers, {found.threads} threads, batch 1", title_justify="left")
     for column in ("image", "tokens", "layers", "heads", "M MACs: softmax, castled", "holds, MB: softmax, castled"):
         table.add_column(column)
@@ -105,7 +104,7 @@ def _print(found: Analysis) -> None:
             ", ".join(f"{4 * cost.values / 1e6:.1f}" for cost in costs),
             *(f"{one.softmax:.2f}, {one.castled:.2f} ({one.ratio:.2f}x)" for one in latencies),
         )  # fmt: skip
-    console.print(table)
+    print_table(table)
     click.echo("holds: float32 numbers between q, k, v and the output; a fused softmax kernel holds a part at a time")
     for one in found.break_even:
         click.echo(f"break-even in {one.runtime}: {one}")
@@ -117,7 +116,7 @@ def _print(found: Analysis) -> None:
         medians = (result.latency[name].median for name in (result.baseline, CASTLED))
         times = (f"{median:.1f}" for median in medians)
         whole.add_row(str(result.case), str(result.tokens), *times, str(result.ratio))
-    console.print(whole)
+    print_table(whole)
     for advice in found.advice:
         click.echo(advice.sentence)
     click.echo(f"a conversion by recipe {found.recipe} trains for about {found.minutes:.0f} min on this machine")

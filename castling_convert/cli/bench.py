@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import PATH, json_option, measuring_options, print_json, progress_console, result_console
+from .options import PATH, json_option, measuring_options, print_json, print_table, progress_console
 
 if TYPE_CHECKING:
     from ..bench.cases import Result
@@ -84,4 +84,4 @@ def _print_table(target: Path, results: list[Result]) -> None:
             f"{result.memory[CASTLED] / 1e6:.0f}, softmax {result.memory[result.baseline] / 1e6:.0f}"
             if result.memory else "",
         )  # fmt: skip
-    result_console().print(table)
+    print_table(table)

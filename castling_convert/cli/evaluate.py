@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, data_help, json_option, print_json, progress_console, result_console
+from .options import PATH, data_help, json_option, print_json, print_table, progress_console
 
 COLUMNS = {
     "top1": "top-1", "top5": "top-5", "agreement": "agreement with teacher",
@@ -59,6 +59,6 @@ def command(
     for name, result in results.items():
         values = result.to_dict()
         table.add_row(name, *(_shown(column, values[column]) for column in columns))
-    result_console().print(table)
+    print_table(table)
     for note in notes:
         click.echo(note)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import data_help, fewer_or_more, json_option, model_options, print_json, result_console
+from .options import data_help, fewer_or_more, json_option, model_options, print_json, print_table
 
 
 @click.command("inspect", epilog="Example: castling inspect --model deit_s --no-pretrained")
@@ -97,7 +97,7 @@ def command(
             entry = measured[layer.name]
             row += [f"{entry.divergence:.3g}", f"{entry.agreement:.1f} %"]
         table.add_row(*row)
-    result_console().print(table)
+    print_table(table)
     if measured:
         click.echo(
             f"divergence and agreement: this block alone castled, not trained, against the whole model, on "

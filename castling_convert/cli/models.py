@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import json
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import click
 
+from ..errors import ModelError, OutputError, did_you_mean
+from ..files import cache_folder, writing_file
+from ..version import __version__
 from .options import json_option, print_json
 
 
@@ -14,20 +23,16 @@ from .options import json_option, print_json
 @json_option
 def command(pattern: str, as_json: bool) -> None:
     """List the aliases and the timm names that can be castled; PATTERN may hold * and ?."""
-    from ..errors import ModelError, did_you_mean
-    from ..families import castable_names
-    from ..loading import ALIASES
-
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    castable = set(castable_names())
+    found = castable()
     aliases = {
         alias: name
-        for alias, name in ALIASES.items()
-        if name in castable and (fnmatch.fnmatch(alias, glob) or fnmatch.fnmatch(name, glob))
+        for alias, name in found["aliases"].items()
+        if fnmatch.fnmatch(alias, glob) or fnmatch.fnmatch(name, glob)
     }
-    names = sorted(fnmatch.filter(castable, glob))
+    names = fnmatch.filter(found["models"], glob)
     if not names and not aliases:
-        raise ModelError(f"no model that can be castled matches '{pattern}'{did_you_mean(pattern, castable)}")
+        raise ModelError(f"no model that can be castled matches '{pattern}'{did_you_mean(pattern, found['models'])}")
     if as_json:
         print_json({"aliases": aliases, "models": names})
         return
@@ -41,3 +46,39 @@ def command(pattern: str, as_json: bool) -> None:
         f"\n{len(names)} timm models can be castled; hf-hub: and local-dir: names of the same kinds too",
         err=True,
     )
+
+
+def castable() -> dict[str, Any]:
+    """The `models` that can be castled, sorted, and the `aliases` of some: as the registries say, which needs timm and
+    takes seconds, or as they said before and was kept in the user's cache."""
+    file, registry = cache_folder() / "models.json", _registry()
+    kept = _read(file)
+    if kept.get("registry") == registry:
+        return kept
+    from ..families import castable_names
+    from ..loading import ALIASES
+
+    names = castable_names()
+    aliases = {alias: name for alias, name in ALIASES.items() if name in names}
+    found = {"registry": registry, "aliases": aliases, "models": names}
+    with suppress(OutputError, OSError), writing_file(file) as fresh:  # without a cache it takes its seconds again
+        fresh.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What is kept there, if it is what `castable` has written, else nothing."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        texts = [*kept["models"], *kept["aliases"], *kept["aliases"].values()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return kept if all(isinstance(text, str) for text in texts) else {}
+
+
+def _registry() -> list[str]:
+    """What the list depends on: both versions, and the files that know of families and aliases."""
+    package = Path(__file__).parent.parent
+    files = (*sorted((package / "families").glob("*.py")), package / "loading.py")
+    sources = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return [version("timm"), __version__, sources]

@@ -15,6 +15,7 @@ from ..files import expanded
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 class ImageSize(click.ParamType):
@@ -121,6 +122,23 @@ def result_console() -> Console:
 
     width = None if sys.stdout.isatty() else 160
     return Console(soft_wrap=True, markup=False, highlight=False, width=width)
+
+
+def print_table(table: Table) -> None:
+    """A table for people; on a terminal too narrow for the words in it a list of what stands in each row, so that no
+    word is cut."""
+    console = result_console()
+    least = table.__rich_measure__(console, console.options.update(max_width=10_000)).minimum
+    if least <= console.width or not console.is_terminal:
+        console.print(table)
+        return
+    console.print(table.title)
+    cells = (list(column.cells) for column in table.columns)
+    for first, *others in zip(*cells, strict=True):
+        console.print(first)
+        for column, cell in zip(table.columns[1:], others, strict=True):
+            if cell:
+                console.print(f"  {column.header}: {cell}")
 
 
 def fewer_or_more(before: int, after: int) -> str:

@@ -32,11 +32,16 @@ def list_(as_json: bool) -> None:
 @command.command("show", epilog="Example: castling recipes show castling --set distill.steps=100")
 @click.argument("recipe")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key; repeatable.")
-def show(recipe: str, overrides: tuple[str, ...]) -> None:
+@json_option
+def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """RECIPE (a name or a file) with every key resolved, as YAML."""
     from ..recipe import Recipe
 
-    click.echo(Recipe.load(recipe, overrides).to_yaml(), nl=False)
+    loaded = Recipe.load(recipe, overrides)
+    if as_json:
+        print_json(loaded.model_dump(mode="json"))
+    else:
+        click.echo(loaded.to_yaml(), nl=False)
 
 
 @command.command("copy", epilog="Example: castling recipes copy castling mine.yaml")
@@ -59,9 +64,14 @@ def copy(recipe: str, file: Path, force: bool) -> None:
 @command.command("validate", epilog="Example: castling recipes validate castling")
 @click.argument("recipe")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key; repeatable.")
-def validate(recipe: str, overrides: tuple[str, ...]) -> None:
+@json_option
+def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE (a name or a file) and say what is wrong with it."""
     from ..recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides)
+    if as_json:
+        steps = loaded.distill.steps
+        print_json({"valid": True, "recipe": recipe, "name": loaded.name, "version": loaded.version, "steps": steps})
+        return
     click.echo(f"{recipe} is valid: recipe {loaded.name}, version {loaded.version}, {loaded.distill.steps} steps")

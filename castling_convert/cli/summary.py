@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .options import fewer_or_more, result_console
+from .options import fewer_or_more, print_table, result_console
 
 
 def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> None:
@@ -41,7 +41,7 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
     table.add_row("folding error, float64", "", f"{summary['fold']['float64_logits']:.1e}")
     if parity is not None:
         table.add_row("ONNX parity, max error", "", f"{parity.max_error:.1e}")
-    console.print(table)
+    print_table(table)
     for layer in layers:
         if layer["status"] == "kept":
             console.print(f"kept as softmax: {layer['name']}: {layer['why']}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, data_help, json_option, print_json, result_console
+from .options import PATH, data_help, json_option, print_json, print_table
 
 
 @click.command("verify", epilog="Example, after castling demo: castling verify castled/digits/model.onnx --data digits")
@@ -50,7 +50,7 @@ def command(
             if parity is not None:
                 table.add_row(name, f"{parity.max_error:.1e}", f"{parity.mean_error:.1e}",
                               f"{parity.agreement:.1f} %", "yes" if parity.holds else "NO")  # fmt: skip
-        result_console().print(table)
+        print_table(table)
         if result.trained is None:
             click.echo(
                 "the bundle keeps no trained model (its train/ folder is gone): compared with the folded one only"
@@ -85,7 +85,7 @@ def _ladder(path: Path, data: str | None, limit: int, as_json: bool) -> None:
                 table.add_row(rung.name, rung.precision, f"{parity.max_error:.1e}", f"{parity.mean_error:.1e}",
                               f"{parity.agreement:.1f} %", top1, rung.allowed or "",
                               "yes" if rung.holds else f"NO {rung.note}")  # fmt: skip
-        result_console().print(table)
+        print_table(table)
         click.echo(f"kept in {path / FILE}")
     if not result.holds:
         wrong = [rung.name for rung in result.rungs if not rung.holds]

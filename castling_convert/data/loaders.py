@@ -62,6 +62,18 @@ class Draws(Dataset[tuple[Tensor, int]]):
             return self.dataset[index]
 
 
+class StreamLoader(DataLoader[Any]):
+    """Batches of a stream, which timm shuffles in another order for every pass."""
+
+    passes = 0
+
+    def __iter__(self) -> Any:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(self.passes)
+        self.passes += 1
+        return super().__iter__()
+
+
 def training_loader(
     data: ImageData,
     batch_size: int,
@@ -71,7 +83,8 @@ def training_loader(
     workers: int,
     part: tuple[int, int] = (0, 1),
 ) -> Any:
-    """A loader of exactly `steps - start` batches of [B, C, H, W] and labels; -1 is no label.
+    """A loader of exactly `steps - start` batches of [B, C, H, W] and labels; -1 is no label. A stream is read from its
+    beginning, a pass at a time.
 
     Args:
         part: of every batch, and of how many; the parts put together in their order are the batches of one process.
@@ -87,7 +100,7 @@ def training_loader(
             "or use one process"
         )
     if data.streamed:
-        return DataLoader(data.dataset, batch_size, num_workers=workers, drop_last=True, generator=generator)
+        return StreamLoader(data.dataset, batch_size, num_workers=workers, drop_last=True, generator=generator)
     sampler = Resumable(len(data), batch_size * steps, batch_size * start, seed, batch_size, part)
     return DataLoader(
         Draws(data.dataset, seed), batch_size // part[1], sampler=sampler, num_workers=workers, drop_last=True,

@@ -74,7 +74,7 @@ def open_data(
         split: which part, where the data set has parts; a folder without `train` and `val` subfolders
             is used whole.
         training: augment as this section of the recipe says; None gives the evaluation transform.
-        seed: of generated images.
+        seed: of generated images, and of the order in which a stream is trained on.
 
     Raises:
         DataError: nothing there, no images, an unreadable image, an unknown timm data set.
@@ -90,7 +90,7 @@ def open_data(
         size = preprocessing.input_size[1:]
         return ImageData(spec, GeneratedImages(size, mode, transform, seed=seed), None, held_out=False)
     if spec.startswith(TIMM_PREFIXES):
-        return _open_timm(spec, mode, transform, split)
+        return _open_timm(spec, mode, transform, split, seed if training is not None else None)
     return _open_folder(expanded(spec), mode, transform, split)
 
 
@@ -116,17 +116,19 @@ def _has_parts(root: Path) -> bool:
     return root not in (_split_folder(root, "train"), _split_folder(root, "validation"))
 
 
-def _open_timm(spec: str, mode: str, transform: Transform, split: Split) -> ImageData:
+def _open_timm(spec: str, mode: str, transform: Transform, split: Split, shuffled: int | None) -> ImageData:
+    """A stream is `shuffled` by this seed, or in its own order; what can be read by index is shuffled by its reader."""
     from timm.data import create_dataset
 
     name, _, root = spec.partition(":")
     root = str(expanded(root)) if root else root
+    order = {} if shuffled is None else {"is_training": True, "seed": shuffled}
     try:
         with redirect_stdout(io.StringIO()):  # some libraries print their advice
-            dataset = create_dataset(name, root=root or None, split=split, input_img_mode=mode, download=False)
-    except ImportError as error:
-        raise DataError(f"data set {name} needs a package that is not installed: {error}") from None
+            dataset = create_dataset(name, root=root or None, split=split, input_img_mode=mode, download=False, **order)
     except Exception as error:  # noqa: BLE001 - every data set library fails in its own way
+        if isinstance(error, ImportError) or "Please install" in str(error):
+            raise DataError(f"data set {name} needs a package that is not installed: {first_line(error)}") from None
         raise DataError(f"timm data set {spec} can't be opened: {first_line(error)}; use NAME:ROOT") from None
     dataset.transform = partial(_in_mode, transform, mode)  # torchvision's sets know no colour mode
     classes = getattr(dataset, "classes", None)

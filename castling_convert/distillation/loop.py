@@ -91,7 +91,8 @@ def distill(
         device: such as `cpu` or `cuda`; the best one there is when left out.
         workdir: where `metrics.jsonl` and the resumable state go; nothing is written when left out. One that every
             process sees; the first one writes.
-        resume: go on from the state in `workdir`.
+        resume: go on from the state in `workdir`. A loader of your own is read from its beginning again; a data set
+            goes on where it was, unless it is a stream.
         identity: what else must be the same for a run to be resumed, such as the model's name.
         probe: called with the student, masks closed and in eval mode, about twenty times on the way; what
             it returns is recorded in `metrics.jsonl`. In the first process alone.
@@ -99,7 +100,7 @@ def distill(
         until: end after this one; the last when left out. Two phases of a run, done one by one.
 
     Raises:
-        DataError: the data can't be read, or ran out before the last step.
+        DataError: the data can't be read, ran out before the last step, or is a stream where a run is to be resumed.
         KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the step was finished and the state saved.
     """
     recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
@@ -114,6 +115,7 @@ def distill(
         )
     refuse_bad_weights(teacher)
     processes.refuse_unequal_parts(config.batch_size)
+    data = _opened(data, student, recipe)
     set_seed((config.seed + processes.index()) % 2**32)
     accelerator = make_accelerator(device, config.precision)
     schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
@@ -144,9 +146,14 @@ def distill(
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
     first = state.load() if resume else start
     end = config.steps if until is None else until
+    if resume and first < end and isinstance(data, ImageData) and data.streamed:
+        raise DataError(
+            f"{data.spec} is streamed, and a run on a stream can't be resumed exactly; start over with --force, or "
+            "give the images as a folder"
+        )
     echo = Echo.of(config, accelerator.unwrap_model(student), aligned)
     count = echo.first_batch(config.steps)
-    batches = _batches(data, student, recipe, echo.first_batch(first), count, accelerator)
+    batches = _batches(data, recipe, echo.first_batch(first), count, accelerator)
 
     started, losses, seen = time.monotonic(), {}, 0
     saved = started
@@ -177,7 +184,7 @@ def distill(
                 optimizers[0].optimizer.state.clear()
             if step == aligned and config.optimizer.guard:
                 close_masks(student)
-                some, batches = _ahead(data, batches, student, recipe, echo.batches, count, accelerator)
+                some, batches = _ahead(data, batches, recipe, echo.batches, count, accelerator)
                 settle_rate(
                     student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
                     progress.say,
@@ -304,12 +311,16 @@ def distill_loss(
     return Whole(loss, {name: part.detach() for name, part in used.items()}, layers, output, expected)
 
 
-def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, count: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
+def _opened(data: Any, student: nn.Module, recipe: Recipe) -> Any:
+    """The data set of a spec; anything else as it is."""
+    if not isinstance(data, str):
+        return data
+    return open_data(data, Preprocessing.of(student), "train", training=recipe.data, seed=recipe.distill.seed)
+
+
+def _batches(data: Any, recipe: Recipe, first: int, count: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
     """Image batches on the device, without end for data that can be read again; of a data set `first` to `count`."""
-    config, parted = recipe.distill, isinstance(data, str | ImageData)
-    if isinstance(data, str):
-        preprocessing = Preprocessing.of(accelerator.unwrap_model(student))
-        data = open_data(data, preprocessing, "train", training=recipe.data, seed=config.seed)
+    config, parted = recipe.distill, isinstance(data, ImageData)
     if isinstance(data, ImageData):
         workers = recipe.data.workers if recipe.data.workers is not None else _default_workers(accelerator)
         part = (processes.index(), processes.count())
@@ -322,7 +333,6 @@ def _batches(data: Any, student: nn.Module, recipe: Recipe, first: int, count: i
 def _ahead(
     data: Any,
     batches: Iterator[Tensor],
-    student: nn.Module,
     recipe: Recipe,
     first: int,
     count: int,
@@ -337,7 +347,7 @@ def _ahead(
         some = list(itertools.islice(batches, wanted))
         return some, itertools.chain(some, batches)
     with undone_randomness():
-        return list(itertools.islice(_batches(data, student, recipe, first, count, accelerator), wanted)), batches
+        return list(itertools.islice(_batches(data, recipe, first, count, accelerator), wanted)), batches
 
 
 def _forever(loader: Iterable[Any], accelerator: Accelerator, parted: bool):  # type: ignore[no-untyped-def]

@@ -40,7 +40,7 @@ def whole_optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Op
     settings = config.optimizer
     trained = {id(parameter) for parameter in trained_parameters(student, settings)}
     added = added_parameters(student)
-    inside = tuple(f"{block}." for block in family_of(student).blocks(student))
+    inside = tuple(f"{block}." for block in family_of(student).block_names(student))
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if id(parameter) not in trained:

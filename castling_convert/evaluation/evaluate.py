@@ -12,7 +12,8 @@ from torch import nn
 from .. import bundle
 from ..data.preprocessing import Preprocessing
 from ..data.spec import open_data
-from ..errors import BundleError, CastlingError
+from ..errors import BundleError, CastlingError, WeightsError
+from ..files import expanded
 from ..tasks import Outputs, Score, task_of
 
 
@@ -67,11 +68,23 @@ def _teacher(
     recorded = identity.get("weights")
     if weights is None and not asked:
         if recorded == "random":
-            raise BundleError("it had random weights (--no-pretrained); name another with --teacher")
+            raise BundleError("the bundle's teacher had random weights (--no-pretrained); name another with --teacher")
         if recorded == "given":
-            raise BundleError("it was handed over in Python; name it with --teacher and --teacher-weights")
+            raise BundleError(
+                "the bundle's teacher was handed over in Python; name it with --teacher and --teacher-weights"
+            )
         if recorded != "pretrained":
             weights = Path(recorded)
+            if not weights.is_file():
+                raise BundleError(
+                    f"the bundle's teacher is {name} with the weights in {weights}, which are not on this machine; "
+                    "give them with --teacher-weights FILE"
+                )
+    folder = expanded(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
+    if folder is not None and not folder.is_dir():
+        raise BundleError(
+            f"the teacher is the model in {folder}, which is not on this machine; give it with --teacher local-dir:DIR"
+        )
     if console is not None:
         console.print(f"loading the teacher {name} ...")
     size = get_model_input_config(folded)["input_size"]
@@ -83,4 +96,7 @@ def _teacher(
     }
     if name.startswith(("local-dir:", "hf-hub:")):
         extra = {}
-    return load_model(name, weights=weights, image_size=tuple(size[1:]), model_args=extra)
+    try:
+        return load_model(name, weights=weights, image_size=tuple(size[1:]), model_args=extra)
+    except WeightsError as error:  # which speaks of the options of convert
+        raise WeightsError(f"{str(error).partition('; ')[0]}; give them with --teacher-weights FILE") from error

@@ -36,7 +36,8 @@ class Exporter(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """One export format: its module here, file suffix, and the precisions it can be made in."""
+    """One export format: its module, with a dot before it where it is one of this package, its file suffix, and the
+    precisions it can be made in."""
 
     name: str
     module: str
@@ -45,15 +46,15 @@ class Format:
 
     @property
     def exporter(self) -> Exporter:
-        return import_module(f".{self.module}", __name__)
+        return import_module(self.module, __name__)
 
 
 _ALL = (
-    Format("onnx", "onnx_graph", ".onnx", tuple(PRECISIONS)),
-    Format("openvino", "openvino_ir", ".xml", ("fp32", "fp16", "int8")),
-    Format("torch", "torch_program", ".pt2", ("fp32", "fp16", "bf16")),
-    Format("trt", "trt", ".plan", tuple(PRECISIONS)),
-    Format("trt-rtx", "trt_rtx", ".rtxplan", tuple(PRECISIONS)),
+    Format("onnx", ".onnx_graph", ".onnx", tuple(PRECISIONS)),
+    Format("openvino", ".openvino_ir", ".xml", ("fp32", "fp16", "int8")),
+    Format("torch", ".torch_program", ".pt2", ("fp32", "fp16", "bf16")),
+    Format("trt", ".trt", ".plan", tuple(PRECISIONS)),
+    Format("trt-rtx", ".trt_rtx", ".rtxplan", tuple(PRECISIONS)),
 )
 FORMATS = {found.name: found for found in _ALL}
 

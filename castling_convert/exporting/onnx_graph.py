@@ -19,17 +19,20 @@ from ..artifact.prepare import Deployable, prepare
 from ..artifact.quiet import quiet
 from ..artifact.runner import DIGEST, PRECISION, Exported, check
 from ..artifact.signature import Signature
-from ..attention import Layout
+from ..attention import ChannelsFirst
 from ..data.probe import probe_images
 from ..errors import ExportError, OutputError
 from ..files import writing_file
+from ..quantize import quantizer
 
 CHATTY = ("onnxscript", "onnx_ir", "torch.onnx", "torch.onnx._internal.exporter._registration")
 """Loggers of the exporter, which prints its progress and what it deprecates."""
+QUANTIZER = "qdq"
+"""What int8 is made by where nothing else is asked for."""
 SINGLE_FILE_LIMIT = 2 * 1024**3 - 2**20
 
 
-CHANNELS_FIRST: dict[str, Layout] = {"fp32": "product", "int8": "transpose"}
+CHANNELS_FIRST: dict[str, ChannelsFirst] = {"fp32": "from_weights", "int8": "transposed"}
 """How castled layers are faster in onnxruntime; its int8 kernels need the weights on the right."""
 
 
@@ -51,9 +54,7 @@ def export(
     proto = to_proto(prepared, options)
     notes: dict[str, Any] = {}
     if options.how.quantized:
-        from ..quantize.onnx_qdq import quantize
-
-        proto, notes = quantize(proto, prepared, options)
+        proto, notes = quantizer(options.quantizer or QUANTIZER).quantize(proto, prepared, options)
     if rewrite_ is not None:
         rewrite_(proto)
     if proto.ByteSize() > SINGLE_FILE_LIMIT:

@@ -66,7 +66,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     graph = openvino.Core().read_model(proto.SerializeToString())
     notes: dict[str, Any] = {}
     if options.how.quantized:
-        graph, notes = quantizer("nncf").quantize(graph, prepared, options)
+        graph, notes = quantizer(options.quantizer or QUANTIZER).quantize(graph, prepared, options)
     metadata = {PRECISION: options.precision, SIGNATURE: prepared.signature.to_json()}
     if options.identity is not None:
         metadata[IDENTITY] = options.identity
@@ -89,6 +89,8 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     return Exported(output, parity, {"nodes": counts, **notes})
 
 
+QUANTIZER = "nncf"
+"""What int8 is made by where nothing else is asked for."""
 OPSET = 20
 """OpenVINO's ONNX reader knows no RMSNormalization; it finds the pattern and fuses it itself."""
 

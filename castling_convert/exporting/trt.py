@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 from torch import nn
 
+from ..artifact.caches import timing_cache
 from ..artifact.options import ExportOptions
 from ..artifact.runner import Exported, check
 from ..artifact.signature import Signature
@@ -103,10 +104,6 @@ def trtexec_line(graph: Path, output: Path, signature: Signature, options: Expor
              f"--memPoolSize=workspace:{WORKSPACE_BYTES // 2**20}", "--profilingVerbosity=detailed",
              f"--exportLayerInfo={output.with_suffix('.layers.json')}", "--skipInference"]  # fmt: skip
     return " ".join(words)
-
-
-def timing_cache(output: Path) -> Path:
-    return output.with_suffix(".timing")
 
 
 def build(graph: Path, fresh: Path, timings: Path, signature: Signature, options: ExportOptions) -> Sidecar:

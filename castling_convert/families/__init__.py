@@ -12,7 +12,8 @@ from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .vit import VisionTransformerFamily
 
-FAMILIES: tuple[Family, ...] = (VisionTransformerFamily(),)
+FAMILIES: list[Family] = [VisionTransformerFamily()]
+"""The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "supported"]
 
@@ -28,7 +29,7 @@ def family_of(model: nn.Module, name: str | None = None) -> Family:
     Raises:
         ModelError: no family knows it; the message names the model and what is supported.
     """
-    for family in FAMILIES:
+    for family in reversed(FAMILIES):
         if family.matches(model):
             return family
     called = f"{name} ({type(model).__name__})" if name else type(model).__name__

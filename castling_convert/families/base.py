@@ -88,45 +88,52 @@ class Family(ABC):
         """The grid of each of these layers, by name; it follows the images that the model is given."""
 
     @abstractmethod
-    def blocks(self, model: nn.Module) -> list[str]:
+    def block_names(self, model: nn.Module) -> list[str]:
         """Names of the transformer blocks, in forward order. Their matrices are what Muon is for, and folding is
         certified after each."""
-
-    @abstractmethod
-    def has_token_dropout(self, model: nn.Module) -> bool:
-        """Whether training drops tokens, which empties places of the patch grid."""
-
-    @abstractmethod
-    def absorb_layer_scale_(self, model: nn.Module) -> int:
-        """Multiply every LayerScale into the projection before it, in place; the number absorbed."""
 
     @abstractmethod
     def image_size(self, model: nn.Module) -> Size:
         """What the model is made for now."""
 
-    @abstractmethod
+    # What follows has an answer that is right for a model without the thing it is about.
+
+    def has_token_dropout(self, model: nn.Module) -> bool:
+        """Whether training drops tokens, which empties places of the patch grid."""
+        return False
+
+    def absorb_layer_scale_(self, model: nn.Module) -> int:
+        """Multiply every LayerScale into the projection before it, in place; the number absorbed."""
+        return 0
+
     def patch_size(self, model: nn.Module) -> Size:
         """What image sizes are multiples of, where they may differ."""
+        return 1, 1
 
-    @abstractmethod
     def resize_(self, model: nn.Module, image_size: Size) -> None:
         """Make the model one for images of another size, position embeddings resampled.
 
         Raises:
             ModelError: it can't be.
         """
+        if image_size != self.image_size(model):
+            set_input_size_(model, image_size)
 
-    @abstractmethod
     def any_size_(self, model: nn.Module) -> None:
         """Let the model take any image size, by operators that every runtime has.
 
         Raises:
             ModelError: it can't be.
         """
+        raise ModelError(f"an export for a range of image sizes is not known for {self.title}; give one --image-size")
 
-    @abstractmethod
     def to_half_(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Everything before the head in `dtype`, the islands that need float32 excepted."""
+        """Everything before the head in `dtype`, the islands that need float32 excepted.
+
+        Raises:
+            ModelError: what needs float32 is not known.
+        """
+        raise ModelError(f"which parts of {self.title} need float32 is not known; export in fp32 or int8")
 
 
 def set_input_size_(model: Any, image_size: Size) -> None:

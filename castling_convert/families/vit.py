@@ -107,7 +107,7 @@ class VisionTransformerFamily(Family):
         model.patch_embed.register_forward_pre_hook(_Follow(grid))
         return {layer.name: grid for layer in layers}
 
-    def blocks(self, model: Any) -> list[str]:
+    def block_names(self, model: Any) -> list[str]:
         return [f"blocks.{name}" for name, _ in model.blocks.named_children()]
 
     def has_token_dropout(self, model: nn.Module) -> bool:

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from ..artifact.options import ExportOptions
 from ..artifact.prepare import Deployable
+from ..errors import ExportError, did_you_mean
 
-QUANTIZERS = {"qdq": "onnx_qdq", "nncf": "nncf_ptq"}
-"""Methods, and the modules here that have them; each is imported when it is used."""
+QUANTIZERS = {"qdq": ".onnx_qdq", "nncf": ".nncf_ptq"}
+"""Methods, and the modules that have them, with a dot before those of this package; imported when they are used."""
 
 
 class Quantizer(Protocol):
@@ -21,5 +22,13 @@ class Quantizer(Protocol):
 
 
 def quantizer(name: str) -> Quantizer:
-    """The method of that name in `QUANTIZERS`."""
-    return import_module(f".{QUANTIZERS[name]}", __name__)
+    """The method of that name in `QUANTIZERS`.
+
+    Raises:
+        ExportError: there is none.
+    """
+    if name not in QUANTIZERS:
+        raise ExportError(
+            f"no quantizer '{name}'{did_you_mean(name, QUANTIZERS) or ';'} there are {', '.join(QUANTIZERS)}"
+        )
+    return import_module(QUANTIZERS[name], __name__)

@@ -39,7 +39,7 @@ def calibration_images(prepared: Deployable, options: ExportOptions) -> Tensor:
 
 
 def calibration_batches(images: Tensor, options: ExportOptions) -> list[Tensor]:
-    """One image each, or whole batches of the only size that the graph takes; they turn round to fill one."""
+    """One image each, or batches of the only size that the graph takes; the last is filled up with the first images."""
     size = options.fixed_batch or 1
     missing = -len(images) % size
     return list(torch.cat([images, images.repeat(1 + missing // len(images), 1, 1, 1)[:missing]]).split(size))

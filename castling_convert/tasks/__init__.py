@@ -13,6 +13,7 @@ from .classify import Accuracy, Classify
 from .features import Features, Likeness
 
 TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features())}
+"""The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = [
     "TASKS",
@@ -35,7 +36,7 @@ def task_of(model: nn.Module) -> Task:
     Raises:
         ModelError: no task knows it.
     """
-    for task in TASKS.values():
+    for task in reversed(TASKS.values()):
         if task.matches(model):
             return task
     raise ModelError(f"{type(model).__name__} is for none of the tasks known here: {', '.join(TASKS)}")

@@ -36,7 +36,7 @@ def test_folded_form_is_the_formula(form: AttentionConfig) -> None:
     torch.testing.assert_close(folded(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("how", ["product", "transpose"])
+@pytest.mark.parametrize("how", ["from_weights", "transposed"])
 @pytest.mark.parametrize("form", ALL, ids=label)
 @torch.no_grad()
 def test_channels_first_is_the_formula(form: AttentionConfig, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_a_norm_of_heads_keeps_tokens_first(part: str, name: str) -> None:
     folded = FoldedAttention(trained).eval()
     assert not folded.can_be_channels_first
     expected = folded(x)
-    folded.channels_first = "product"
+    folded.channels_first = "from_weights"
     assert torch.equal(folded(x), expected)
 
 

@@ -70,6 +70,14 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """The user's cache: one for all tests, and not the real one."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """A test that reaches for the network fails at once instead of waiting for it."""
 

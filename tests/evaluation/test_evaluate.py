@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 from castling_convert.doctor import examine
+from castling_convert.errors import WeightsError
 from castling_convert.evaluation.evaluate import evaluate
 from castling_convert.exporting import FORMATS
 from castling_convert.pipeline import convert
@@ -34,10 +37,39 @@ def test_the_teacher_is_found_again_by_its_weights_file(tmp_path):
     assert results["teacher"].to_dict() == made["accuracy"]["teacher"]
     assert results["castled"].to_dict() == made["accuracy"]["castled"]
 
-    (tmp_path / "teacher.safetensors").unlink()
-    results, notes = evaluate(tmp_path / "out", "digits")
+
+def test_a_bundle_on_another_machine_says_what_is_missing_and_how_to_give_it(tmp_path):
+    """Of a weights file, and of a folder."""
+    file, folder, here = tmp_path / "teacher.safetensors", tmp_path / "teacher", tmp_path / "here"
+    save_file(model().state_dict(), file)
+    options = {"data": "digits", "recipe": RECIPE, "device": "cpu"}
+    convert("vit_t", tmp_path / "of file", weights=file, image_size=(32, 32), model_args=SMALL, **options)
+    save_for_hf(model(), folder, safe_serialization=True)
+    convert(f"local-dir:{folder}", tmp_path / "of folder", **options)
+    here.mkdir()
+    file.rename(here / file.name)
+    folder.rename(here / folder.name)
+
+    results, notes = evaluate(tmp_path / "of file", "digits")
     assert list(results) == ["castled"]
-    assert "teacher.safetensors not found" in notes[0]
+    assert notes == [
+        f"without the teacher: the bundle's teacher is vit_t with the weights in {file}, which are not on this "
+        "machine; give them with --teacher-weights FILE"
+    ]
+    results, notes = evaluate(tmp_path / "of file", "digits", teacher_weights=here / file.name)
+    assert (list(results), notes) == (["teacher", "castled"], [])
+    with pytest.raises(WeightsError) as wrong:
+        evaluate(tmp_path / "of file", "digits", teacher_weights=file)
+    assert str(wrong.value) == f"weights file {file} not found; give them with --teacher-weights FILE"
+
+    results, notes = evaluate(tmp_path / "of folder", "digits")
+    assert list(results) == ["castled"]
+    assert notes == [
+        f"without the teacher: the teacher is the model in {folder}, which is not on this machine; give it with "
+        "--teacher local-dir:DIR"
+    ]
+    results, notes = evaluate(tmp_path / "of folder", "digits", teacher=f"local-dir:{here / folder.name}")
+    assert (list(results), notes) == (["teacher", "castled"], [])
 
 
 def test_a_teacher_that_was_handed_over_is_not_replaced_by_another(tmp_path):

@@ -1,0 +1,87 @@
+"""Writes docs/reference.md from the registries: `python docs/build.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from castling_convert import errors
+from castling_convert.artifact.precision import PRECISIONS
+from castling_convert.attention import FORMS
+from castling_convert.exporting import FORMATS
+from castling_convert.families import FAMILIES
+from castling_convert.loading import ALIASES
+from castling_convert.quantize import QUANTIZERS
+from castling_convert.recipe import Recipe, shipped
+from castling_convert.tasks import TASKS
+
+FILE = Path(__file__).parent / "reference.md"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def first_sentence(thing: object) -> str:
+    text = " ".join((thing.__doc__ or "").split())
+    return text.partition(". ")[0].rstrip(".")
+
+
+def exits() -> list[tuple[int, str]]:
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CastlingError)
+    ]
+    found: dict[int, list[str]] = {}
+    for kind in kinds:
+        if kind is not errors.CastlingError:
+            found.setdefault(kind.exit_code, []).append(f"`{kind.__name__}`: {first_sentence(kind)}")
+    return [(0, "done"), *((code, "; ".join(said)) for code, said in sorted(found.items()))]
+
+
+def page() -> str:
+    recipes = [Recipe.load(name) for name in shipped()]
+    sections = {
+        "Recipes": table(
+            ("recipe", "form", "window", "steps", "layers alone", "optimiser"),
+            [
+                (f"`{recipe.name}`", recipe.attention.form, recipe.attention.window or "", recipe.distill.steps,
+                 f"{recipe.distill.align.share:.0%}", recipe.distill.optimizer.name)
+                for recipe in recipes
+            ],
+        ),
+        "Linear forms (`attention.form`)": table(
+            ("form", "keys of its own"),
+            [
+                (f"`{name}`", ", ".join(f"`{key}`" for key in form.config.model_fields
+                                        if key not in FORMS["landmarks"].config.__mro__[1].model_fields) or "none")
+                for name, form in FORMS.items()
+            ],
+        ),
+        "Formats (`--format`)": table(
+            ("format", "file", "precisions"),
+            [(f"`{name}`", f"`{found.suffix}`", ", ".join(found.precisions)) for name, found in FORMATS.items()],
+        ),
+        "Precisions (`--precision`)": table(
+            ("precision", "parity holds within"),
+            [(f"`{name}`", str(found.tolerance).replace("|logit|", "logit")) for name, found in PRECISIONS.items()],
+        ),
+        "Quantizers (`quantizer=`)": table(("method",), [(f"`{name}`",) for name in QUANTIZERS]),
+        "Tasks (`--task`)": table(
+            ("task", "what it is"),
+            [(f"`{name}`", first_sentence(task)) for name, task in TASKS.items()],
+        ),
+        "Families": table(
+            ("family", "timm modules", "names left out"),
+            [(family.title, ", ".join(family.timm_modules), len(family.excluded_names)) for family in FAMILIES],
+        ),
+        "Aliases": table(("alias", "timm name"), [(f"`{alias}`", f"`{name}`") for alias, name in ALIASES.items()]),
+        "Exit codes": table(("code", "when"), exits()),
+    }  # fmt: skip
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    return f"# Reference\n\nMade from the registries by `python docs/build.py`; a test holds it current.\n\n{body}\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(page(), encoding="utf-8")
+    print(f"wrote {FILE}")
