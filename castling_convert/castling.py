@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .attention import AttentionConfig, CastledAttention, FoldedAttention, before_forms, config_of, training_form
 from .attention.masked_softmax import CLOSED
-from .errors import ModelError, RecipeError
+from .errors import ModelError, RecipeError, Wanted, takes
 from .families import AttentionLayer, Family, family_of
-from .recipe import Recipe
+from .recipe import A_RECIPE, Recipe
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Castling:
         return {"family": self.family, "attention": self.attention.model_dump(), "layers": layers}
 
 
+A_MODEL = Wanted(nn.Module, ModelError, "a timm model, such as timm.create_model('deit_small_patch16_224')")
+LAYERS = Wanted(str, RecipeError, "a text, such as 'all', '0-7,9' or 'blocks.*.attn'")
+
+
+@takes(model=A_MODEL, recipe=A_RECIPE, layers=LAYERS)
 def castle(model: nn.Module, recipe: Recipe | str = "castling", layers: str | None = None) -> nn.Module:
     """A castled copy of `model`; `model` itself is left untouched.
 
@@ -72,9 +77,10 @@ def castle(model: nn.Module, recipe: Recipe | str = "castling", layers: str | No
     return castle_(copy.deepcopy(model), recipe, layers)
 
 
+@takes(model=A_MODEL, recipe=A_RECIPE, layers=LAYERS)
 def castle_(model: nn.Module, recipe: Recipe | str = "castling", layers: str | None = None) -> nn.Module:
     """`castle` in place; returns `model`."""
-    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    recipe = Recipe.of(recipe)
     if any(isinstance(module, CastledAttention | FoldedAttention) for module in model.modules()):
         raise ModelError("this model is castled already; castle the original softmax model")
     half = next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .attention import folded_form
 from .castling import Castling, castled_layers
-from .errors import CheckFailed, FoldError
+from .errors import CheckFailed, FoldError, ModelError, Wanted, takes
 from .families import family_of
 
 FLOAT64_TOLERANCE = 1e-10
@@ -34,6 +34,10 @@ class FoldCertificate:
         return asdict(self) | {"holds": self.holds}
 
 
+A_STUDENT = Wanted(nn.Module, ModelError, "a student, made by castle() and trained by distill()")
+
+
+@takes(student=A_STUDENT)
 def fold(student: nn.Module) -> nn.Module:
     """A copy of a trained student for inference: a plain module, no auxiliary branch left.
 
@@ -46,6 +50,7 @@ def fold(student: nn.Module) -> nn.Module:
     return fold_(copy.deepcopy(student))
 
 
+@takes(student=A_STUDENT)
 def fold_(student: nn.Module) -> nn.Module:
     """`fold` in place; returns `student`."""
     if not isinstance(getattr(student, "castling", None), Castling):

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,24 +23,42 @@ from torch import Tensor, nn
 
 from . import bundle
 from .analysis.macs import count_macs, count_parameters
-from .castling import Castling, adopt_layers, castle, layer_states
+from .castling import LAYERS, Castling, adopt_layers, castle, layer_states
 from .data.loaders import EVAL_BATCH, kept, some_images
 from .data.preprocessing import Preprocessing
 from .data.spec import GENERATED, ImageData, open_data
 from .distillation import processes
-from .distillation.device import accelerate_apart, make_accelerator
+from .distillation.device import DEVICE, accelerate_apart, make_accelerator
+from .distillation.interrupt import Limit
 from .distillation.loop import DistillResult, distill
 from .distillation.pace import WORTH_TIMING, Pace, measure_pace
 from .distillation.progress import Progress
-from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
-from .errors import BundleError, CheckFailed, DataError, Interrupted, ModelError, OutputError, RecipeError
+from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step, weights_sha256
+from .distillation.tracking import TRACKER, require_tracker
+from .errors import (
+    PATH,
+    BundleError,
+    CastlingError,
+    CheckFailed,
+    DataError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    RecipeError,
+    Wanted,
+    WeightsError,
+    is_number,
+    is_size,
+    takes,
+)
 from .evaluation.probe import PROBED_IMAGES, Probe
+from .families import family_of
 from .files import expanded, locked, require_space, writing_errors, writing_file
 from .folding import certify
 from .loading import load_model
 from .planning.hybrid import Plan, search, set_aside
 from .planning.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
-from .recipe import Recipe
+from .recipe import A_RECIPE, Recipe
 from .tasks import Outputs, Task, find_task, task_of
 
 CERTIFIED_IMAGES = 4
@@ -65,20 +84,53 @@ def _alone(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def _is_whole(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int) and value >= 0
+
+
+_NUMBER = Wanted(is_number, RecipeError, "a number")
+_YES_OR_NO = Wanted(bool, CastlingError, "True or False")
+
+
+@takes(
+    model=Wanted((str, nn.Module), ModelError, "a name such as 'deit_small_patch16_224', or a timm model"),
+    output=Wanted(PATH, OutputError, "a folder"),
+    data=Wanted(
+        PATH, DataError, "a spec, such as a folder of images (batches of your own are for castle() and distill())"
+    ),
+    recipe=A_RECIPE,
+    layers=LAYERS,
+    max_drop=_NUMBER,
+    task=Wanted(str, ModelError, "a word, classify or features"),
+    minutes=_NUMBER,
+    max_minutes=_NUMBER,
+    track=TRACKER,
+    pretrained=_YES_OR_NO,
+    weights=Wanted(PATH, WeightsError, "a .safetensors or .pth file"),
+    image_size=Wanted(is_size, ModelError, "(height, width)"),
+    num_classes=Wanted(_is_whole, ModelError, "a whole number"),
+    model_args=Wanted(Mapping, ModelError, "a dict of what timm.create_model takes"),
+    device=DEVICE,
+    resume=_YES_OR_NO,
+    force=_YES_OR_NO,
+    console=Wanted(Console, CastlingError, "a rich Console"),
+)
 @_alone
 def convert(
     model: str | nn.Module,
     output: str | Path,
     *,
-    data: str | None = None,
-    recipe: Recipe | str | None = None,
+    data: str | Path | None = None,
+    recipe: Recipe | str | Path | None = None,
     layers: str | None = None,
     max_drop: float | None = None,
     task: str | None = None,
     minutes: float | None = None,
+    max_minutes: float | None = None,
+    track: str | None = None,
     pretrained: bool = True,
     weights: str | Path | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | int | None = None,
     num_classes: int | None = None,
     model_args: Mapping[str, Any] | None = None,
     device: str | None = None,
@@ -102,6 +154,9 @@ def convert(
         task: a name in `tasks.TASKS`; what the model is for when left out. `features` of a model with classes leaves
             its classifier out.
         minutes: of training; chooses the steps of both phases, from a few that are timed, in place of the recipe's.
+        max_minutes: how long this call may take until training stops, at least one step included; `output` can then be
+            resumed. What comes after the last step is done all the same.
+        track: `tensorboard`, to follow the run there; its files are in `output/train/tensorboard`.
         resume: go on with an interrupted run in `output`. force: replace a bundle in `output`.
         console: where progress goes; silent when left out.
         pretrained, weights, image_size, num_classes, model_args, device: as on the command line.
@@ -111,15 +166,17 @@ def convert(
 
     Raises:
         CastlingError: bad input, or another process is at work on `output`; nothing is left half-written.
-        Interrupted: Ctrl-C; `output` can be resumed if a step was done.
+        Interrupted: Ctrl-C, or `max_minutes` are over; `output` can be resumed if a step was done.
         CheckFailed: folding was not exact, or more than `max_drop` was lost; the bundle is then left in
             `output/train/rejected`.
     """
-    output = expanded(output)
-    data = None if data == GENERATED else data
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe or default_recipe(data))
+    output, started = expanded(output), time.monotonic()
+    data = None if data is None or str(data) == GENERATED else str(data)
+    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    recipe = Recipe.of(recipe or default_recipe(data))
     layers = recipe.layers if layers is None else layers
-    _check_options(layers, max_drop, minutes, data)
+    _check_options(layers, max_drop, minutes, max_minutes, data)
+    require_tracker(track, output / bundle.TRAIN)
     processes.on_first(lambda: _check_output(output, planned=layers == "auto", resume=resume, force=force))
     console = console if console is None or processes.is_first() else Console(quiet=True)
     if console is not None and processes.sharding() is not None:
@@ -141,6 +198,7 @@ def convert(
             model_args=model_args,
         )
     else:
+        family_of(model)
         name, source = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)), "given"
         teacher = copy.deepcopy(model).eval()
     kind = _task(teacher, task, name)
@@ -175,8 +233,9 @@ def convert(
         "images": None if training.streamed else len(training),
         "input_size": list(preprocessing.input_size),
     }
-    run = _Run(teacher, recipe, device, output, resume, identity, validation, console)
-    with _resumable(output, recipe, resume=resume, streamed=training.streamed):
+    limit = Limit(started, max_minutes)
+    run = _Run(teacher, recipe, device, output, resume, identity, validation, console, limit, track)
+    with _resumable(output, recipe, resume=resume, streamed=training.streamed, limit=limit):
         if layers == "auto":
             same = open_data(spec, preprocessing, "train")  # not augmented
             student, result, plan, validation = _hybrid(run, training, same, max_drop)
@@ -211,7 +270,7 @@ def _publish(
     teacher.to("cpu")
     summary = {
         "model": name,
-        "identity": {**identity, "layers": castling.choice},
+        "identity": {**identity, "layers": castling.choice, "teacher_weights": weights_sha256(teacher)},
         "recipe": recipe.name,
         "distill": asdict(result),
         "accuracy": accuracy,
@@ -221,8 +280,10 @@ def _publish(
         "macs": {"teacher": count_macs(teacher), "castled": count_macs(deploy)},
         "parameters": {"teacher": count_parameters(teacher), "castled": count_parameters(deploy)},
         "pretrained_weights": identity["weights"] != "random",
+        "device": run.device,
     }
-    keep: dict[str, Any] = {"recipe": recipe, "summary": summary, "metrics": output / bundle.TRAIN / bundle.METRICS}
+    metrics = output / bundle.TRAIN / bundle.METRICS
+    keep: dict[str, Any] = {"recipe": recipe, "summary": summary, "metrics": metrics, "tracked": output}
     if max_drop is not None and drop is not None and drop > max_drop:
         rejected = output / bundle.REJECTED
         bundle.save(deploy, rejected, **keep, force=True)
@@ -233,7 +294,7 @@ def _publish(
             f"--force, {hint}or allow more and add --resume"
         )
     bundle.save(deploy, output, **keep, trained=trained, force=True)
-    return summary
+    return bundle.read_summary(output)
 
 
 def _task(teacher: Any, name: str | None, model: str) -> Task:
@@ -281,6 +342,8 @@ class _Run:
     identity: dict[str, Any]
     validation: ImageData
     console: Console | None
+    limit: Limit
+    track: str | None
     planning: int = 0
 
     @cached_property
@@ -323,6 +386,8 @@ class _Run:
             probe=self.probe,
             start=0 if aligned is None else self.recipe.distill.aligned,
             until=until,
+            max_minutes=self.limit.left(),
+            track=self.track,
         )
         return student, result
 
@@ -414,7 +479,11 @@ def _sensitivities(run: _Run, images: Tensor, aligned: Mapping[str, Tensor] | No
     return found
 
 
-def _check_options(layers: str, max_drop: float | None, minutes: float | None, data: str | None) -> None:
+def _check_options(
+    layers: str, max_drop: float | None, minutes: float | None, max_minutes: float | None, data: str | None
+) -> None:
+    if max_minutes is not None and not (math.isfinite(max_minutes) and max_minutes > 0):
+        raise RecipeError(f"--max-minutes is after how long to stop and has to be above zero, not {max_minutes:g}")
     if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
         raise RecipeError(f"--minutes is how long to train and has to be above zero, not {minutes:g}")
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
@@ -429,20 +498,21 @@ def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> 
     if resume and force:
         raise BundleError("--resume and --force contradict each other; --force starts over")
     if not resume:
-        bundle.refuse_in_the_way(output, force=force)
+        bundle.refuse_in_the_way(output, force=True)  # what is not ours; nothing in it is touched
     bundle.recover_from_kill(output)
     if not resume:
+        bundle.refuse_in_the_way(output, force=force)
         return
     plan = planned and (output / bundle.PLAN).is_file()
     if saved_step(output / bundle.STATE) is None and not plan:
         done = (output / bundle.CONFIG).is_file()
         what = f"{output} is finished" if done else f"{output} holds no interrupted run"
-        hint = " or use --force" if done or (output / bundle.TRAIN).exists() else ""
+        hint = " or use --force" if done or (output / bundle.REJECTED).exists() else ""
         raise BundleError(f"nothing to resume: {what}; leave out --resume{hint}")
 
 
 @contextmanager
-def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool) -> Iterator[None]:
+def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool, limit: Limit) -> Iterator[None]:
     """Around a run in `output/train`: what stops it leaves a state to resume from, or nothing at all. That of a run on
     `streamed` data is no more than an account of it, until the last step is done."""
     workdir, state = output / bundle.TRAIN, output / bundle.STATE
@@ -453,7 +523,7 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool) ->
             shutil.rmtree(state, ignore_errors=True)
             shutil.rmtree(output / bundle.REJECTED, ignore_errors=True)
             _forget_plan(output)
-            (workdir / bundle.METRICS).unlink(missing_ok=True)
+            _forget_metrics(output)
         workdir.mkdir(parents=True, exist_ok=True)
 
     try:
@@ -463,22 +533,36 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool) ->
     except BaseException as error:
         step, plan = saved_step(state), output / bundle.PLAN
         if processes.is_first():
-            if step is None and not isinstance(error, KeyboardInterrupt | CheckFailed) and _without_trials(plan):
-                _forget_plan(output)
-            if step is None and not plan.is_file() and workdir.is_dir():
-                (workdir / bundle.METRICS).unlink(missing_ok=True)
-                _remove_empty(workdir)
-                if not existed:
-                    _remove_empty(output)
+            _tidy(output, step, error, existed=existed)
         goes_on = not streamed or step == recipe.distill.steps
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(_interrupted(step, recipe.distill.steps, plan.is_file(), goes_on)) from None
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            what = f"stopped by --max-minutes {limit.minutes:g}" if isinstance(error, Interrupted) else "interrupted"
+            raise Interrupted(_interrupted(what, step, recipe.distill.steps, plan.is_file(), goes_on)) from None
         if isinstance(error, ModelError | RecipeError) and (step is not None or plan.is_file()):
             raise type(error)(f"{error}, and start over with --force") from None
         if isinstance(error, OutputError | DataError) and goes_on and (step is not None or plan.is_file()):
             where = f"step {step}" if step is not None else "the last plan"
             raise type(error)(f"{error}; then go on from {where} with the same command and --resume") from None
         raise
+
+
+def _forget_metrics(output: Path) -> None:
+    (output / bundle.TRAIN / bundle.METRICS).unlink(missing_ok=True)
+    for name in bundle.TRACKED:
+        shutil.rmtree(output / name, ignore_errors=True)
+
+
+def _tidy(output: Path, step: int | None, error: BaseException, *, existed: bool) -> None:
+    """Leave nothing of a run that has saved nothing."""
+    workdir, plan = output / bundle.TRAIN, output / bundle.PLAN
+    stopped = isinstance(error, KeyboardInterrupt | Interrupted | CheckFailed)
+    if step is None and not stopped and _without_trials(plan):
+        _forget_plan(output)
+    if step is None and not plan.is_file() and workdir.is_dir():
+        _forget_metrics(output)
+        _remove_empty(workdir)
+        if not existed:
+            _remove_empty(output)
 
 
 def _forget_plan(output: Path) -> None:
@@ -490,13 +574,13 @@ def _without_trials(plan: Path) -> bool:
     return plan.is_file() and not Plan.load(plan).trials
 
 
-def _interrupted(step: int | None, steps: int, planned: bool, goes_on: bool) -> str:
+def _interrupted(what: str, step: int | None, steps: int, planned: bool, goes_on: bool) -> str:
     if step is None and not planned:
-        return "interrupted before a step could be saved; nothing was written"
+        return f"{what} before a step could be saved; nothing was written"
     where = f"after step {step} of {steps}" if step is not None else "before a step of this plan could be saved"
     if not goes_on:
-        return f"interrupted {where}; a run on a stream can't be resumed exactly: start over with --force"
-    return f"interrupted {where}; go on with the same command and --resume"
+        return f"{what} {where}; a run on a stream can't be resumed exactly: start over with --force"
+    return f"{what} {where}; go on with the same command and --resume"
 
 
 def _remove_empty(folder: Path) -> None:

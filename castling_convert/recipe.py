@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,10 +12,13 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from .attention import DEFAULT, FORMS, AttentionConfig, before_forms, config_of
-from .errors import RecipeError, did_you_mean
+from .errors import PATH, RecipeError, Wanted, did_you_mean, takes
 from .files import expanded
 
 VERSION = 2
+
+LARGEST = 2**18
+"""Bytes of a recipe file."""
 
 HIGHEST = 1e20
 """Rate of learning: far beyond all use, and times everything it is multiplied by still a float32."""
@@ -176,6 +180,13 @@ Attention = Annotated[SerializeAsAny[AttentionConfig], BeforeValidator(_attentio
 """The config of whichever linear form is named."""
 
 
+OVERRIDES = Wanted(
+    lambda value: isinstance(value, tuple | list) and all(isinstance(text, str) for text in value),
+    RecipeError,
+    "a list of texts such as 'distill.steps=100'",
+)
+
+
 class Recipe(_Section):
     """A whole recipe. `Recipe.load` reads one; unknown keys are refused."""
 
@@ -188,6 +199,7 @@ class Recipe(_Section):
     data: DataConfig = DataConfig()
 
     @classmethod
+    @takes(source=Wanted(PATH, RecipeError, "the name of a shipped recipe or the path of a file"), overrides=OVERRIDES)
     def load(cls, source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         """A shipped recipe by name, or a YAML file by path, with `a.b=value` overrides on top.
 
@@ -196,6 +208,11 @@ class Recipe(_Section):
         """
         path = find(str(source))
         return cls.parse(_read(path), str(path), overrides)
+
+    @classmethod
+    def of(cls, given: Recipe | str | os.PathLike[str]) -> Recipe:
+        """A recipe itself, or what `load` takes."""
+        return given if isinstance(given, Recipe) else cls.load(os.fspath(given))
 
     @classmethod
     def parse(cls, values: Any, where: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -221,10 +238,15 @@ class Recipe(_Section):
 
     def override(self, *overrides: str) -> Recipe:
         """A copy with `a.b=value` overrides applied."""
+        OVERRIDES.refuse_another(overrides, "override() takes")
         return Recipe.parse(self.model_dump(), f"recipe {self.name}", overrides)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+A_RECIPE = Wanted((Recipe, *PATH), RecipeError, "a Recipe, the name of a shipped one or the path of a file")
+"""What `Recipe.of` takes."""
 
 
 def migrate(values: dict[str, Any]) -> dict[str, Any]:
@@ -305,6 +327,8 @@ def read_yaml(text: str) -> Any:
 
 def _read(path: Path) -> Any:
     try:
+        if path.stat().st_size > LARGEST:
+            raise RecipeError(f"{path} is larger than {LARGEST // 1024} kB, which no recipe is")
         return read_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
@@ -336,8 +360,9 @@ def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], where: str, 
             hint = did_you_mean(f"{prefix}{key}", known_keys())
             raise RecipeError(f"{where}: unknown key '{prefix}{key}'{hint or '; see: castling recipes show castling'}")
         section = _section_of(model.model_fields[key].annotation)
-        if section is AttentionConfig and isinstance(value, dict) and value.get("form", DEFAULT) in FORMS:
-            section = FORMS[value.get("form", DEFAULT)].config
+        form = value.get("form", DEFAULT) if section is AttentionConfig and isinstance(value, dict) else None
+        if isinstance(form, str) and form in FORMS:
+            section = FORMS[form].config
         if section is not None and isinstance(value, dict):
             _refuse_unknown(section, value, where, f"{prefix}{key}.")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .artifact.caches import engine_cache
 from .artifact.runner import Runner
 from .artifact.signature import Signature
-from .errors import DataError, ExportError
+from .errors import PATH, DataError, ExportError, Wanted, described, is_number, takes
 from .exporting import format_of
 from .files import expanded
 
@@ -50,6 +50,11 @@ class Session:
             that was asked for is never silently replaced by another.
     """
 
+    @takes(
+        artifact=Wanted(PATH, ExportError, "the file of an exported artifact"),
+        device=Wanted(str, ExportError, "a word, such as 'cpu' or 'cuda'"),
+        batch_size=Wanted(lambda value: is_number(value) and isinstance(value, int), ExportError, "a whole number"),
+    )
     def __init__(
         self, artifact: str | Path, *, device: str | None = None, batch_size: int | None = None, warm_up: bool = True
     ) -> None:
@@ -82,7 +87,7 @@ class Session:
         Raises:
             DataError: another shape or type than the artifact takes, or no image at all.
         """
-        values = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+        values = self._array(images)
         self._refuse(values)
         given = torch.from_numpy(np.require(values, requirements=["C", "W"]))  # a copy of what is read-only
         if self.signature.input != "pixels":
@@ -95,22 +100,39 @@ class Session:
 
     def classes(self, images: Array, top: int = 1) -> np.ndarray:
         """The `top` most likely classes of each image, [B, top], the likeliest first."""
+        if not isinstance(top, int) or top < 1:
+            raise DataError(f"classes() takes as top a whole number from 1 up, not {described(top)}")
         out = self(images)
         values = out.numpy() if isinstance(out, Tensor) else out
         return np.argsort(-values, axis=-1, kind="stable")[:, :top]
 
-    def _refuse(self, values: np.ndarray) -> None:
-        wanted = f"{self.dtype} [B, {', '.join(map(str, self.shape))}]"
+    def _array(self, images: Any) -> np.ndarray:
+        try:
+            if isinstance(images, Tensor):
+                half = images.dtype == torch.bfloat16  # which numpy does not have
+                return (images.float() if half else images).detach().cpu().numpy()
+            return np.asarray(images)
+        except (TypeError, ValueError, RuntimeError):  # sparse, quantized, or of lists of different lengths
+            raise DataError(f"this artifact takes {self._wanted()}, not {described(images)}") from None
+
+    def _wanted(self) -> str:
+        wanted = f"{self.signature.input}, {self.dtype} [B, {', '.join(map(str, self.shape))}]"
         if self.signature.stride:
             low, high, stride = self.signature.smallest, self.signature.largest, self.signature.stride
             wanted += f" of any size from {low} to {high} in multiples of {stride}"
+        return wanted
+
+    def _refuse(self, values: np.ndarray) -> None:
+        wanted = self._wanted()
+        if values.ndim == 0:
+            raise DataError(f"this artifact takes {wanted}, not {described(values.item())}")
         if values.ndim != 4 or not self.signature.fits(values.shape[1:]):
-            raise DataError(f"this artifact takes {self.signature.input}, {wanted}, not {list(values.shape)}")
+            raise DataError(f"this artifact takes {wanted}, not {list(values.shape)}")
         if len(values) == 0:
             raise DataError("no image was given")
         right = values.dtype == np.uint8 if self.signature.input == "pixels" else values.dtype.kind == "f"
         if not right:
-            raise DataError(f"this artifact takes {self.signature.input}, {wanted}, not {values.dtype}")
+            raise DataError(f"this artifact takes {wanted}, not {values.dtype}")
 
 
 def _open(kind: str, path: Path, device: str | None) -> tuple[Runner, str]:

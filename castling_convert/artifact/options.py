@@ -70,8 +70,10 @@ class ExportOptions:
         for name in values:
             if name not in known:
                 raise ExportError(f"export has no option '{name}'{did_you_mean(name, known)}")
+        size = values.get("image_size")
+        square = {"image_size": (size, size)} if isinstance(size, int) else {}
         try:
-            options = cls(**values | {"batch": str(values.get("batch", cls.batch))})
+            options = cls(**values | {"batch": str(values.get("batch", cls.batch))} | square)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key, wanted = str(first["loc"][0]), first["msg"].removeprefix("Input should be ")

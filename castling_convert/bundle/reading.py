@@ -11,7 +11,7 @@ from torch import nn
 
 from ..attention import before_forms
 from ..castling import Castling, castle_, close_masks
-from ..errors import BundleError, CastlingError, first_line
+from ..errors import PATH, BundleError, CastlingError, Wanted, first_line, takes
 from ..files import expanded, sha256
 from ..loading import read_state_dict
 from ..recipe import Recipe
@@ -19,6 +19,7 @@ from .checking import check, read_summary
 from .layout import SUMMARY, TRAINED
 
 
+@takes(path=Wanted(PATH, BundleError, "the folder of a bundle"))
 def load(path: str | Path) -> nn.Module:
     """The folded model of a bundle, in eval mode on the CPU, with `model.castling` as it was.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,25 +13,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from ..castling import castled_layers, close_masks
+from ..castling import A_MODEL, castled_layers, close_masks
 from ..data.loaders import training_loader
 from ..data.preprocessing import Preprocessing
 from ..data.randomness import undone_randomness
 from ..data.spec import ImageData, open_data
-from ..errors import DataError, ModelError
-from ..recipe import DistillConfig, Recipe
+from ..errors import (
+    PATH,
+    DataError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    RecipeError,
+    Wanted,
+    described,
+    is_number,
+    takes,
+)
+from ..files import expanded, writing_errors
+from ..recipe import A_RECIPE, DistillConfig, Recipe
 from ..tasks import task_of
 from . import processes
 from .align import Echo, Lessons, align_step
 from .calibrate import calibrate
-from .device import accelerate_apart, make_accelerator
+from .device import DEVICE, accelerate_apart, make_accelerator
 from .finite import explained, refuse_bad_weights, refuse_diverged
 from .guard import JUDGED, TRIED, settle_rate
+from .intake import A_BATCH, Intake, refuse_other_teacher
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, tap
 from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
@@ -37,6 +53,7 @@ from .progress import Progress
 from .readout import Readout
 from .schedule import SHUT, Schedule
 from .state import TrainState, fingerprint
+from .tracking import TRACKER, require_tracker, start_tracking, tracking
 
 Probe = Callable[[nn.Module], dict[str, float]]
 
@@ -52,6 +69,15 @@ class DistillResult:
     losses: dict[str, float]
 
 
+@takes(
+    student=Wanted(nn.Module, ModelError, "a student, made by castle()"),
+    teacher=A_MODEL,
+    recipe=A_RECIPE,
+    device=DEVICE,
+    workdir=Wanted(PATH, OutputError, "the path of a folder"),
+    max_minutes=Wanted(is_number, RecipeError, "a number"),
+    track=TRACKER,
+)
 @accelerate_apart()
 def distill(
     student: nn.Module,
@@ -60,13 +86,15 @@ def distill(
     recipe: Recipe | str = "castling",
     *,
     device: str | None = None,
-    workdir: Path | None = None,
+    workdir: str | Path | None = None,
     resume: bool = False,
     identity: dict[str, Any] | None = None,
     progress: Progress | None = None,
     probe: Probe | None = None,
     start: int = 0,
     until: int | None = None,
+    max_minutes: float | None = None,
+    track: str | None = None,
 ) -> DistillResult:
     """Train `student` in place to match `teacher`, closing every mask on the way. Labels are not used.
 
@@ -86,8 +114,8 @@ def distill(
         student: from `castle`. Left in eval mode on its device, masks closed.
         teacher: the original softmax model; not changed.
         data: a `--data` spec, an `ImageData` opened for training, or an iterable of batches: [B, C, H, W]
-            tensors, or tuples that start so. Of several processes each reads its part of every batch of a spec or an
-            `ImageData`, and takes it from whole batches of an iterable.
+            tensors or arrays, or tuples that start so. Of several processes each reads its part of every batch of a
+            spec or an `ImageData`, and takes it from whole batches of an iterable.
         device: such as `cpu` or `cuda`; the best one there is when left out.
         workdir: where `metrics.jsonl` and the resumable state go; nothing is written when left out. One that every
             process sees; the first one writes.
@@ -98,12 +126,22 @@ def distill(
             it returns is recorded in `metrics.jsonl`. In the first process alone.
         start: begin after this step of the recipe's, as if the ones before had been done on this student.
         until: end after this one; the last when left out. Two phases of a run, done one by one.
+        max_minutes: stop after so long, at least one step included, and save the state.
+        track: a name in `tracking.TRACKERS`; what it writes goes to a folder of that name in `workdir`.
 
     Raises:
-        DataError: the data can't be read, ran out before the last step, or is a stream where a run is to be resumed.
+        ModelError: the student is not castled, the teacher is not what it was castled from, or the device is not here.
+        DataError: the data can't be read, is not what the model takes, ran out before the last step, or is a stream in
+            a run that is resumed.
+        Interrupted: `max_minutes` are over.
         KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the step was finished and the state saved.
     """
-    recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    recipe = Recipe.of(recipe)
+    if workdir is not None:
+        workdir = expanded(workdir)
+        with writing_errors(workdir):
+            if processes.is_first():
+                workdir.mkdir(parents=True, exist_ok=True)
     config = recipe.distill
     names = [name for name, _ in castled_layers(student)]
     if not names:
@@ -113,11 +151,14 @@ def distill(
             "the model has no classes, and the recipe matches nothing but logits; give distill.loss.features or "
             "distill.loss.attention a weight"
         )
+    refuse_other_teacher(student, teacher)
+    tracked = require_tracker(track, workdir)
+    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     refuse_bad_weights(teacher)
     processes.refuse_unequal_parts(config.batch_size)
     data = _opened(data, student, recipe)
     set_seed((config.seed + processes.index()) % 2**32)
-    accelerator = make_accelerator(device, config.precision)
+    accelerator = make_accelerator(device, config.precision, tracked)
     schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
     trained = {id(parameter) for parameter in trained_parameters(student, config.optimizer)}
     for parameter in student.parameters():
@@ -145,6 +186,7 @@ def distill(
     schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
     first = state.load() if resume else start
+    start_tracking(accelerator, track if processes.is_first() else None, first)
     end = config.steps if until is None else until
     if resume and first < end and isinstance(data, ImageData) and data.streamed:
         raise DataError(
@@ -153,7 +195,8 @@ def distill(
         )
     echo = Echo.of(config, accelerator.unwrap_model(student), aligned)
     count = echo.first_batch(config.steps)
-    batches = _batches(data, recipe, echo.first_batch(first), count, accelerator)
+    intake = Intake(teacher)
+    batches = _batches(data, recipe, echo.first_batch(first), count, accelerator, intake)
 
     started, losses, seen = time.monotonic(), {}, 0
     saved = started
@@ -163,6 +206,7 @@ def distill(
         tap(teacher, names) as softmax,
         tap(student, names) as castled,
         readout.listening(),
+        tracking(accelerator) as log,
         StopRequest() as stop,
     ):
 
@@ -172,8 +216,9 @@ def distill(
 
         lessons = Lessons(teacher, softmax, echo, accelerator)
         if first == 0:
-            head = next(batches)
-            calibrate(student, teacher, processes.gathered(head))
+            with progress.aside():
+                head = next(batches)
+                calibrate(student, teacher, processes.gathered(head))
             batches = itertools.chain([head], batches)
         for step in range(first, end):
             aligning = step < aligned
@@ -184,15 +229,17 @@ def distill(
                 optimizers[0].optimizer.state.clear()
             if step == aligned and config.optimizer.guard:
                 close_masks(student)
-                some, batches = _ahead(data, batches, recipe, echo.batches, count, accelerator)
-                settle_rate(
-                    student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
-                    progress.say,
-                )  # fmt: skip
+                with progress.aside():
+                    some, batches = _ahead(data, batches, recipe, echo.batches, count, accelerator, intake)
+                    settle_rate(
+                        student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
+                        progress.say,
+                    )  # fmt: skip
             for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
                 layer.set_mask(*mask)
             if aligning:
                 lesson, images = lessons.at(step, batches), lessons.images
+                progress.set_aside(lessons.early)
                 size = next(iter(lesson.inputs.values())).shape[0]
                 loss, parts, layers = align_step(student, lesson, accelerator)
             else:
@@ -219,26 +266,30 @@ def distill(
             seen += size
             losses, layer_losses, density = ({name: value.item() for name, value in part.items()} for part in means)
             probed = probe is not None and processes.is_first() and _is_probed(step, config)
-            progress.step(
-                step=step + 1,
-                phase="align" if aligning else "closed" if all(mask.closed for mask in masks) else "anneal",
-                losses={"total": whole.item()} | losses,
-                layer_losses=layer_losses,
-                lr=scheduler.get_last_lr()[0],
-                threshold=min(mask.threshold for mask in masks),
-                density=density,
-                images=size,
+            metrics = {
+                "losses": {"total": whole.item()} | losses,
+                "layer_losses": layer_losses,
+                "lr": scheduler.get_last_lr()[0],
+                "threshold": min(mask.threshold for mask in masks),
+                "density": density,
                 **({"probe": _probed(probe, accelerator.unwrap_model(student))} if probed else {}),
-            )
+            }
+            phase = "align" if aligning else "closed" if all(mask.closed for mask in masks) else "anneal"
+            progress.step(step=step + 1, phase=phase, images=size, **metrics)
+            log(step + 1, metrics)
             last = step + 1 == end
+            over = time.monotonic() >= deadline
             overdue = time.monotonic() - saved >= 60 * config.checkpoint_minutes
-            stopping, overdue = processes.any_of(stop.requested, overdue)  # all of them after the same step
-            if last or stopping or overdue or (step + 1) % config.checkpoint_every == 0:
+            # All of several processes do the same after the same step.
+            stopping, over, overdue = processes.any_of(stop.requested, over, overdue)
+            if last or stopping or over or overdue or (step + 1) % config.checkpoint_every == 0:
                 refuse_diverged(student, step + 1, config)  # the checkpoint before stays
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
                 saved = time.monotonic()
             if not last and stopping:
                 raise KeyboardInterrupt
+            if not last and over:
+                raise Interrupted(f"stopped after step {step + 1} of {config.steps}: {max_minutes:g} minutes are over")
     close_masks(student)
     accelerator.unwrap_model(student).eval()
     left = None
@@ -312,22 +363,28 @@ def distill_loss(
 
 
 def _opened(data: Any, student: nn.Module, recipe: Recipe) -> Any:
-    """The data set of a spec; anything else as it is."""
-    if not isinstance(data, str):
+    """The data set of a spec; anything else that batches can be taken from as it is."""
+    if isinstance(data, Tensor | np.ndarray | dict) or not isinstance(data, ImageData | Iterable | os.PathLike):
+        raise DataError(
+            f"distill() takes as data a spec, or batches one after the other, not {described(data)}; {A_BATCH}"
+        )
+    if not isinstance(data, str | os.PathLike):
         return data
-    return open_data(data, Preprocessing.of(student), "train", training=recipe.data, seed=recipe.distill.seed)
+    return open_data(
+        os.fspath(data), Preprocessing.of(student), "train", training=recipe.data, seed=recipe.distill.seed
+    )
 
 
-def _batches(data: Any, recipe: Recipe, first: int, count: int, accelerator: Accelerator):  # type: ignore[no-untyped-def]
+def _batches(
+    data: Any, recipe: Recipe, first: int, count: int, accelerator: Accelerator, intake: Intake
+) -> Iterator[Tensor]:
     """Image batches on the device, without end for data that can be read again; of a data set `first` to `count`."""
     config, parted = recipe.distill, isinstance(data, ImageData)
     if isinstance(data, ImageData):
         workers = recipe.data.workers if recipe.data.workers is not None else _default_workers(accelerator)
         part = (processes.index(), processes.count())
         data = training_loader(data, config.batch_size, count, first, config.seed, workers, part)
-    if not isinstance(data, Iterable):
-        raise DataError(f"data must be a spec or an iterable of image batches, not {type(data).__name__}")
-    return _forever(data, accelerator, parted)
+    return _forever(data, accelerator, intake, parted)
 
 
 def _ahead(
@@ -337,6 +394,7 @@ def _ahead(
     first: int,
     count: int,
     accelerator: Accelerator,
+    intake: Intake,
 ) -> tuple[list[Tensor], Iterator[Tensor]]:
     """Some of the batches from `first` on, for the guard, and `batches` as if they had not been read.
 
@@ -347,22 +405,17 @@ def _ahead(
         some = list(itertools.islice(batches, wanted))
         return some, itertools.chain(some, batches)
     with undone_randomness():
-        return list(itertools.islice(_batches(data, recipe, first, count, accelerator), wanted)), batches
+        return list(itertools.islice(_batches(data, recipe, first, count, accelerator, intake), wanted)), batches
 
 
-def _forever(loader: Iterable[Any], accelerator: Accelerator, parted: bool):  # type: ignore[no-untyped-def]
+def _forever(loader: Iterable[Any], accelerator: Accelerator, intake: Intake, parted: bool) -> Iterator[Tensor]:
     seen = False
     while True:
         empty = True
         for batch in loader:
             empty, seen = False, True
-            images = batch if isinstance(batch, Tensor) else batch[0]
-            images = images if parted else processes.part_of(images)
-            if not images.isfinite().all():
-                raise DataError(
-                    "a batch of images holds numbers that are not finite; look at the data and its transforms"
-                )
-            yield images.to(accelerator.device, non_blocking=True)
+            images = intake.images(batch)
+            yield (images if parted else processes.part_of(images)).to(accelerator.device, non_blocking=True)
         if empty:
             what = "ran out before the last step; pass one that can be read again" if seen else "gave no batch"
             raise DataError(f"the data {what}: at least one full batch of images is needed every time it is read")

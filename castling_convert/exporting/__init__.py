@@ -13,7 +13,7 @@ from torch import nn
 from ..artifact.options import ExportOptions
 from ..artifact.precision import DEFAULT, PRECISIONS
 from ..artifact.runner import Exported, Runner
-from ..errors import ExportError, did_you_mean
+from ..errors import PATH, ExportError, ModelError, Wanted, did_you_mean, takes
 
 
 class Exporter(Protocol):
@@ -86,6 +86,15 @@ def format_of(artifact: Path) -> Format:
     raise ExportError(f"{artifact} is no artifact: its name ends in none of {known}")
 
 
+_WORD = Wanted(str, ExportError, "a word")
+
+
+@takes(
+    model=Wanted((nn.Module, *PATH), ModelError, "a model from fold() or load(), or the folder of a bundle"),
+    output=Wanted(PATH, ExportError, "the path of a file"),
+    format=_WORD,
+    precision=_WORD,
+)
 def export(
     model: nn.Module | str | Path,
     output: str | Path | None = None,

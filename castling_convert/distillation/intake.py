@@ -1,0 +1,60 @@
+"""What `distill` is given, held against what it needs before anything is learned from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..attention import CastledAttention, FoldedAttention
+from ..castling import castled_layers
+from ..errors import DataError, ModelError, described
+from ..families import family_of
+from ..tasks import task_of
+
+A_BATCH = "a batch is a float tensor or array [B, C, H, W], or a tuple that starts with one"
+
+
+def refuse_other_teacher(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise ModelError where the layers of `student` are not made from those of `teacher`."""
+    if any(isinstance(module, CastledAttention | FoldedAttention) for module in teacher.modules()):
+        raise ModelError("the teacher is castled itself; give the softmax model that the student was castled from")
+    layers = {layer.name: (layer.num_heads, layer.head_dim) for layer in family_of(teacher).layers(teacher)}
+    for name, castled in castled_layers(student):
+        if layers.get(name) != (castled.num_heads, castled.head_dim):
+            raise ModelError(
+                f"the teacher has no layer {name} like the student's; give the softmax model that the student was "
+                "castled from"
+            )
+    classes = [task_of(model).classes(model) or "no" for model in (teacher, student)]
+    if classes[0] != classes[1]:
+        raise ModelError(f"the teacher has {classes[0]} classes and the student {classes[1]}; give one with as many")
+
+
+class Intake:
+    """Images from whatever a loader gives, in the type of the model's weights."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        from timm.models import get_model_input_config
+
+        self.dtype = next(teacher.parameters()).dtype
+        self.shape = list(get_model_input_config(teacher)["input_size"])
+
+    def images(self, batch: Any) -> Tensor:
+        """[B, C, H, W], where the batch is.
+
+        Raises:
+            DataError: there are none in it, they are not what the model takes, or hold what is not finite.
+        """
+        given = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        images = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind == "f" else given
+        if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
+            raise DataError(f"{A_BATCH}, not {described(given)}")
+        if list(images.shape[1:]) != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            raise DataError(f"the model takes images [B, {wanted}], not {list(images.shape)}")
+        if not images.isfinite().all():
+            raise DataError("a batch of images holds numbers that are not finite; look at the data and its transforms")
+        return images.to(self.dtype)
