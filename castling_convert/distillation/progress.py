@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from . import processes
+
 PLAIN_INTERVAL = 5.0
 """Seconds between lines when the output is no terminal."""
 
@@ -22,12 +24,13 @@ class Progress:
     """Shows phase, losses, mask density, images/s and ETA; appends one JSON line a step to `metrics.jsonl`.
 
     A terminal gets a live bar, anything else a plain line every few seconds. `console=None` is silent. Images/s and ETA
-    are those of the phase under way, in this process alone: what a resumed run had done before does not count.
+    are those of the phase under way, since this run was started: what a resumed one had done before does not count. Of
+    several processes the first one shows and writes this for all.
     """
 
     def __init__(self, workdir: Path | None = None, console: Console | None = None) -> None:
-        self.path = workdir / "metrics.jsonl" if workdir else None
-        self.console = console
+        self.path = workdir / "metrics.jsonl" if workdir and processes.is_first() else None
+        self.console = console if processes.is_first() else None
         self._file: TextIO | None = None
         self._bar: Bar | None = None
 
