@@ -12,6 +12,7 @@ from ..attention import CastledAttention, FoldedAttention
 from ..castling import castled_layers
 from ..errors import DataError, ModelError, described
 from ..families import family_of
+from ..tasks import task_of
 
 A_BATCH = "a batch is a float tensor or array [B, C, H, W], or a tuple that starts with one"
 
@@ -27,7 +28,7 @@ def refuse_other_teacher(student: nn.Module, teacher: nn.Module) -> None:
                 f"the teacher has no layer {name} like the student's; give the softmax model that the student was "
                 "castled from"
             )
-    classes = [getattr(model, "num_classes", None) for model in (teacher, student)]
+    classes = [task_of(model).classes(model) or "no" for model in (teacher, student)]
     if classes[0] != classes[1]:
         raise ModelError(f"the teacher has {classes[0]} classes and the student {classes[1]}; give one with as many")
 

@@ -40,6 +40,10 @@ class Task(ABC):
     def matches(self, model: nn.Module) -> bool:
         """Whether `model` is for this."""
 
+    def classes(self, model: nn.Module) -> int | None:
+        """How many classes the model tells apart; None where it tells none."""
+        return None
+
     def features(self, model: Any, images: Tensor) -> Tensor:
         """The last tokens, [B, N, C], of images [B, C, H, W]."""
         return model.forward_features(images)

@@ -39,6 +39,9 @@ class Classify(Task):
     def matches(self, model: nn.Module) -> bool:
         return getattr(model, "num_classes", 1) != 0
 
+    def classes(self, model: Any) -> int | None:
+        return getattr(model, "num_classes", None)
+
     def probabilities(self, output: Tensor) -> Tensor:
         return output.softmax(-1)
 
