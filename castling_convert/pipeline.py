@@ -30,7 +30,7 @@ from .distillation.device import DEVICE, accelerate_apart, make_accelerator
 from .distillation.loop import DistillResult, distill
 from .distillation.pace import WORTH_TIMING, Pace, measure_pace
 from .distillation.progress import Progress
-from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
+from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step, weights_sha256
 from .errors import (
     PATH,
     BundleError,
@@ -226,7 +226,7 @@ def convert(
         teacher.to("cpu")
         summary = {
             "model": name,
-            "identity": {**identity, "layers": castling.choice},
+            "identity": {**identity, "layers": castling.choice, "teacher_weights": weights_sha256(teacher)},
             "recipe": recipe.name,
             "distill": asdict(result),
             "accuracy": accuracy,
