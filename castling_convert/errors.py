@@ -16,11 +16,34 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LONGEST = 2000
+"""Letters of a message; what is quoted in one can be of any length."""
+
 
 class CastlingError(Exception):
-    """Base of all errors this package raises on purpose. `exit_code` is what the command line returns."""
+    """Base of all errors this package raises on purpose. `exit_code` is what the command line returns.
+
+    Whatever a file has put into the message, it is one line, and nothing in it steers a terminal.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """`text` in one line of LONGEST letters at most, whatever can't be printed written as its escape sequence.
+
+    Of an error in a data worker torch makes the worker's whole traceback; its last line is the message.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Caught ") and "Traceback" in text:
+        lines = [lines[-1].partition("Error: ")[2] or lines[-1]]
+    line = " ".join(lines)
+    if not line.isprintable():
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
 class ModelError(CastlingError):
@@ -137,4 +160,4 @@ def described(value: Any) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line; its name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ ALIASES = {
     "levit_128s": "levit_128s",
     "mvitv2_t": "mvitv2_tiny",
 }
+
+MOST_UNPACKED = 20
+"""Times its own size that a file of weights may unpack to. torch packs nothing."""
 
 
 def resolve_name(name: str) -> str:
@@ -193,7 +197,7 @@ def _weights_arguments(name: str, path: Path, num_classes: int | None) -> dict[s
     overlay: dict[str, Any] = {"file": str(path.resolve()), "custom_load": False}
     arguments: dict[str, Any] = {"pretrained_cfg_overlay": overlay}
     rows = state.get(f"{head}.weight")
-    if rows is not None:
+    if rows is not None and rows.ndim:
         classes = rows.shape[0]
         if num_classes not in (None, classes):
             raise WeightsError(
@@ -219,6 +223,9 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is a folder; give the weights file, or load a model folder with local-dir:{path}")
     if not path.is_file():
         raise WeightsError(f"weights file {path} not found")
+    size = unpacked(path)
+    if size > MOST_UNPACKED * path.stat().st_size:
+        raise WeightsError(f"{path} is refused: it would unpack to {size / 1e6:,.0f} MB, as no weights do")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's, about the pickles of others; an error says what is wrong
@@ -231,6 +238,15 @@ def read_state_dict(path: Path) -> dict[str, Any]:
             ) from None
         what = f"{type(error).__name__}: {first_line(error)}"
         raise WeightsError(f"{path} is damaged or no weights file ({what})") from error
+
+
+def unpacked(path: Path) -> int:
+    """How many bytes an archive says that it holds; of what is none, 0."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return 0
 
 
 def _holds_code(error: BaseException | None) -> bool:

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,10 +28,12 @@ from .data.loaders import EVAL_BATCH, kept, some_images
 from .data.preprocessing import Preprocessing
 from .data.spec import GENERATED, ImageData, open_data
 from .distillation.device import DEVICE, accelerate_apart, make_accelerator
+from .distillation.interrupt import Limit
 from .distillation.loop import DistillResult, distill
 from .distillation.pace import WORTH_TIMING, Pace, measure_pace
 from .distillation.progress import Progress
 from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step, weights_sha256
+from .distillation.tracking import TRACKER, require_tracker
 from .errors import (
     PATH,
     BundleError,
@@ -97,6 +100,8 @@ _YES_OR_NO = Wanted(bool, CastlingError, "True or False")
     max_drop=_NUMBER,
     task=Wanted(str, ModelError, "a word, classify or features"),
     minutes=_NUMBER,
+    max_minutes=_NUMBER,
+    track=TRACKER,
     pretrained=_YES_OR_NO,
     weights=Wanted(PATH, WeightsError, "a .safetensors or .pth file"),
     image_size=Wanted(is_size, ModelError, "(height, width)"),
@@ -118,6 +123,8 @@ def convert(
     max_drop: float | None = None,
     task: str | None = None,
     minutes: float | None = None,
+    max_minutes: float | None = None,
+    track: str | None = None,
     pretrained: bool = True,
     weights: str | Path | None = None,
     image_size: tuple[int, int] | int | None = None,
@@ -141,6 +148,9 @@ def convert(
         task: a name in `tasks.TASKS`; what the model is for when left out. `features` of a model with classes leaves
             its classifier out.
         minutes: of training; chooses the steps of both phases, from a few that are timed, in place of the recipe's.
+        max_minutes: how long this call may take until training stops, at least one step included; `output` can then be
+            resumed. What comes after the last step is done all the same.
+        track: `tensorboard`, to follow the run there; its files are in `output/train/tensorboard`.
         resume: go on with an interrupted run in `output`. force: replace a bundle in `output`.
         console: where progress goes; silent when left out.
         pretrained, weights, image_size, num_classes, model_args, device: as on the command line.
@@ -150,16 +160,17 @@ def convert(
 
     Raises:
         CastlingError: bad input, or another process is at work on `output`; nothing is left half-written.
-        Interrupted: Ctrl-C; `output` can be resumed if a step was done.
+        Interrupted: Ctrl-C, or `max_minutes` are over; `output` can be resumed if a step was done.
         CheckFailed: folding was not exact, or more than `max_drop` was lost; the bundle is then left in
             `output/train/rejected`.
     """
-    output = expanded(output)
+    output, started = expanded(output), time.monotonic()
     data = None if data is None or str(data) == GENERATED else str(data)
     image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
     recipe = Recipe.of(recipe or default_recipe(data))
     layers = recipe.layers if layers is None else layers
-    _check_options(layers, max_drop, minutes, data)
+    _check_options(layers, max_drop, minutes, max_minutes, data)
+    require_tracker(track, output / bundle.TRAIN)
     _check_output(output, planned=layers == "auto", resume=resume, force=force)
     with accelerate_apart():
         device = str(make_accelerator(device, recipe.distill.precision).device)
@@ -209,8 +220,9 @@ def convert(
         "images": None if training.streamed else len(training),
         "input_size": list(preprocessing.input_size),
     }
-    run = _Run(teacher, recipe, device, output, resume, identity, validation, console)
-    with _resumable(output, recipe, resume=resume, streamed=training.streamed):
+    limit = Limit(started, max_minutes)
+    run = _Run(teacher, recipe, device, output, resume, identity, validation, console, limit, track)
+    with _resumable(output, recipe, resume=resume, streamed=training.streamed, limit=limit):
         if layers == "auto":
             same = open_data(spec, preprocessing, "train")  # not augmented
             student, result, plan, validation = _hybrid(run, training, same, max_drop)
@@ -236,8 +248,10 @@ def convert(
             "macs": {"teacher": count_macs(teacher), "castled": count_macs(deploy)},
             "parameters": {"teacher": count_parameters(teacher), "castled": count_parameters(deploy)},
             "pretrained_weights": identity["weights"] != "random",
+            "device": device,
         }
-        keep: dict[str, Any] = {"recipe": recipe, "summary": summary, "metrics": output / bundle.TRAIN / bundle.METRICS}
+        metrics = output / bundle.TRAIN / bundle.METRICS
+        keep: dict[str, Any] = {"recipe": recipe, "summary": summary, "metrics": metrics, "tracked": output}
         if max_drop is not None and drop is not None and drop > max_drop:
             rejected = output / bundle.REJECTED
             bundle.save(deploy, rejected, **keep, force=True)
@@ -248,7 +262,7 @@ def convert(
                 f"--force, {hint}or allow more and add --resume"
             )
         bundle.save(deploy, output, **keep, trained=trained, force=True)
-    return summary
+    return bundle.read_summary(output)
 
 
 def _task(teacher: Any, name: str | None, model: str) -> Task:
@@ -296,6 +310,8 @@ class _Run:
     identity: dict[str, Any]
     validation: ImageData
     console: Console | None
+    limit: Limit
+    track: str | None
     planning: int = 0
 
     @cached_property
@@ -334,6 +350,8 @@ class _Run:
             probe=self.probe,
             start=0 if aligned is None else self.recipe.distill.aligned,
             until=until,
+            max_minutes=self.limit.left(),
+            track=self.track,
         )
         return student, result
 
@@ -414,7 +432,11 @@ def _sensitivities(run: _Run, images: Tensor, aligned: Mapping[str, Tensor] | No
     return found
 
 
-def _check_options(layers: str, max_drop: float | None, minutes: float | None, data: str | None) -> None:
+def _check_options(
+    layers: str, max_drop: float | None, minutes: float | None, max_minutes: float | None, data: str | None
+) -> None:
+    if max_minutes is not None and not (math.isfinite(max_minutes) and max_minutes > 0):
+        raise RecipeError(f"--max-minutes is after how long to stop and has to be above zero, not {max_minutes:g}")
     if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
         raise RecipeError(f"--minutes is how long to train and has to be above zero, not {minutes:g}")
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
@@ -429,20 +451,21 @@ def _check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> 
     if resume and force:
         raise BundleError("--resume and --force contradict each other; --force starts over")
     if not resume:
-        bundle.refuse_in_the_way(output, force=force)
+        bundle.refuse_in_the_way(output, force=True)  # what is not ours; nothing in it is touched
     bundle.recover_from_kill(output)
     if not resume:
+        bundle.refuse_in_the_way(output, force=force)
         return
     plan = planned and (output / bundle.PLAN).is_file()
     if saved_step(output / bundle.STATE) is None and not plan:
         done = (output / bundle.CONFIG).is_file()
         what = f"{output} is finished" if done else f"{output} holds no interrupted run"
-        hint = " or use --force" if done or (output / bundle.TRAIN).exists() else ""
+        hint = " or use --force" if done or (output / bundle.REJECTED).exists() else ""
         raise BundleError(f"nothing to resume: {what}; leave out --resume{hint}")
 
 
 @contextmanager
-def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool) -> Iterator[None]:
+def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool, limit: Limit) -> Iterator[None]:
     """Around a run in `output/train`: what stops it leaves a state to resume from, or nothing at all. That of a run on
     `streamed` data is no more than an account of it, until the last step is done."""
     workdir, state = output / bundle.TRAIN, output / bundle.STATE
@@ -453,27 +476,38 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool) ->
                 shutil.rmtree(state, ignore_errors=True)
                 shutil.rmtree(output / bundle.REJECTED, ignore_errors=True)
                 _forget_plan(output)
-                (workdir / bundle.METRICS).unlink(missing_ok=True)
+                _forget_metrics(output)
             workdir.mkdir(parents=True, exist_ok=True)
             yield
     except BaseException as error:
         step, plan = saved_step(state), output / bundle.PLAN
-        if step is None and not isinstance(error, KeyboardInterrupt | CheckFailed) and _without_trials(plan):
+        if (
+            step is None
+            and not isinstance(error, KeyboardInterrupt | Interrupted | CheckFailed)
+            and _without_trials(plan)
+        ):
             _forget_plan(output)
         if step is None and not plan.is_file() and workdir.is_dir():
-            (workdir / bundle.METRICS).unlink(missing_ok=True)
+            _forget_metrics(output)
             _remove_empty(workdir)
             if not existed:
                 _remove_empty(output)
         goes_on = not streamed or step == recipe.distill.steps
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(_interrupted(step, recipe.distill.steps, plan.is_file(), goes_on)) from None
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            what = f"stopped by --max-minutes {limit.minutes:g}" if isinstance(error, Interrupted) else "interrupted"
+            raise Interrupted(_interrupted(what, step, recipe.distill.steps, plan.is_file(), goes_on)) from None
         if isinstance(error, ModelError | RecipeError) and (step is not None or plan.is_file()):
             raise type(error)(f"{error}, and start over with --force") from None
         if isinstance(error, OutputError | DataError) and goes_on and (step is not None or plan.is_file()):
             where = f"step {step}" if step is not None else "the last plan"
             raise type(error)(f"{error}; then go on from {where} with the same command and --resume") from None
         raise
+
+
+def _forget_metrics(output: Path) -> None:
+    (output / bundle.TRAIN / bundle.METRICS).unlink(missing_ok=True)
+    for name in bundle.TRACKED:
+        shutil.rmtree(output / name, ignore_errors=True)
 
 
 def _forget_plan(output: Path) -> None:
@@ -485,13 +519,13 @@ def _without_trials(plan: Path) -> bool:
     return plan.is_file() and not Plan.load(plan).trials
 
 
-def _interrupted(step: int | None, steps: int, planned: bool, goes_on: bool) -> str:
+def _interrupted(what: str, step: int | None, steps: int, planned: bool, goes_on: bool) -> str:
     if step is None and not planned:
-        return "interrupted before a step could be saved; nothing was written"
+        return f"{what} before a step could be saved; nothing was written"
     where = f"after step {step} of {steps}" if step is not None else "before a step of this plan could be saved"
     if not goes_on:
-        return f"interrupted {where}; a run on a stream can't be resumed exactly: start over with --force"
-    return f"interrupted {where}; go on with the same command and --resume"
+        return f"{what} {where}; a run on a stream can't be resumed exactly: start over with --force"
+    return f"{what} {where}; go on with the same command and --resume"
 
 
 def _remove_empty(folder: Path) -> None:

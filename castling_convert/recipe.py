@@ -17,6 +17,9 @@ from .files import expanded
 
 VERSION = 2
 
+LARGEST = 2**18
+"""Bytes of a recipe file."""
+
 HIGHEST = 1e20
 """Rate of learning: far beyond all use, and times everything it is multiplied by still a float32."""
 
@@ -324,6 +327,8 @@ def read_yaml(text: str) -> Any:
 
 def _read(path: Path) -> Any:
     try:
+        if path.stat().st_size > LARGEST:
+            raise RecipeError(f"{path} is larger than {LARGEST // 1024} kB, which no recipe is")
         return read_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
@@ -355,8 +360,9 @@ def _refuse_unknown(model: type[BaseModel], values: dict[str, Any], where: str, 
             hint = did_you_mean(f"{prefix}{key}", known_keys())
             raise RecipeError(f"{where}: unknown key '{prefix}{key}'{hint or '; see: castling recipes show castling'}")
         section = _section_of(model.model_fields[key].annotation)
-        if section is AttentionConfig and isinstance(value, dict) and value.get("form", DEFAULT) in FORMS:
-            section = FORMS[value.get("form", DEFAULT)].config
+        form = value.get("form", DEFAULT) if section is AttentionConfig and isinstance(value, dict) else None
+        if isinstance(form, str) and form in FORMS:
+            section = FORMS[form].config
         if section is not None and isinstance(value, dict):
             _refuse_unknown(section, value, where, f"{prefix}{key}.")
 

@@ -1,4 +1,4 @@
-"""The benchmark of pretrained models, a few steps long, on a model and images made here; and that of TensorRT."""
+"""The benchmarks, a few steps long: of pretrained models, on a model and images made here; of TensorRT; of memory."""
 
 from __future__ import annotations
 
@@ -98,3 +98,28 @@ def test_the_table_of_tensorrt_says_what_was_not_run():
         assert layers > integer + casts > 0
         assert float(row[8]) > 1
         assert (row[10] == "not run") is not torch.cuda.is_available()
+
+
+@pytest.fixture
+def long_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import long_run
+
+    yield long_run
+    sys.modules.pop("long_run", None)
+
+
+def test_a_leak_would_be_seen(long_run):
+    """1 % more over a phase, and one that only warms up."""
+    assert long_run.growth([1000 + step // 10 for step in range(1000)]) == pytest.approx(0.07, abs=0.02)
+    assert long_run.growth([500] * 90 + [1000] * 910) == 0
+
+
+@pytest.mark.slow
+def test_a_long_run_made_short(long_run):
+    command = [sys.executable, str(BENCHMARKS / "long_run.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["align", "closed"]
+    assert all("300 steps" in line for line in lines[:2])
+    assert lines[-1].startswith("too few steps to judge by: ")

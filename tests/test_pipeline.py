@@ -521,3 +521,47 @@ def test_a_model_without_classes_is_matched_by_its_features(tmp_path):
 def test_a_budget_that_is_no_number(tmp_path, file):
     with pytest.raises(CastlingError, match="--max-drop"):
         convert(tmp_path / "out", weights=file, max_drop=float("nan"))
+
+
+def test_after_so_many_minutes_it_saves_and_stops(tmp_path, file):
+    """At least one step is done every time, so that the same command ends at last, as if it had never stopped."""
+    convert(tmp_path / "whole", weights=file, steps=3)
+    line = "stopped by --max-minutes 1e-09 after step {} of 3; go on with the same command and --resume"
+    for step in (1, 2):
+        with pytest.raises(Interrupted) as stopped:
+            convert(tmp_path / "parts", weights=file, steps=3, max_minutes=1e-9, resume=step > 1)
+        assert str(stopped.value) == line.format(step)
+    convert(tmp_path / "parts", weights=file, steps=3, max_minutes=1e-9, resume=True)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_minutes_that_are_enough_change_nothing(tmp_path, file):
+    summary = convert(tmp_path / "out", weights=file, steps=2, max_minutes=60)
+    assert summary["distill"]["steps"] == 2
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_minutes_that_are_none(tmp_path, file, minutes):
+    with pytest.raises(CastlingError, match="--max-minutes is after how long to stop and has to be above zero, not"):
+        convert(tmp_path / "out", weights=file, max_minutes=minutes)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_search_for_a_plan_stops_too(tmp_path, file, monkeypatch):
+    """Wherever its time is over: among layers alone, or in the middle of a plan."""
+    lose(monkeypatch, *[0.2] * 20)
+    options = {"weights": file, "layers": "auto", "max_drop": 1.0, "steps": 5}
+    stops = 0
+    while stops < 10:
+        try:
+            convert(tmp_path / "out", "distill.align.share=0.4", max_minutes=1e-9, resume=stops > 0, **options)
+        except Interrupted as stopped:
+            assert "stopped by --max-minutes 1e-09" in str(stopped)
+            stops += 1
+        else:
+            break
+    assert stops == 3  # of layers alone one, of the plan two: the last step of each goes on
+    convert(tmp_path / "whole", "distill.align.share=0.4", **options)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)

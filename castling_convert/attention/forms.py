@@ -31,7 +31,7 @@ def config_of(values: Mapping[str, Any]) -> AttentionConfig:
         ValueError: there is no such form, or it has no such key. pydantic's ValidationError: a value it can't have.
     """
     name = values.get("form", DEFAULT)
-    if name not in FORMS:
+    if not isinstance(name, str) or name not in FORMS:
         raise ValueError(f"form '{name}' is not known; the linear forms are {', '.join(FORMS)}")
     config = FORMS[name].config
     unknown = next((key for key in values if key not in config.model_fields), None)

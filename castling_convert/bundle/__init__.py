@@ -12,13 +12,14 @@ from .layout import (
     REJECTED,
     STATE,
     SUMMARY,
+    TRACKED,
     TRAIN,
     TRAINED,
     WEIGHTS,
 )
 from .reading import load, load_trained, newest
 from .versions import version_of, versions
-from .writing import recover_from_kill, refuse_in_the_way, save, state_bytes
+from .writing import bundle_sha256, recover_from_kill, refuse_in_the_way, save, state_bytes
 
 __all__ = [
     "ALIGNED",
@@ -31,9 +32,11 @@ __all__ = [
     "REJECTED",
     "STATE",
     "SUMMARY",
+    "TRACKED",
     "TRAIN",
     "TRAINED",
     "WEIGHTS",
+    "bundle_sha256",
     "check",
     "load",
     "load_trained",

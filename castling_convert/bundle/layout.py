@@ -19,4 +19,6 @@ STATE = "train/state"
 REJECTED = "train/rejected"
 PLAN = "train/plan.json"
 ALIGNED = "train/aligned.safetensors"
-IN_TRAIN = {Path(name).name for name in (TRAINED, STATE, REJECTED, PLAN, ALIGNED, METRICS)}
+TRACKED = ("train/tensorboard",)
+"""Folders of what trackers write, see `distillation.tracking`; they are kept when the bundle is published."""
+IN_TRAIN = {Path(name).name for name in (TRAINED, STATE, REJECTED, PLAN, ALIGNED, METRICS, *TRACKED)}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ from ..files import expanded, recover, refuse_long_name, require_space, sha256, 
 from ..recipe import Recipe
 from ..version import __version__
 from .checking import read_json
-from .layout import ARCHITECTURE, CONFIG, FORMAT, IN_TRAIN, METRICS, RECIPE, SUMMARY, TRAIN, TRAINED, WEIGHTS
-from .versions import versions
+from .layout import ARCHITECTURE, CONFIG, FORMAT, IN_TRAIN, METRICS, RECIPE, SUMMARY, TRACKED, TRAIN, TRAINED, WEIGHTS
+from .versions import origin, versions
 
 
 def _is_record(value: Any) -> bool:
@@ -44,6 +47,7 @@ def save(
     summary: dict[str, Any] | None = None,
     metrics: str | Path | None = None,
     trained: nn.Module | None = None,
+    tracked: Path | None = None,
     force: bool = False,
 ) -> Path:
     """Write a folded model as a bundle; the folder appears whole or not at all.
@@ -53,6 +57,7 @@ def save(
         path: the folder.
         recipe, summary, metrics: how the model was made; what is left out is left out of the bundle.
         trained: the student before folding, kept in `train/` so that `verify` can compare with it.
+        tracked: an output folder, whose trackers' folders in `train/` are kept.
         force: replace a bundle that is there.
 
     Raises:
@@ -76,15 +81,33 @@ def save(
         if trained is not None:
             (folder / TRAIN).mkdir()
             save_file(_state(trained), folder / TRAINED, metadata={"format": "pt"})
+        for name in TRACKED:
+            if tracked is not None and (tracked / name).is_dir():
+                shutil.copytree(tracked / name, folder / name)
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         hashes = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
-        record = {"format": FORMAT, **(summary or {}), "versions": versions(), "sha256": hashes}
+        record = {
+            "format": FORMAT, **(summary or {}), "versions": versions(), **origin(), "sha256": hashes,
+            "bundle_sha256": bundle_sha256(hashes),
+        }  # fmt: skip
         (folder / SUMMARY).write_text(json.dumps(record, indent=2))
     return path
 
 
+def bundle_sha256(hashes: Mapping[str, str]) -> str:
+    """One hash for what a bundle is: of the weights, the config and the recipe, and of nothing that says when, where or
+    how fast it was made. It is what `sha256sum config.json model.safetensors recipe.yaml | sha256sum` says.
+
+    Args:
+        hashes: SHA-256 of the bundle's files by name.
+    """
+    lines = [f"{hashes[name]}  {name}\n" for name in (CONFIG, WEIGHTS, RECIPE) if name in hashes]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def refuse_in_the_way(path: Path, *, force: bool) -> None:
-    """Raise BundleError when `path` exists and may not be replaced; `force` replaces bundles only.
+    """Raise BundleError when `path` exists and may not be replaced; `force` replaces bundles only. A conversion that
+    was killed before it had saved a step is nothing to lose, and in nobody's way.
 
     Raises:
         OutputError: its name is too long.
@@ -99,8 +122,8 @@ def refuse_in_the_way(path: Path, *, force: bool) -> None:
     if not force:
         if (path / CONFIG).is_file():
             raise BundleError(f"{path} exists; replace it with --force, or give another --output")
-        if [file.name for file in (path / TRAIN).iterdir()] == [METRICS]:
-            raise BundleError(f"{path} holds a conversion without a saved step; start over with --force")
+        if {file.name for file in (path / TRAIN).iterdir()} <= {METRICS, *(Path(name).name for name in TRACKED)}:
+            return
         raise BundleError(f"{path} holds an unfinished conversion; go on with --resume, or start over with --force")
 
 

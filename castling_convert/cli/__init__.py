@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from ..distillation.interrupt import Interrupt, stopping_signals
-from ..errors import CastlingError
+from ..errors import CastlingError, first_line, one_line
 from ..version import __version__
 from . import analyze, bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify
 
@@ -108,11 +108,8 @@ def _complain(line: str, code: int) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if lines[0].startswith("Caught "):
-        # Raised in a data worker: torch sends the worker's traceback, whose last line is the message.
-        return lines[-1].partition("Error: ")[2]
-    return lines[0]
+    from_worker = str(error).startswith("Caught ")
+    return one_line(str(error)) if from_worker or isinstance(error, CastlingError) else first_line(error)
 
 
 def _one_line_usage(error: click.ClickException) -> str:

@@ -33,6 +33,10 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
 @click.option("--task", help="classify or features [default: what the model is for]. features leaves a classifier out.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: the recipe's].")
 @click.option("--minutes", type=float, metavar="N", help="Choose the steps so that training takes about as long.")
+@click.option(
+    "--max-minutes", type=float, metavar="N", help="Save and stop after as long, exit code 130; go on with --resume."
+)
+@click.option("--track", metavar="NAME", help="Follow the run in tensorboard: files in OUTPUT/train/tensorboard.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed [default: the recipe's].")
 @click.option("--device", help="cpu, cuda, cuda:1, mps [default: the best there is].")
 @click.option("--output", "-o", type=PATH, help="The bundle's folder [default: castled/MODEL].")

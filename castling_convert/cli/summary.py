@@ -36,7 +36,8 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
     layers = summary["layers"]
     castled = sum(layer["status"] == "castled" for layer in layers)
     run = summary["distill"]
-    table.add_row("distillation", "", f"{run['steps']} steps, {run['seconds']:.0f} s")
+    resumed = f" from step {run['first_step'] + 1} on" if run["first_step"] else ""
+    table.add_row("distillation", "", f"{run['steps']} steps, {run['seconds']:.0f} s{resumed}")
     table.add_row("softmax layers", str(len(layers)), str(len(layers) - castled))
     table.add_row("folding error, float64", "", f"{summary['fold']['float64_logits']:.1e}")
     if parity is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,10 @@ from torch.utils.data import Dataset
 from ..errors import DataError, first_line
 
 TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
+"""PIL's names of them, whatever a file is called: PIL has readers of other formats that start other programs."""
+LARGEST = 2**27
+"""Pixels of an image; in colour as many are 400 MB."""
 # Up to this many files are opened before a run starts, so that a broken one can't end it halfway.
 HEADERS_CHECKED = 20_000
 
@@ -76,7 +82,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
         try:
-            with Image.open(path) as image:
+            with _opened(path) as image:
                 pixels = in_mode(image, self.mode)
         except Exception as error:  # noqa: BLE001 - every format of PIL fails in its own way
             raise _unreadable(path, error) from None
@@ -88,10 +94,25 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
             return
         for path, _ in self.samples:
             try:
-                with Image.open(path):
+                with _opened(path):
                     continue
             except Exception as error:  # noqa: BLE001 - the same
                 raise _unreadable(path, error) from None
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """An image file, read as far as its header; what PIL warns of on the way is nobody's concern.
+
+    Raises:
+        DataError: it is larger than LARGEST. Others: PIL's, of all kinds.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > LARGEST:
+                raise DataError(f"{image.width}x{image.height} are more than {LARGEST:,} pixels; make it smaller")
+            yield image
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:

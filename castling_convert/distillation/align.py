@@ -8,6 +8,7 @@ and learned from `times` over in an order of chance before the next are read.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -83,14 +84,22 @@ class Lessons:
         self.kept: list[Taps] = []
         self.images = torch.empty(0)
         """Of the lesson that was made last."""
+        self.share = self.early = 0.0
+        """Seconds that the lessons of a part took, for each of its steps; and how many of the last step's were for
+        others, or below zero how many an earlier one has taken for it."""
 
     def at(self, step: int, batches: Iterator[Tensor]) -> Taps:
         """Of one batch, for a step of the phase; `batches` stand at `Echo.first_batch` of the first one asked for."""
         part, place = divmod(step, self.echo.part)
+        self.early = -self.share
         if part != self.part:
+            started = time.monotonic()
             self.part, self.order = part, self.echo.order(part)
             self.kept.clear()  # before the next are made
             self.kept += [self._taught(next(batches)) for _ in range(max(self.order) + 1)]
+            took = time.monotonic() - started
+            self.share = took / len(self.order)
+            self.early = took - self.share
         return self.kept[self.order[place]]
 
     @torch.no_grad()

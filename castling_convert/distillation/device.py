@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -33,8 +34,11 @@ def accelerate_apart() -> Iterator[None]:
             state.update(values)
 
 
-def make_accelerator(device: str | torch.device | None, precision: str = "fp32") -> Accelerator:
-    """accelerate on the device that was asked for, the best there is for None; inside `accelerate_apart`.
+def make_accelerator(
+    device: str | torch.device | None, precision: str = "fp32", tracked: dict[str, Any] | None = None
+) -> Accelerator:
+    """accelerate on the device that was asked for, the best there is for None; inside `accelerate_apart`. `tracked` is
+    what it is told of trackers.
 
     Raises:
         ModelError: the device is not here, or can't train in that precision.
@@ -46,7 +50,8 @@ def make_accelerator(device: str | torch.device | None, precision: str = "fp32")
         raise ModelError("distill.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")
     if kind == "cuda" and index:
         torch.cuda.set_device(int(index))
-    return Accelerator(cpu=kind == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    mixed = "no" if precision == "fp32" else precision
+    return Accelerator(cpu=kind == "cpu", mixed_precision=mixed, **(tracked or {}))
 
 
 def _is_here(kind: str, index: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -56,3 +58,15 @@ class StopRequest:
                 raise KeyboardInterrupt
             self._asked = True
         self.requested = True
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When to stop: `minutes` after `started`, or never."""
+
+    started: float
+    minutes: float | None
+
+    def left(self) -> float | None:
+        """Minutes from now; never below zero."""
+        return None if self.minutes is None else max(0.0, self.minutes - (time.monotonic() - self.started) / 60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,18 @@ from ..data.loaders import training_loader
 from ..data.preprocessing import Preprocessing
 from ..data.randomness import undone_randomness
 from ..data.spec import ImageData, open_data
-from ..errors import PATH, DataError, ModelError, OutputError, Wanted, described, takes
+from ..errors import (
+    PATH,
+    DataError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    RecipeError,
+    Wanted,
+    described,
+    is_number,
+    takes,
+)
 from ..files import expanded, writing_errors
 from ..recipe import A_RECIPE, DistillConfig, Recipe
 from ..tasks import task_of
@@ -40,6 +52,7 @@ from .progress import Progress
 from .readout import Readout
 from .schedule import SHUT, Schedule
 from .state import TrainState, fingerprint
+from .tracking import TRACKER, require_tracker, start_tracking, tracking
 
 Probe = Callable[[nn.Module], dict[str, float]]
 
@@ -61,6 +74,8 @@ class DistillResult:
     recipe=A_RECIPE,
     device=DEVICE,
     workdir=Wanted(PATH, OutputError, "the path of a folder"),
+    max_minutes=Wanted(is_number, RecipeError, "a number"),
+    track=TRACKER,
 )
 @accelerate_apart()
 def distill(
@@ -77,6 +92,8 @@ def distill(
     probe: Probe | None = None,
     start: int = 0,
     until: int | None = None,
+    max_minutes: float | None = None,
+    track: str | None = None,
 ) -> DistillResult:
     """Train `student` in place to match `teacher`, closing every mask on the way. Labels are not used.
 
@@ -105,11 +122,14 @@ def distill(
             it returns is recorded in `metrics.jsonl`.
         start: begin after this step of the recipe's, as if the ones before had been done on this student.
         until: end after this one; the last when left out. Two phases of a run, done one by one.
+        max_minutes: stop after so long, at least one step included, and save the state.
+        track: a name in `tracking.TRACKERS`; what it writes goes to a folder of that name in `workdir`.
 
     Raises:
         ModelError: the student is not castled, the teacher is not what it was castled from, or the device is not here.
         DataError: the data can't be read, is not what the model takes, ran out before the last step, or is a stream in
             a run that is resumed.
+        Interrupted: `max_minutes` are over.
         KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the step was finished and the state saved.
     """
     recipe = Recipe.of(recipe)
@@ -127,10 +147,12 @@ def distill(
             "distill.loss.attention a weight"
         )
     refuse_other_teacher(student, teacher)
+    tracked = require_tracker(track, workdir)
+    deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     refuse_bad_weights(teacher)
     data = _opened(data, student, recipe)
     set_seed(config.seed)
-    accelerator = make_accelerator(device, config.precision)
+    accelerator = make_accelerator(device, config.precision, tracked)
     schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
     trained = {id(parameter) for parameter in trained_parameters(student, config.optimizer)}
     for parameter in student.parameters():
@@ -157,6 +179,7 @@ def distill(
     schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
     first = state.load() if resume else start
+    start_tracking(accelerator, track, first)
     end = config.steps if until is None else until
     if resume and first < end and isinstance(data, ImageData) and data.streamed:
         raise DataError(
@@ -176,6 +199,7 @@ def distill(
         tap(teacher, names) as softmax,
         tap(student, names) as castled,
         readout.listening(),
+        tracking(accelerator) as log,
         StopRequest() as stop,
     ):
 
@@ -185,8 +209,9 @@ def distill(
 
         lessons = Lessons(teacher, softmax, echo, accelerator)
         if first == 0:
-            head = next(batches)
-            calibrate(student, teacher, head)
+            with progress.aside():
+                head = next(batches)
+                calibrate(student, teacher, head)
             batches = itertools.chain([head], batches)
         for step in range(first, end):
             aligning = step < aligned
@@ -197,15 +222,17 @@ def distill(
                 optimizers[0].optimizer.state.clear()
             if step == aligned and config.optimizer.guard:
                 close_masks(student)
-                some, batches = _ahead(data, batches, recipe, echo.batches, count, accelerator, intake)
-                settle_rate(
-                    student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
-                    progress.say,
-                )  # fmt: skip
+                with progress.aside():
+                    some, batches = _ahead(data, batches, recipe, echo.batches, count, accelerator, intake)
+                    settle_rate(
+                        student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
+                        progress.say,
+                    )  # fmt: skip
             for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
                 layer.set_mask(*mask)
             if aligning:
                 lesson, images = lessons.at(step, batches), lessons.images
+                progress.set_aside(lessons.early)
                 size = next(iter(lesson.inputs.values())).shape[0]
                 loss, parts, layers = align_step(student, lesson, accelerator)
             else:
@@ -228,25 +255,28 @@ def distill(
             losses = {name: part.item() for name, part in parts.items()}
             density = {name: layer.density.item() for name, layer in castled_layers(student)}
             probed = probe is not None and _is_probed(step, config)
-            progress.step(
-                step=step + 1,
-                phase="align" if aligning else "closed" if all(mask.closed for mask in masks) else "anneal",
-                losses={"total": loss.item()} | losses,
-                layer_losses={name: value.item() for name, value in layers.items()},
-                lr=scheduler.get_last_lr()[0],
-                threshold=min(mask.threshold for mask in masks),
-                density=density,
-                images=size,
+            metrics = {
+                "losses": {"total": loss.item()} | losses,
+                "layer_losses": {name: value.item() for name, value in layers.items()},
+                "lr": scheduler.get_last_lr()[0],
+                "threshold": min(mask.threshold for mask in masks),
+                "density": density,
                 **({"probe": _probed(probe, accelerator.unwrap_model(student))} if probed else {}),
-            )
+            }
+            phase = "align" if aligning else "closed" if all(mask.closed for mask in masks) else "anneal"
+            progress.step(step=step + 1, phase=phase, images=size, **metrics)
+            log(step + 1, metrics)
             last = step + 1 == end
+            over = time.monotonic() >= deadline
             overdue = time.monotonic() - saved >= 60 * config.checkpoint_minutes
-            if last or stop.requested or overdue or (step + 1) % config.checkpoint_every == 0:
+            if last or stop.requested or over or overdue or (step + 1) % config.checkpoint_every == 0:
                 refuse_diverged(student, step + 1, config)  # the checkpoint before stays
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
                 saved = time.monotonic()
             if not last and stop.requested:
                 raise KeyboardInterrupt
+            if not last and over:
+                raise Interrupted(f"stopped after step {step + 1} of {config.steps}: {max_minutes:g} minutes are over")
     close_masks(student)
     accelerator.unwrap_model(student).eval()
     left = readout.fit(config.loss.temperature) if config.refit and end == config.steps else None

@@ -6,11 +6,12 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
@@ -23,7 +24,8 @@ WIDE = 120
 class Progress:
     """Shows phase, losses, mask density, images/s and ETA; appends one JSON line a step to `metrics.jsonl`.
 
-    A terminal gets a live bar, anything else a plain line every few seconds. `console=None` is silent.
+    A terminal gets a live bar, anything else a plain line every few seconds. `console=None` is silent. Images/s and ETA
+    are those of the phase under way, in this process alone: what a resumed run had done before does not count.
     """
 
     def __init__(self, workdir: Path | None = None, console: Console | None = None) -> None:
@@ -35,8 +37,9 @@ class Progress:
     @contextmanager
     def running(self, steps: int, first: int) -> Iterator[None]:
         """For the time of a run of `steps` steps that starts after `first`."""
-        self._steps, self._first, self._images = steps, first, 0
-        self._started = self._shown = time.monotonic()
+        self._steps, self._phase = steps, ""
+        self._aside, self._last = 0.0, time.monotonic()
+        self._shown = self._last
         if self.path is not None:
             _keep_lines(self.path, first)
             self._file = self.path.open("a", encoding="utf-8")
@@ -45,12 +48,12 @@ class Progress:
                 TextColumn("[bold]{task.fields[phase]:<7}"),
                 BarColumn(40 if self.console.width >= WIDE else 8),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                TextColumn("[cyan]{task.fields[left]}"),
                 TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),  # cut where it has to be
                 console=self.console,
                 expand=True,
             )
-            self._task = self._bar.add_task("", total=steps, completed=first, phase="start", text="")
+            self._task = self._bar.add_task("", total=steps, completed=first, phase="start", text="", left="-:--:--")
             self._bar.start()
         try:
             yield
@@ -67,10 +70,28 @@ class Progress:
         if self.console is not None:
             (self._bar.console if self._bar is not None else self.console).print(f"  {line}")
 
+    def set_aside(self, seconds: float) -> None:
+        """So much of the time since the last step was for other steps than the next, or is needed but once; below zero
+        what the next one has needed before."""
+        self._aside += seconds
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is done but once, and says nothing of how long the other steps take."""
+        started = time.monotonic()
+        yield
+        self.set_aside(time.monotonic() - started)
+
     def step(self, *, step: int, phase: str, images: int, **metrics: Any) -> None:
         """Record one finished step, counted from 1."""
+        now = time.monotonic()
+        if phase != self._phase:
+            self._phase, self._count, self._images, self._seconds = phase, 0, 0, 0.0
+        self._count += 1
         self._images += images
-        rate = self._images / max(time.monotonic() - self._started, 1e-9)
+        self._seconds += now - self._last - self._aside
+        self._aside, self._last = 0.0, now
+        rate = self._images / max(self._seconds, 1e-9)
         if self._file is not None:
             record = {"step": step, "phase": phase, "images_per_second": round(rate, 2), **metrics}
             self._file.write(json.dumps(record) + "\n")
@@ -81,11 +102,12 @@ class Progress:
         parts = " ".join(f"{name} {value:.3g}" for name, value in metrics["losses"].items() if name != "total")
         mask = f"mask {sum(densities) / len(densities):6.1%} (max {max(densities):.1%})"
         text = f"{parts}  {mask}  {rate:.0f} img/s"
+        left = max(0.0, (self._steps - step) * self._seconds / self._count)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, phase=phase, text=text)
-        elif time.monotonic() - self._shown >= PLAIN_INTERVAL or step == self._steps:
-            self._shown = time.monotonic()
-            left = (self._steps - step) * (self._shown - self._started) / max(step - self._first, 1)
+            clock = str(timedelta(seconds=round(left)))
+            self._bar.update(self._task, completed=step, phase=phase, text=text, left=clock)
+        elif now - self._shown >= PLAIN_INTERVAL or step == self._steps:
+            self._shown = now
             self.console.print(f"  step {step}/{self._steps} {phase:<7} {text}  ETA {left:.0f}s")
 
 

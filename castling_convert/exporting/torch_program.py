@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 
 from ..artifact.options import ExportOptions
 from ..artifact.prepare import prepare
+from ..artifact.quiet import quiet
 from ..artifact.runner import DIGEST, IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check
 from ..artifact.signature import Signature
 from ..attention import FoldedAttention
@@ -23,6 +23,7 @@ from ..data.probe import probe_images
 from ..errors import ExportError, OutputError, first_line
 from ..files import writing_file
 from .onnx_graph import dynamic_axes
+from .torch_trust import trusted
 
 METADATA = "castling.json"
 
@@ -84,10 +85,13 @@ class ProgramModel(Runner):
     """A .pt2 file on the CPU, or on `device`."""
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        refuse_pickles(path)
+        archive = trusted(path)
+        self.digest = digest(archive)
+        archive.seek(0)
         files = {METADATA: ""}
         try:
-            program = torch.export.load(path, extra_files=files)
+            with quiet("torch.export"):  # it prints the tracebacks of what it raises
+                program = torch.export.load(archive, extra_files=files)
             metadata = json.loads(files[METADATA])
             signature = Signature.from_json(metadata[SIGNATURE])
         except Exception as error:  # noqa: BLE001 - torch names no errors for this
@@ -105,38 +109,10 @@ class ProgramModel(Runner):
         return self.module(torch.from_numpy(values).to(self.device)).float().cpu().numpy()
 
 
-def refuse_pickles(path: Path) -> None:
-    """Raise ExportError for a .pt2 file with anything in it that torch would unpickle as code.
-
-    `torch.export.load` unpickles whatever a file says is pickled; files of `castling export` have tensors alone.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                content = archive.read(name)
-                if name.endswith("_config.json"):
-                    entries: dict[str, Any] = json.loads(content).get("config", {})
-                    bad = [key for key, entry in entries.items() if entry.get("use_pickle")]
-                    if bad:
-                        raise ExportError(f"{path} has pickled objects in it ({bad[0]}), which are not loaded")
-                elif "sample_inputs" in name and content:
-                    try:
-                        torch.load(io.BytesIO(content), weights_only=True)
-                    except pickle.UnpicklingError:  # it says how to run the code all the same
-                        raise ExportError(f"{path} has pickled objects in it ({name}), which are not loaded") from None
-    except ExportError:
-        raise
-    except FileNotFoundError:
-        raise ExportError(f"artifact {path} not found; make it with: castling export --format torch") from None
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile archive leads to
-        first = first_line(error)
-        raise ExportError(f"{path} is damaged, or no .pt2 file of castling export: {first}") from None
-
-
 def open_artifact(path: Path) -> ProgramModel:
     """The program on the CPU."""
     run = ProgramModel(path)
-    run.intact = run.metadata.get(DIGEST) in (None, digest(path))
+    run.intact = run.metadata.get(DIGEST) in (None, run.digest)
     return run
 
 

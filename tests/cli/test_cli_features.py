@@ -40,7 +40,8 @@ def test_dinov2_as_a_feature_model(castling, here):
 def test_a_random_teacher_that_does_not_come_out_the_same_is_none(castling, here):
     castling(
         "convert", "--model", "vit_t", "--no-pretrained", *SMALL, "--model-arg", "num_classes=0",
-        "--model-arg", "patch_size=7",         "--data", "digits", "--steps", 2, "--set", "distill.batch_size=4", "--device", "cpu", "-o", "out",
+        "--model-arg", "patch_size=7",         "--data", "digits", "--steps", 2,
+        "--set", "distill.batch_size=4", "--device", "cpu", "-o", "out",
     ).done()  # fmt: skip
     summary = json.loads((here / "out" / "summary.json").read_text())
     summary["identity"]["teacher_weights"] = "0" * 64

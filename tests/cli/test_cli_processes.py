@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import castling_convert as cc
+from castling_convert.distillation.tracking import TRACKERS
 from castling_convert.errors import BundleError
 
 SCRIPT = Path(sys.executable).with_name("castling")
@@ -360,14 +361,34 @@ def test_killed_while_a_checkpoint_is_written(environment, here, tiny, castling,
 
 
 def test_killed_before_there_was_anything_to_lose(environment, here, tiny, castling):
-    """Killed while the first checkpoint is written: --force begins again."""
+    """Killed while the first checkpoint is written: the same command begins again."""
     arguments = ["convert", *tiny, "--data", "digits", "--steps", 6, "--set", "distill.batch_size=4", "-o", "out"]
     arguments += ["--set", "distill.checkpoint_every=3"]
     command = [sys.executable, "-c", KILLED.format(patch=FIRST), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    castling(*arguments).failed(2, "unfinished conversion", "--force")
-    castling(*arguments, "--resume").failed(2, "nothing to resume", "leave out --resume")
-    castling(*arguments).refused("without a saved step", "--force")
-    castling(*arguments, "--force").done()
+    line = castling(*arguments, "--resume").failed(2, "nothing to resume", "holds no interrupted run")
+    assert line.endswith("leave out --resume")
+    castling(*arguments).done()
     assert [path.name for path in here.iterdir()] == ["out"]
+    castling(*arguments).refused("out exists", "--force")
+
+
+def test_after_so_many_minutes(castling, here, tiny):
+    """One line, exit code 130, and the same command with --resume goes on."""
+    arguments = ["convert", *tiny, "--data", "digits", "--steps", 3, "-o", "out"]
+    stopped = castling(*arguments, "--max-minutes", "0.00001")
+    line = "error: stopped by --max-minutes 1e-05 after step {} of 3; go on with the same command and --resume"
+    assert stopped.failed(130) == line.format(1)
+    assert [path.name for path in (here / "out").iterdir()] == ["train"]
+    assert castling(*arguments, "--max-minutes", "0.00001", "--resume").failed(130) == line.format(2)
+    assert "3 steps, " in (shown := castling(*arguments, "--max-minutes", "60", "--resume").done().out)
+    assert "from step 3 on" in shown
+    castling(*arguments, "--max-minutes", "0", "--force").refused("--max-minutes", "above zero, not 0")
+
+
+def test_a_tracker_that_is_not_installed(castling, tiny, monkeypatch):
+    monkeypatch.setitem(TRACKERS, "tensorboard", lambda: False)
+    line = castling("convert", *tiny, "--track", "tensorboard", "-o", "out").refused()
+    assert line == "error: --track tensorboard needs tensorboard: pip install 'castling-convert[track]'"
+    castling("convert", *tiny, "--track", "wandb", "-o", "out").refused("--track 'wandb'", "use tensorboard")

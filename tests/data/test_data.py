@@ -201,6 +201,23 @@ def ramp() -> np.ndarray:
     return np.tile(np.linspace(0, 255, 32).astype(np.uint8), (32, 1))
 
 
+def test_an_image_of_too_many_pixels(tmp_path, recwarn):
+    """A file of a few kilobytes that says it is 400 MB; PIL itself only warns of it."""
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "large.png")
+    with pytest.raises(DataError, match=r"large\.png can't be read \(12000x12000 are more than 134,217,728 pixels"):
+        opened(tmp_path)
+    assert len(recwarn) == 0
+
+
+def test_a_format_that_starts_a_program(tmp_path):
+    """PIL hands PostScript to Ghostscript, whatever the file is called."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png", "EPS")
+    with Image.open(tmp_path / "image.png") as image:
+        assert image.format == "EPS"
+    with pytest.raises(DataError, match=r"image\.png is no image"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 @pytest.mark.parametrize("channels", [GRAY, COLOUR])
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path, suffix, channels):

@@ -9,7 +9,9 @@ import timm
 import torch
 
 import castling_convert as cc
-from castling_convert.distillation.align import KEPT_BATCHES, Echo
+from castling_convert.distillation.align import KEPT_BATCHES, Echo, Lessons
+from castling_convert.distillation.device import make_accelerator
+from castling_convert.distillation.losses import Taps
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
 
@@ -73,3 +75,14 @@ def test_the_teacher_runs_once_a_batch():
     result = cc.distill(student, teacher, [torch.randn(4, 3, 32, 32) for _ in range(4)], recipe, device="cpu")
     assert result.steps == 12
     assert len(runs) == 4 + 1  # and once to calibrate
+
+
+def test_a_lesson_says_how_long_it_read_for_others():
+    """Over a part it comes to nothing; after a resume in the middle of one the rest had been paid for in vain."""
+    teacher = timm.create_model("vit_tiny_patch16_224", **SMALL)
+    lessons = Lessons(teacher, Taps(), Echo(12, 2, kept=3), make_accelerator("cpu"))
+    batches = iter([torch.zeros(1, 3, 32, 32)] * 9)
+    early = [(lessons.at(step, batches), lessons.early)[1] for step in range(6)]
+    assert early[0] == pytest.approx(5 * lessons.share)
+    assert early[1:] == [-lessons.share] * 5
+    assert sum(early) == pytest.approx(0, abs=1e-9)
