@@ -45,5 +45,5 @@ def curves(steps: list[dict[str, Any]]) -> str:
     for axis in axes:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize="x-small", ncols=4)
+            axis.legend(fontsize="small", ncols=3)
     return f"<h2>The run</h2>{svg(figure)}"
