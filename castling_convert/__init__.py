@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .errors import CastlingError
     from .exporting import export
     from .folding import fold, fold_
-    from .pipeline import convert
+    from .pipeline.conversion import convert
     from .recipe import Recipe
     from .session import Session
 

@@ -21,7 +21,7 @@ MEANING = {"forward_head", "argmax", "num_classes"}
 EXCEPTIONS = {
     "demo/testbeds.py": "the small teachers are made with timm's own arguments",
     "loading.py": "--num-classes, timm's argument",
-    "pipeline.py": "--num-classes, handed to loading",
+    "pipeline/conversion.py": "--num-classes, handed to loading",
     "cli/analyze.py": "--num-classes, handed to loading",
     "cli/inspect.py": "--num-classes, handed to loading",
     "bundle/config.py": "a key of timm's config.json",

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import castling_convert as cc
-from castling_convert import pipeline
 from castling_convert.bundle.reading import load_trained
 from castling_convert.distillation.progress import Progress
 from castling_convert.errors import CastlingError, CheckFailed, DataError, Interrupted
 from castling_convert.evaluation.evaluate import evaluate
+from castling_convert.pipeline import hybrid
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -108,13 +108,13 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path, file, monkey
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-@pytest.mark.parametrize("stage", ["pipeline._accuracy", "pipeline.certify", "pipeline.bundle.save"])
+@pytest.mark.parametrize("stage", ["_accuracy", "certify", "bundle.save"])
 def test_ctrl_c_after_the_training_loses_nothing(tmp_path, file, monkeypatch, stage):
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"castling_convert.{stage}", interrupted)
+        patch.setattr(f"castling_convert.pipeline.conversion.{stage}", interrupted)
         with pytest.raises(Interrupted, match=r"after step 6 of 6.*--resume"):
             convert(tmp_path / "out", weights=file)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train"]
@@ -417,7 +417,7 @@ def test_a_plan_is_nothing_that_other_layers_resume_from(exhausted, file):
 
 def test_the_state_of_a_plan_that_failed_is_not_resumed(tmp_path, file, monkeypatch):
     """Killed after the plan was saved and before the state of its trial was removed."""
-    whole = pipeline.search
+    whole = hybrid.search
 
     def search(plan, carry_out, drop, failed, console):
         def killed(plan):
@@ -428,7 +428,7 @@ def test_the_state_of_a_plan_that_failed_is_not_resumed(tmp_path, file, monkeypa
 
     with monkeypatch.context() as patch:
         lose(patch, 5.0)
-        patch.setattr(pipeline, "search", search)
+        patch.setattr(hybrid, "search", search)
         with pytest.raises(Interrupted, match="--resume"):
             convert(tmp_path / "out", weights=file, layers="auto", max_drop=1.0)
     assert (tmp_path / "out" / "train" / "state").exists()

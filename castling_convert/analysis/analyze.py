@@ -126,7 +126,10 @@ def analyze(
     ]
     say("timing a few training steps ...")
     minutes = training_minutes(softmax, recipe, sizes[0])
-    return Analysis(name, cases[0].threads, found, break_even, cases, advice, recipe.name, minutes)
+    return Analysis(
+        model=name, threads=cases[0].threads, layers=found, break_even=break_even, cases=cases, advice=advice,
+        recipe=recipe.name, minutes=minutes,
+    )  # fmt: skip
 
 
 def training_minutes(softmax: Any, recipe: Recipe, size: tuple[int, int]) -> float:
@@ -154,8 +157,9 @@ def shapes(softmax: Any, folded: Any, recipe: Recipe, size: tuple[int, int]) -> 
             found.setdefault(layer.shape, []).append(layer)
     return [
         LayerAnalysis(
-            [layer.name for layer in group], size, shape.tokens, shape.num_heads, shape.head_dim,
-            softmax_cost(shape), castled_cost(shape, recipe.attention), {},
+            names=[layer.name for layer in group], image_size=size, tokens=shape.tokens, num_heads=shape.num_heads,
+            head_dim=shape.head_dim, softmax=softmax_cost(shape), castled=castled_cost(shape, recipe.attention),
+            latency={},
         )
         for shape, group in found.items()
     ]  # fmt: skip

@@ -23,8 +23,9 @@ class FoldedAttention(_Castled):
 
     def __init__(self, trained: CastledAttention) -> None:
         source = Projections(
-            trained.qkv, trained.proj, trained.num_heads, trained.head_dim, trained.softmax_scale,
-            trained.q_norm, trained.k_norm, trained.norm, trained.gate,
+            qkv=trained.qkv, proj=trained.proj, num_heads=trained.num_heads, head_dim=trained.head_dim,
+            softmax_scale=trained.softmax_scale, q_norm=trained.q_norm, k_norm=trained.k_norm, norm=trained.norm,
+            gate=trained.gate,
         )  # fmt: skip
         super().__init__(source, trained.config, trained.grid)
         self.depthwise = trained.depthwise

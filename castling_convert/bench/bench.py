@@ -166,14 +166,14 @@ def measure(
     baseline = baseline_of({name: found.median for name, found in latency.items()})
     tokens = max(layer.tokens for layer in family_of(softmax).layers(softmax, case.image_size))
     return Result(
-        case,
-        tokens,
-        used,
-        latency,
-        baseline,
-        ratio(times[baseline], times[CASTLED]),
-        peaks,
-        {name: ratio(times[name], times[CASTLED]) for name in others or ()},
+        case=case,
+        tokens=tokens,
+        threads=used,
+        latency=latency,
+        baseline=baseline,
+        ratio=ratio(times[baseline], times[CASTLED]),
+        memory=peaks,
+        others={name: ratio(times[name], times[CASTLED]) for name in others or ()},
     )
 
 

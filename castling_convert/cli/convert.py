@@ -71,7 +71,7 @@ def command(
         return launch(processes or 1, sys.argv[1:])
     from ..errors import RecipeError
     from ..loading import parse_model_args
-    from ..pipeline import convert, default_recipe
+    from ..pipeline.conversion import convert, default_recipe
     from ..recipe import Recipe
     from .summary import print_summary
 

@@ -12,7 +12,7 @@ from .. import bundle
 from ..errors import BundleError, CheckFailed
 from ..exporting import export
 from ..files import writing
-from ..pipeline import convert
+from ..pipeline.conversion import convert
 from ..recipe import Recipe
 from ..verification.artifact import Verification, verify
 from .testbeds import TESTBEDS, train_teacher

@@ -53,7 +53,10 @@ class Schedule:
         closed_from = align_until + min(max(1, round(mask.closed_from * rest)), max(rest - 1, 0))
         open_until = min(align_until + round(mask.open_until * rest), closed_from)
         first = min(mask.start / tokens, CLOSED)
-        return cls(config.steps, align_until, open_until, closed_from, first, mask.schedule, mask.order, layers)
+        return cls(
+            config.steps, align_until, open_until, closed_from, first,
+            kind=mask.schedule, order=mask.order, layers=layers,
+        )  # fmt: skip
 
     def mask(self, step: int, layer: int = 0) -> Mask:
         """The mask of `layer`, counted in forward order, during `step`; both from zero."""

@@ -18,16 +18,7 @@ from torch import nn
 from ..artifact.options import ExportOptions
 from ..artifact.precision import DEFAULT, PRECISIONS
 from ..artifact.prepare import prepare
-from ..artifact.runner import (
-    DIGEST,
-    IDENTITY,
-    PRECISION,
-    SIGNATURE,
-    Exported,
-    Runner,
-    check,
-    last_line,
-)
+from ..artifact.runner import DIGEST, IDENTITY, PRECISION, SIGNATURE, Exported, Runner, check, last_line
 from ..artifact.signature import Signature
 from ..errors import ExportError, OutputError
 from ..files import writing_file

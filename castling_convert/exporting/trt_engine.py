@@ -191,14 +191,14 @@ class EngineBuild:
 
     def sidecar(self, engine: bytes, target: str) -> Sidecar:
         return Sidecar(
-            version_of(self.api),
-            target,
-            self.precision,
-            self.products,
-            {name: list(shape) for name, shape in asdict(self.profile).items()},
-            sha256(self.graph),
-            hashlib.sha256(engine).hexdigest(),
-            {entry.key: entry.value for entry in self.proto.metadata_props},
+            tensorrt=version_of(self.api),
+            target=target,
+            precision=self.precision,
+            products=self.products,
+            profile={name: list(shape) for name, shape in asdict(self.profile).items()},
+            onnx_sha256=sha256(self.graph),
+            engine_sha256=hashlib.sha256(engine).hexdigest(),
+            metadata={entry.key: entry.value for entry in self.proto.metadata_props},
         )
 
     def _refusal(self) -> ExportError:

@@ -15,10 +15,7 @@ from ..artifact.options import ExportOptions
 from ..artifact.parity import noise
 from ..artifact.prepare import Deployable
 from ..artifact.quiet import quiet
-from ..artifact.runner import (
-    JUDGED_IMAGES,
-    expected,
-)
+from ..artifact.runner import JUDGED_IMAGES, expected
 from ..data.spec import GENERATED
 from .calibration import NO_CALIBRATION, TARGET_NOISE, calibration_batches, calibration_images
 

@@ -94,11 +94,11 @@ def verify(
     outputs = run(images)
     parities = [judge(outputs, expected(model, run.signature, images), run.signature, tolerance) for model in models]
     return Verification(
-        str(artifact),
-        str(path),
-        what,
-        str(tolerance),
-        parities[0],
-        parities[1] if trained is not None else None,
-        run.intact,
+        artifact=str(artifact),
+        bundle=str(path),
+        images=what,
+        allowed=str(tolerance),
+        folded=parities[0],
+        trained=parities[1] if trained is not None else None,
+        intact=run.intact,
     )

@@ -128,13 +128,13 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
         wanted = torch.cat([expected(top, run.signature, part) for part in images.split(16)])
         rungs.append(
             Rung(
-                artifact.name,
-                run.precision,
-                str(tolerance),
-                judge(outputs, wanted, run.signature, tolerance),
-                top1(outputs),
-                "" if run.intact else "changed since it was exported",
-                run.intact,
+                name=artifact.name,
+                precision=run.precision,
+                allowed=str(tolerance),
+                parity=judge(outputs, wanted, run.signature, tolerance),
+                top1=top1(outputs),
+                note="" if run.intact else "changed since it was exported",
+                intact=run.intact,
             )
         )
     found = Ladder(str(path), what, rungs)

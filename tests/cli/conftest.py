@@ -150,7 +150,7 @@ def made(tmp_path_factory):
     """A finished bundle of a tiny ViT, with its model.onnx; tests that change it copy it."""
     from castling_convert.exporting import export
     from castling_convert.loading import parse_model_args
-    from castling_convert.pipeline import convert
+    from castling_convert.pipeline.conversion import convert
     from castling_convert.recipe import Recipe
 
     path = tmp_path_factory.mktemp("made") / "bundle"

@@ -283,7 +283,7 @@ def test_a_full_disk(castling, tiny, small_disk):
 @pytest.mark.parametrize("free", [100_000, 200_000, 280_000, 300_000], ids=["weights", "moments", "more", "last"])
 def test_a_disk_that_fills_up_while_training(castling, tiny, small_disk, monkeypatch, free):
     """The check up front passes; the first checkpoint does not fit, whoever writes what of it comes last."""
-    monkeypatch.setattr("castling_convert.pipeline.require_space", lambda *_: None)
+    monkeypatch.setattr("castling_convert.pipeline.conversion.require_space", lambda *_: None)
     (small_disk / "other").write_bytes(b"x" * (2**20 - free))
     result = castling("convert", *tiny, "--data", "digits", "--steps", 3, "-o", "small/out")
     result.failed(2, "no space left", "small/out", "--output")

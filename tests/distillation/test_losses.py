@@ -7,13 +7,7 @@ import math
 import pytest
 import torch
 
-from castling_convert.distillation.losses import (
-    PREFIX_WEIGHT,
-    attention_loss,
-    channel_error,
-    feature_distance,
-    tap,
-)
+from castling_convert.distillation.losses import PREFIX_WEIGHT, attention_loss, channel_error, feature_distance, tap
 from castling_convert.tasks.classify import logit_divergence
 
 

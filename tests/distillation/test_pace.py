@@ -42,7 +42,7 @@ def test_a_phase_that_is_not_there_is_not_timed(student, teacher, batches, share
 
 
 def test_convert_takes_as_many_steps_as_fit(teacher, tmp_path, monkeypatch):
-    import castling_convert.pipeline as pipeline
+    import castling_convert.pipeline.conversion as pipeline
 
     monkeypatch.setattr(pipeline, "measure_pace", lambda *_: Pace(align=10.0, whole=10.0))
     summary = cc.convert(

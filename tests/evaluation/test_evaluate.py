@@ -12,7 +12,7 @@ from castling_convert.doctor import examine
 from castling_convert.errors import WeightsError
 from castling_convert.evaluation.evaluate import evaluate
 from castling_convert.exporting import FORMATS
-from castling_convert.pipeline import convert
+from castling_convert.pipeline.conversion import convert
 from castling_convert.recipe import Recipe
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
