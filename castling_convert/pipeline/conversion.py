@@ -49,7 +49,7 @@ from ..planning.hybrid import Plan
 from ..recipe import A_RECIPE, Recipe
 from ..tasks import Task, find_task, task_of
 from .hybrid import carry_out_plans
-from .output import alone, check_output, resumable
+from .output import alone, begun_fingerprint, check_output, resumable
 from .run import Run, outputs_of
 
 CERTIFIED_IMAGES = 4
@@ -190,7 +190,7 @@ def convert(
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
     student = castle(teacher, recipe, "all" if layers == "auto" else layers)
     require_space(output, 8 * bundle.state_bytes(student))
-    begun = processes.on_first(lambda: begun(output) if resume else None)
+    begun = processes.on_first(lambda: begun_fingerprint(output) if resume else None)
     if begun is not None and minutes is not None:  # it has the steps it began with, whatever they take today
         recipe = recipe.override(f"distill.steps={begun['distill']['steps']}")
     elif begun is None and (minutes is not None or (console is not None and recipe.distill.steps >= WORTH_TIMING)):

@@ -47,7 +47,7 @@ def alone(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def begun(output: Path) -> dict[str, Any] | None:
+def begun_fingerprint(output: Path) -> dict[str, Any] | None:
     """The fingerprint of an interrupted run in `output`, or of its plan; None where there is neither."""
     if saved_step(output / bundle.STATE) is not None:
         return saved_fingerprint(output / bundle.STATE)
