@@ -78,6 +78,10 @@ class OutputError(CastlingError):
     """The output can't be written: no space, no permission."""
 
 
+class ProcessLost(CastlingError):
+    """One of several processes ended, and the others can't go on without it."""
+
+
 class CheckFailed(CastlingError):
     """The work ran, but a check of its result failed; nothing was published."""
 

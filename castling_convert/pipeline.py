@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +27,13 @@ from .castling import LAYERS, Castling, adopt_layers, castle, layer_states
 from .data.loaders import EVAL_BATCH, kept, some_images
 from .data.preprocessing import Preprocessing
 from .data.spec import GENERATED, ImageData, open_data
+from .distillation import processes
 from .distillation.device import DEVICE, accelerate_apart, make_accelerator
 from .distillation.interrupt import Limit
 from .distillation.loop import DistillResult, distill
 from .distillation.pace import WORTH_TIMING, Pace, measure_pace
 from .distillation.progress import Progress
-from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step
+from .distillation.state import fingerprint, refuse_changes, saved_fingerprint, saved_step, weights_sha256
 from .distillation.tracking import TRACKER, require_tracker
 from .errors import (
     PATH,
@@ -75,7 +76,9 @@ def _alone(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with locked(expanded(parameters.bind(*args, **kwargs).arguments["output"])):
+        output = expanded(parameters.bind(*args, **kwargs).arguments["output"])
+        with ExitStack() as held:
+            processes.on_first(lambda: held.enter_context(locked(output)))
             return function(*args, **kwargs)
 
     return run
@@ -137,6 +140,9 @@ def convert(
 ) -> dict[str, Any]:
     """Convert a softmax ViT and write the bundle `output`.
 
+    Several processes (see `distillation.processes`), each in this call with the same arguments, do it together, in a
+    folder that all of them see: they load and train; the first one measures, writes and speaks.
+
     Args:
         model: a name for `load.load_model`, or a timm model.
         data: a `--data` spec; without it the student is aligned on generated images and its accuracy
@@ -171,7 +177,13 @@ def convert(
     layers = recipe.layers if layers is None else layers
     _check_options(layers, max_drop, minutes, max_minutes, data)
     require_tracker(track, output / bundle.TRAIN)
-    _check_output(output, planned=layers == "auto", resume=resume, force=force)
+    processes.on_first(lambda: _check_output(output, planned=layers == "auto", resume=resume, force=force))
+    console = console if console is None or processes.is_first() else Console(quiet=True)
+    if console is not None and processes.sharding() is not None:
+        console.print(
+            f"note: the settings of {processes.sharding()} are not used, each process holds the whole student; see "
+            "examples/launch/README.md"
+        )
     with accelerate_apart():
         device = str(make_accelerator(device, recipe.distill.precision).device)
     set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
@@ -205,11 +217,12 @@ def convert(
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
     student = castle(teacher, recipe, "all" if layers == "auto" else layers)
     require_space(output, 8 * bundle.state_bytes(student))
-    begun = _begun(output) if resume else None
+    begun = processes.on_first(lambda: _begun(output) if resume else None)
     if begun is not None and minutes is not None:  # it has the steps it began with, whatever they take today
         recipe = recipe.override(f"distill.steps={begun['distill']['steps']}")
     elif begun is None and (minutes is not None or (console is not None and recipe.distill.steps >= WORTH_TIMING)):
-        recipe = _paced(recipe, minutes, measure_pace(student, teacher, training, recipe, device), console)
+        pace = measure_pace(student, teacher, training, recipe, device)
+        recipe = _paced(recipe, minutes, processes.on_first(lambda: pace), console)
     del student
     identity = {
         "model": f"local-dir:{expanded(name[10:]).resolve()}" if name.startswith("local-dir:") else name,
@@ -228,40 +241,59 @@ def convert(
             student, result, plan, validation = _hybrid(run, training, same, max_drop)
         else:
             (student, result), plan = run.distill(training, layers), None
-        castling: Castling = student.castling  # type: ignore[assignment]
-        if plan is not None:
-            student.castling = castling = plan.explain(castling)  # type: ignore[assignment]
-        accuracy, drop, judged = _accuracy(teacher, student, data, validation)
-        images = some_images(validation, CERTIFIED_IMAGES)
-        trained = student.to("cpu")
-        deploy, certificate = certify(trained, images)
-        teacher.to("cpu")
-        summary = {
-            "model": name,
-            "identity": {**identity, "layers": castling.choice},
-            "recipe": recipe.name,
-            "distill": asdict(result),
-            "accuracy": accuracy,
-            "plan": plan.to_dict() if plan is not None else None,
-            "fold": certificate.to_dict(),
-            "layers": castling.to_dict()["layers"],
-            "macs": {"teacher": count_macs(teacher), "castled": count_macs(deploy)},
-            "parameters": {"teacher": count_parameters(teacher), "castled": count_parameters(deploy)},
-            "pretrained_weights": identity["weights"] != "random",
-            "device": device,
-        }
-        metrics = output / bundle.TRAIN / bundle.METRICS
-        keep: dict[str, Any] = {"recipe": recipe, "summary": summary, "metrics": metrics, "tracked": output}
-        if max_drop is not None and drop is not None and drop > max_drop:
-            rejected = output / bundle.REJECTED
-            bundle.save(deploy, rejected, **keep, force=True)
-            hint = "castle fewer layers with --layers auto, " if plan is None else ""
-            raise CheckFailed(
-                f"the castled model lost {drop:.2f} points on {judged} images, --max-drop "
-                f"{max_drop:g} is allowed; it is in {rejected}, not published: train longer with --steps and "
-                f"--force, {hint}or allow more and add --resume"
-            )
-        bundle.save(deploy, output, **keep, trained=trained, force=True)
+        return processes.on_first(lambda: _publish(run, name, student, result, plan, validation, data, max_drop))
+
+
+def _publish(
+    run: _Run,
+    name: str,
+    student: nn.Module,
+    result: DistillResult,
+    plan: Plan | None,
+    validation: ImageData,
+    data: str | None,
+    max_drop: float | None,
+) -> dict[str, Any]:
+    """Measure and fold what was trained, and write its bundle; returns its summary.
+
+    Raises:
+        CheckFailed: it is not good enough to be published.
+    """
+    teacher, recipe, output, identity = run.teacher, run.recipe, run.output, run.identity
+    castling: Castling = student.castling  # type: ignore[assignment]
+    if plan is not None:
+        student.castling = castling = plan.explain(castling)  # type: ignore[assignment]
+    accuracy, drop, judged = _accuracy(teacher, student, data, validation)
+    images = some_images(validation, CERTIFIED_IMAGES)
+    trained = student.to("cpu")
+    deploy, certificate = certify(trained, images)
+    teacher.to("cpu")
+    summary = {
+        "model": name,
+        "identity": {**identity, "layers": castling.choice, "teacher_weights": weights_sha256(teacher)},
+        "recipe": recipe.name,
+        "distill": asdict(result),
+        "accuracy": accuracy,
+        "plan": plan.to_dict() if plan is not None else None,
+        "fold": certificate.to_dict(),
+        "layers": castling.to_dict()["layers"],
+        "macs": {"teacher": count_macs(teacher), "castled": count_macs(deploy)},
+        "parameters": {"teacher": count_parameters(teacher), "castled": count_parameters(deploy)},
+        "pretrained_weights": identity["weights"] != "random",
+        "device": run.device,
+    }
+    metrics = output / bundle.TRAIN / bundle.METRICS
+    keep: dict[str, Any] = {"recipe": recipe, "summary": summary, "metrics": metrics, "tracked": output}
+    if max_drop is not None and drop is not None and drop > max_drop:
+        rejected = output / bundle.REJECTED
+        bundle.save(deploy, rejected, **keep, force=True)
+        hint = "castle fewer layers with --layers auto, " if plan is None else ""
+        raise CheckFailed(
+            f"the castled model lost {drop:.2f} points on {judged} images, --max-drop "
+            f"{max_drop:g} is allowed; it is in {rejected}, not published: train longer with --steps and "
+            f"--force, {hint}or allow more and add --resume"
+        )
+    bundle.save(deploy, output, **keep, trained=trained, force=True)
     return bundle.read_summary(output)
 
 
@@ -333,10 +365,14 @@ class _Run:
             adopt_layers(student, aligned)
         choice = student.castling.choice  # type: ignore[union-attr]
         workdir, state = self.output / bundle.TRAIN, self.output / bundle.STATE
-        if self.planning and saved_step(state) is not None:
-            saved = saved_fingerprint(state)
-            if saved.get("planning") == self.planning and saved["layers"] != choice:
-                shutil.rmtree(state)  # of a plan that was carried out, and lost too much
+
+        def begun() -> bool:
+            if self.planning and saved_step(state) is not None:
+                saved = saved_fingerprint(state)
+                if saved.get("planning") == self.planning and saved["layers"] != choice:
+                    shutil.rmtree(state)  # of a plan that was carried out, and lost too much
+            return self.resume and saved_step(state) is not None
+
         result = distill(
             student,
             self.teacher,
@@ -344,7 +380,7 @@ class _Run:
             self.recipe,
             device=self.device,
             workdir=workdir,
-            resume=self.resume and saved_step(state) is not None,
+            resume=processes.on_first(begun),
             identity={**self.identity, "layers": choice, "planning": self.planning},
             progress=Progress(workdir, self.console),
             probe=self.probe,
@@ -377,29 +413,36 @@ def _hybrid(
     file = run.output / bundle.PLAN
     identity = fingerprint(run.recipe, run.teacher, {**run.identity, "planning": run.planning})
     alone = run.recipe.distill.aligned
-    if run.resume and file.is_file():
-        plan = replace(Plan.load(file), max_drop=max_drop)
+
+    def keep(plan: Plan) -> None:
+        plan.save(file)
+        shutil.rmtree(run.output / bundle.STATE, ignore_errors=True)
+
+    begun = processes.on_first(lambda: Plan.load(file) if run.resume and file.is_file() else None)
+    if begun is not None:
+        plan = replace(begun, max_drop=max_drop)
         refuse_changes(plan.fingerprint, identity)
         aligned = _read_layers(run.output / bundle.ALIGNED) if alone else None
     else:
         aligned = _aligned(run, training) if alone else None
         images = some_images(planning, kept(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher)))
-        found = _sensitivities(run, images, aligned)
+        found = processes.on_first(lambda: _sensitivities(run, images, aligned))
         plan = Plan(
             max_drop, len(planning), task.lost_in(planning), found, fingerprint=identity, unit=task.distance
         )  # fmt: skip
-        plan.save(file)
-        shutil.rmtree(run.output / bundle.STATE, ignore_errors=True)
+        processes.on_first(lambda: keep(plan))
 
     def drop(outcome: tuple[nn.Module, DistillResult]) -> float:
         measured = task.measure(_outputs(run.teacher, outcome[0]), planning)
         return task.lost(measured["teacher"], measured["castled"])
 
-    def failed(plan: Plan) -> None:
-        plan.save(file)
-        shutil.rmtree(run.output / bundle.STATE, ignore_errors=True)
-
-    student, result = search(plan, lambda layers: run.distill(training, layers, aligned), drop, failed, run.console)
+    student, result = search(
+        plan,
+        lambda layers: run.distill(training, layers, aligned),
+        lambda outcome: processes.on_first(lambda: drop(outcome)),
+        lambda plan: processes.on_first(lambda: keep(plan)),
+        run.console,
+    )
     return student, result, plan, validation
 
 
@@ -409,8 +452,12 @@ def _aligned(run: _Run, training: ImageData) -> dict[str, Tensor]:
         run.console.print("layers=auto: first every layer alone, once for all plans")
     student, _ = run.distill(training, "all", until=run.recipe.distill.aligned)
     states = {name: value.detach().cpu().clone() for name, value in layer_states(student).items()}
-    with writing_file(run.output / bundle.ALIGNED) as fresh:
-        save_file(states, fresh)
+
+    def keep() -> None:
+        with writing_file(run.output / bundle.ALIGNED) as fresh:
+            save_file(states, fresh)
+
+    processes.on_first(keep)
     return states
 
 
@@ -470,28 +517,23 @@ def _resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool, li
     `streamed` data is no more than an account of it, until the last step is done."""
     workdir, state = output / bundle.TRAIN, output / bundle.STATE
     existed = output.exists()
+
+    def begin() -> None:
+        if not resume:
+            shutil.rmtree(state, ignore_errors=True)
+            shutil.rmtree(output / bundle.REJECTED, ignore_errors=True)
+            _forget_plan(output)
+            _forget_metrics(output)
+        workdir.mkdir(parents=True, exist_ok=True)
+
     try:
         with writing_errors(output):
-            if not resume:
-                shutil.rmtree(state, ignore_errors=True)
-                shutil.rmtree(output / bundle.REJECTED, ignore_errors=True)
-                _forget_plan(output)
-                _forget_metrics(output)
-            workdir.mkdir(parents=True, exist_ok=True)
+            processes.on_first(begin)
             yield
     except BaseException as error:
         step, plan = saved_step(state), output / bundle.PLAN
-        if (
-            step is None
-            and not isinstance(error, KeyboardInterrupt | Interrupted | CheckFailed)
-            and _without_trials(plan)
-        ):
-            _forget_plan(output)
-        if step is None and not plan.is_file() and workdir.is_dir():
-            _forget_metrics(output)
-            _remove_empty(workdir)
-            if not existed:
-                _remove_empty(output)
+        if processes.is_first():
+            _tidy(output, step, error, existed=existed)
         goes_on = not streamed or step == recipe.distill.steps
         if isinstance(error, KeyboardInterrupt | Interrupted):
             what = f"stopped by --max-minutes {limit.minutes:g}" if isinstance(error, Interrupted) else "interrupted"
@@ -508,6 +550,19 @@ def _forget_metrics(output: Path) -> None:
     (output / bundle.TRAIN / bundle.METRICS).unlink(missing_ok=True)
     for name in bundle.TRACKED:
         shutil.rmtree(output / name, ignore_errors=True)
+
+
+def _tidy(output: Path, step: int | None, error: BaseException, *, existed: bool) -> None:
+    """Leave nothing of a run that has saved nothing."""
+    workdir, plan = output / bundle.TRAIN, output / bundle.PLAN
+    stopped = isinstance(error, KeyboardInterrupt | Interrupted | CheckFailed)
+    if step is None and not stopped and _without_trials(plan):
+        _forget_plan(output)
+    if step is None and not plan.is_file() and workdir.is_dir():
+        _forget_metrics(output)
+        _remove_empty(workdir)
+        if not existed:
+            _remove_empty(output)
 
 
 def _forget_plan(output: Path) -> None:

@@ -25,7 +25,7 @@ EXCEPTIONS = {
     "cli/analyze.py": "--num-classes, handed to loading",
     "cli/inspect.py": "--num-classes, handed to loading",
     "bundle/config.py": "a key of timm's config.json",
-    "evaluation/evaluate.py": "arguments of timm that a teacher is not made with again",
+    "evaluation/teacher.py": "arguments of timm that a teacher is not made with again",
 }
 """Where the words are those of timm's constructors or files, and no model is looked into."""
 

@@ -15,9 +15,10 @@ from typing import Any
 import click
 
 from ..distillation.interrupt import Interrupt, stopping_signals
-from ..errors import CastlingError, first_line, one_line
+from ..errors import CastlingError, ProcessLost, first_line, one_line
 from ..version import __version__
 from . import analyze, bench, convert, demo, doctor, evaluate, export, inspect, models, recipes, report, verify
+from .launch import end, launcher_reports, speaks
 
 CLOSED_PIPE = 141
 """As of every program whose reader has gone, such as `head`: 128 and the number of SIGPIPE."""
@@ -43,7 +44,7 @@ for _module in (convert, export, verify, evaluate, analyze, bench, inspect, mode
 def main() -> None:
     """Run the command line: errors become one line and an exit code, never a traceback by accident."""
     with redirect_stderr(_lasting_stderr()):
-        sys.exit(_run())
+        sys.exit(end(_run()))
 
 
 def _run() -> int:
@@ -60,6 +61,8 @@ def _run() -> int:
     except CastlingError as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, ProcessLost) and launcher_reports():
+            return error.exit_code
         return _complain(_one_line(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", 130)
@@ -97,8 +100,11 @@ def _lasting_stderr() -> Any:
 
 
 def _complain(line: str, code: int) -> int:
-    """Say what is wrong, to a person or, under --json, to a program; returns the exit code."""
+    """Say what is wrong, to a person or, under --json, to a program; returns the exit code. Of several processes one
+    says it."""
     arguments = sys.argv[1:]
+    if not speaks():
+        return code
     if "--json" in arguments[: arguments.index("--") if "--" in arguments else None]:
         click.echo(json.dumps({"error": line, "exit_code": code}), err=True)
     else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..distillation import launched
+from .launch import launch
 from .options import PATH, data_help, json_option, model_options, print_json, progress_console
 
 
@@ -39,6 +42,13 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
 @click.option("--track", metavar="NAME", help="Follow the run in tensorboard: files in OUTPUT/train/tensorboard.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed [default: the recipe's].")
 @click.option("--device", help="cpu, cuda, cuda:1, mps [default: the best there is].")
+@click.option(
+    "--launch",
+    "processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train in N processes of this machine, one for each GPU; each learns from its part of every batch.",
+)
 @click.option("--output", "-o", type=PATH, help="The bundle's folder [default: castled/MODEL].")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in the output folder.")
 @click.option("--force", is_flag=True, help="Replace a bundle in the output folder.")
@@ -53,15 +63,20 @@ def command(
     seed: int | None,
     model_args: tuple[str, ...],
     as_json: bool,
+    processes: int | None,
     **options: Any,
-) -> None:
+) -> int | None:
     """Castle a softmax ViT, distil it until its masks are closed, fold it, write a bundle."""
+    if (processes or 1) > 1 and launched.count() == 1:
+        return launch(processes or 1, sys.argv[1:])
     from ..errors import RecipeError
     from ..loading import parse_model_args
     from ..pipeline import convert, default_recipe
     from ..recipe import Recipe
     from .summary import print_summary
 
+    if processes is not None and processes != launched.count():
+        raise RecipeError(f"--launch {processes} in one of {launched.count()} launched processes; leave it out")
     if steps is not None and options["minutes"] is not None:
         raise RecipeError("--steps and --minutes both say how long to train; give one of them")
     extra = [f"distill.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None]
@@ -75,11 +90,14 @@ def command(
         console=progress_console(),
         **options,
     )
+    if not launched.is_first():
+        return None
     if as_json:
         print_json(summary)
     else:
         print_summary(summary, output)
         click.echo(f"next: castling export {output} --format onnx")
+    return None
 
 
 def default_name(model: str) -> str:

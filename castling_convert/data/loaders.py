@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..errors import DataError
 from .preprocessing import Preprocessing
 from .randomness import randomness_of
 from .spec import ImageData
@@ -26,21 +27,26 @@ KEPT_BYTES = 2**28
 class Resumable(Sampler[tuple[int, int]]):
     """Draws `start` to `samples`, each with its index: a fresh seeded permutation every epoch.
 
-    A resumed run draws what the interrupted one would have drawn, without reading what it has seen.
+    A resumed run draws what the interrupted one would have drawn, without reading what it has seen. `part`, one of
+    several processes and their number, draws its own of every `batch`.
     """
 
-    def __init__(self, size: int, samples: int, start: int, seed: int) -> None:
+    def __init__(
+        self, size: int, samples: int, start: int, seed: int, batch: int = 1, part: tuple[int, int] = (0, 1)
+    ) -> None:
         self.size, self.samples, self.start, self.seed = size, samples, start, seed
+        self.batch, self.part = batch, part
 
     def __len__(self) -> int:
-        return max(0, self.samples - self.start)
+        return max(0, self.samples - self.start) // self.part[1]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for draw in range(self.start, self.samples):
             epoch, place = divmod(draw, self.size)
             if place == 0 or draw == self.start:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
-            yield draw, int(order[place])
+            if draw % self.batch * self.part[1] // self.batch == self.part[0]:
+                yield draw, int(order[place])
 
 
 class Draws(Dataset[tuple[Tensor, int]]):
@@ -68,16 +74,36 @@ class StreamLoader(DataLoader[Any]):
         return super().__iter__()
 
 
-def training_loader(data: ImageData, batch_size: int, steps: int, start: int, seed: int, workers: int) -> Any:
+def training_loader(
+    data: ImageData,
+    batch_size: int,
+    steps: int,
+    start: int,
+    seed: int,
+    workers: int,
+    part: tuple[int, int] = (0, 1),
+) -> Any:
     """A loader of exactly `steps - start` batches of [B, C, H, W] and labels; -1 is no label. A stream is read from its
-    beginning, a pass at a time."""
+    beginning, a pass at a time.
+
+    Args:
+        part: of every batch, and of how many; the parts put together in their order are the batches of one process.
+
+    Raises:
+        DataError: a stream, which can't be read in parts.
+    """
     # Its own generator: starting the loader must not move the random state that a resumed run restores.
     generator = torch.Generator().manual_seed(seed)
+    if data.streamed and part[1] > 1:
+        raise DataError(
+            f"{data.spec} is a stream, of which {part[1]} processes can't read a part each; give a folder of images, "
+            "or use one process"
+        )
     if data.streamed:
         return StreamLoader(data.dataset, batch_size, num_workers=workers, drop_last=True, generator=generator)
-    sampler = Resumable(len(data), batch_size * steps, batch_size * start, seed)
+    sampler = Resumable(len(data), batch_size * steps, batch_size * start, seed, batch_size, part)
     return DataLoader(
-        Draws(data.dataset, seed), batch_size, sampler=sampler, num_workers=workers, drop_last=True,
+        Draws(data.dataset, seed), batch_size // part[1], sampler=sampler, num_workers=workers, drop_last=True,
         generator=generator,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..castling import castled_layers
 from ..recipe import DistillConfig
+from . import processes
 from .losses import Taps, channel_error
 
 KEPT_BYTES = 2**30
@@ -123,7 +124,9 @@ def align_step(
             output = layer(lesson.inputs[name])
             error = channel_error(output, lesson.outputs[name], layer.grid.prefix)
         accelerator.backward(error)
-        accelerator.clip_grad_norm_(layer.parameters(), CLIP)
         layers[name] = error.detach()
+    processes.average_gradients(student.parameters())
+    for _, layer in castled_layers(student):
+        accelerator.clip_grad_norm_(layer.parameters(), CLIP)
     loss = torch.stack(list(layers.values())).mean()
     return loss, {"attention": loss}, layers

@@ -9,10 +9,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import patch_environment
 
 from ..errors import ModelError, Wanted
+from . import processes
 
 DEVICE = Wanted((str, torch.device), ModelError, "a word, such as 'cpu' or 'cuda:1'")
+
+ALONE = {"LOCAL_RANK": "-1", "WORLD_SIZE": "1", "ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "false"}
+"""What accelerate is to believe of its process: it wraps no model, and what the processes share is in `processes`."""
 
 
 @contextmanager
@@ -43,7 +48,12 @@ def make_accelerator(
     Raises:
         ModelError: the device is not here, or can't train in that precision.
     """
+    processes.join()
+    if processes.count() > 1 and not torch.cuda.is_available():
+        device = device or "cpu"
     kind, _, index = str(device or "").partition(":")
+    if processes.count() > 1 and index:
+        raise ModelError(f"device {device} is one, and each of {processes.count()} processes has its own; use {kind}")
     if device is not None and not _is_here(kind, index):
         raise ModelError(f"device {device} is not here; use --device cpu, or see: castling doctor")
     if precision == "fp16" and (kind == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())):
@@ -51,7 +61,8 @@ def make_accelerator(
     if kind == "cuda" and index:
         torch.cuda.set_device(int(index))
     mixed = "no" if precision == "fp32" else precision
-    return Accelerator(cpu=kind == "cpu", mixed_precision=mixed, **(tracked or {}))
+    with patch_environment(**ALONE):
+        return Accelerator(cpu=kind == "cpu", mixed_precision=mixed, **(tracked or {}))
 
 
 def _is_here(kind: str, index: str) -> bool:

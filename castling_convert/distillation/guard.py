@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.randomness import undone_randomness
+from . import processes
 
 TRIED, JUDGED = 8, 2
 """Batches that a rate is tried on, and batches that tell whether the student is better or worse for it."""
@@ -48,7 +49,7 @@ def settle_rate(
 
     @torch.no_grad()
     def level() -> float:
-        return sum(loss(images)[0].item() for images in judged) / len(judged)
+        return sum(processes.mean(loss(images)[0]).item() for images in judged) / len(judged)
 
     def reached(factor: float) -> float:
         """The loss after a trial at `factor` of the rates, which ends as soon as it is too high."""
@@ -57,6 +58,7 @@ def settle_rate(
             for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor * min(1.0, count / RISING)
             loss(images)[0].backward()
+            processes.average_gradients(student.parameters())
             torch.nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
             optimizer.step()
             optimizer.zero_grad()

@@ -39,6 +39,7 @@ from ..errors import (
 from ..files import expanded, writing_errors
 from ..recipe import A_RECIPE, DistillConfig, Recipe
 from ..tasks import task_of
+from . import processes
 from .align import Echo, Lessons, align_step
 from .calibrate import calibrate
 from .device import DEVICE, accelerate_apart, make_accelerator
@@ -97,7 +98,8 @@ def distill(
 ) -> DistillResult:
     """Train `student` in place to match `teacher`, closing every mask on the way. Labels are not used.
 
-    A model without classes (`num_classes=0`) is matched by its features and its layers alone.
+    A model without classes (`num_classes=0`) is matched by its features and its layers alone. Several processes, each
+    in this call, do together what one does: see `processes`.
 
     0. What has a closed form (a head's gain) is fitted to the teacher's softmax on the first batch.
     1. Align, for `distill.align.share` of the steps: every castled layer, mask closed, learns the output of the
@@ -112,14 +114,16 @@ def distill(
         student: from `castle`. Left in eval mode on its device, masks closed.
         teacher: the original softmax model; not changed.
         data: a `--data` spec, an `ImageData` opened for training, or an iterable of batches: [B, C, H, W]
-            tensors or arrays, or tuples that start so.
+            tensors or arrays, or tuples that start so. Of several processes each reads its part of every batch of a
+            spec or an `ImageData`, and takes it from whole batches of an iterable.
         device: such as `cpu` or `cuda`; the best one there is when left out.
-        workdir: where `metrics.jsonl` and the resumable state go; nothing is written when left out.
+        workdir: where `metrics.jsonl` and the resumable state go; nothing is written when left out. One that every
+            process sees; the first one writes.
         resume: go on from the state in `workdir`. A loader of your own is read from its beginning again; a data set
             goes on where it was, unless it is a stream.
         identity: what else must be the same for a run to be resumed, such as the model's name.
         probe: called with the student, masks closed and in eval mode, about twenty times on the way; what
-            it returns is recorded in `metrics.jsonl`.
+            it returns is recorded in `metrics.jsonl`. In the first process alone.
         start: begin after this step of the recipe's, as if the ones before had been done on this student.
         until: end after this one; the last when left out. Two phases of a run, done one by one.
         max_minutes: stop after so long, at least one step included, and save the state.
@@ -136,7 +140,8 @@ def distill(
     if workdir is not None:
         workdir = expanded(workdir)
         with writing_errors(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
+            if processes.is_first():
+                workdir.mkdir(parents=True, exist_ok=True)
     config = recipe.distill
     names = [name for name, _ in castled_layers(student)]
     if not names:
@@ -150,8 +155,9 @@ def distill(
     tracked = require_tracker(track, workdir)
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     refuse_bad_weights(teacher)
+    processes.refuse_unequal_parts(config.batch_size)
     data = _opened(data, student, recipe)
-    set_seed(config.seed)
+    set_seed((config.seed + processes.index()) % 2**32)
     accelerator = make_accelerator(device, config.precision, tracked)
     schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
     trained = {id(parameter) for parameter in trained_parameters(student, config.optimizer)}
@@ -166,20 +172,21 @@ def distill(
     schedulers: list[Any] = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer, rate in zip(optimizers, rates, strict=True)
     ]
-    readout = Readout(student, accelerator)
+    readout = Readout(student)
     progress = progress or Progress(workdir)
     state = TrainState(accelerator, workdir, fingerprint(recipe, teacher, identity) if workdir else {})
 
     if config.refit:
         accelerator.register_for_checkpointing(readout)
     student, *optimizers = accelerator.prepare(student.train(), *optimizers)
+    processes.same_weights(student)
     # The steps say themselves what is autocast; what is probed, folded and used later is the real float32 model.
     plain = accelerator.unwrap_model(student, keep_fp32_wrapper=False)
     plain.__dict__.pop("forward", None)
     schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
     teacher = copy.deepcopy(teacher).to(accelerator.device).eval()  # the caller's stays as it is
     first = state.load() if resume else start
-    start_tracking(accelerator, track, first)
+    start_tracking(accelerator, track if processes.is_first() else None, first)
     end = config.steps if until is None else until
     if resume and first < end and isinstance(data, ImageData) and data.streamed:
         raise DataError(
@@ -211,7 +218,7 @@ def distill(
         if first == 0:
             with progress.aside():
                 head = next(batches)
-                calibrate(student, teacher, head)
+                calibrate(student, teacher, processes.gathered(head))
             batches = itertools.chain([head], batches)
         for step in range(first, end):
             aligning = step < aligned
@@ -240,24 +247,28 @@ def distill(
                 size = images.shape[0]
                 loss, parts, layers, output, expected = whole_loss(images)
                 accelerator.backward(loss)
+                processes.average_gradients(student.parameters())
                 accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
-            if not torch.isfinite(loss):
+            density = {name: layer.density for name, layer in castled_layers(student)}
+            whole, *means = processes.mean_of(loss, parts, layers, density)
+            if not torch.isfinite(whole):
                 faulty = next((name for name, error in layers.items() if not error.isfinite()), names[0])
                 alone = (faulty, lesson.inputs[faulty]) if aligning else None
                 with accelerator.autocast():
-                    raise explained(loss, parts, step, config, teacher, student, images, alone)
+                    error = explained(loss, parts, step, config, teacher, student, images, alone)
+                raise processes.first_of(None if torch.isfinite(loss) else error) or error
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
             if not aligning and all(mask.closed for mask in masks):
                 readout.keep(output, expected)
+            size *= processes.count()
             seen += size
-            losses = {name: part.item() for name, part in parts.items()}
-            density = {name: layer.density.item() for name, layer in castled_layers(student)}
-            probed = probe is not None and _is_probed(step, config)
+            losses, layer_losses, density = ({name: value.item() for name, value in part.items()} for part in means)
+            probed = probe is not None and processes.is_first() and _is_probed(step, config)
             metrics = {
-                "losses": {"total": loss.item()} | losses,
-                "layer_losses": {name: value.item() for name, value in layers.items()},
+                "losses": {"total": whole.item()} | losses,
+                "layer_losses": layer_losses,
                 "lr": scheduler.get_last_lr()[0],
                 "threshold": min(mask.threshold for mask in masks),
                 "density": density,
@@ -269,17 +280,22 @@ def distill(
             last = step + 1 == end
             over = time.monotonic() >= deadline
             overdue = time.monotonic() - saved >= 60 * config.checkpoint_minutes
-            if last or stop.requested or over or overdue or (step + 1) % config.checkpoint_every == 0:
+            # All of several processes do the same after the same step.
+            stopping, over, overdue = processes.any_of(stop.requested, over, overdue)
+            if last or stopping or over or overdue or (step + 1) % config.checkpoint_every == 0:
                 refuse_diverged(student, step + 1, config)  # the checkpoint before stays
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
                 saved = time.monotonic()
-            if not last and stop.requested:
+            if not last and stopping:
                 raise KeyboardInterrupt
             if not last and over:
                 raise Interrupted(f"stopped after step {step + 1} of {config.steps}: {max_minutes:g} minutes are over")
     close_masks(student)
     accelerator.unwrap_model(student).eval()
-    left = readout.fit(config.loss.temperature) if config.refit and end == config.steps else None
+    left = None
+    if config.refit and end == config.steps:
+        left = processes.on_first(lambda: readout.fit(config.loss.temperature))
+        processes.same_weights(student)
     if left is not None:
         progress.say(f"classifier fitted to the last features: divergence {1 - left:.0%} lower on images set aside")
     seconds = time.monotonic() - started
@@ -363,13 +379,12 @@ def _batches(
     data: Any, recipe: Recipe, first: int, count: int, accelerator: Accelerator, intake: Intake
 ) -> Iterator[Tensor]:
     """Image batches on the device, without end for data that can be read again; of a data set `first` to `count`."""
-    config = recipe.distill
+    config, parted = recipe.distill, isinstance(data, ImageData)
     if isinstance(data, ImageData):
         workers = recipe.data.workers if recipe.data.workers is not None else _default_workers(accelerator)
-        data = training_loader(data, config.batch_size, count, first, config.seed, workers)
-    if accelerator.num_processes > 1 and isinstance(data, torch.utils.data.DataLoader):
-        data = accelerator.prepare(data)  # alone it would only read a batch ahead, past what a resumed run repeats
-    return _forever(data, accelerator, intake)
+        part = (processes.index(), processes.count())
+        data = training_loader(data, config.batch_size, count, first, config.seed, workers, part)
+    return _forever(data, accelerator, intake, parted)
 
 
 def _ahead(
@@ -393,13 +408,14 @@ def _ahead(
         return list(itertools.islice(_batches(data, recipe, first, count, accelerator, intake), wanted)), batches
 
 
-def _forever(loader: Iterable[Any], accelerator: Accelerator, intake: Intake) -> Iterator[Tensor]:
+def _forever(loader: Iterable[Any], accelerator: Accelerator, intake: Intake, parted: bool) -> Iterator[Tensor]:
     seen = False
     while True:
         empty = True
         for batch in loader:
             empty, seen = False, True
-            yield intake.images(batch).to(accelerator.device, non_blocking=True)
+            images = intake.images(batch)
+            yield (images if parted else processes.part_of(images)).to(accelerator.device, non_blocking=True)
         if empty:
             what = "ran out before the last step; pass one that can be read again" if seen else "gave no batch"
             raise DataError(f"the data {what}: at least one full batch of images is needed every time it is read")

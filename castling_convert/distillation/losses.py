@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import processes
+
 PREFIX_WEIGHT = 0.2
 """What the mean error of prefix tokens counts for beside that of the patches, however few they are."""
 
@@ -20,13 +22,14 @@ def channel_error(student: Tensor, teacher: Tensor, prefix: int = 0) -> Tensor:
     A plain relative error is ruled by a few huge channels, and by a few tokens of huge norm, that pretrained ViTs have.
 
     Args:
-        student, teacher: [B, N, C]; variances are those of the teacher's channels over this batch.
+        student, teacher: [B, N, C]; variances are those of the teacher's channels over this batch, all processes' parts
+            of it.
         prefix: the first tokens, averaged apart from the patches and added with PREFIX_WEIGHT; by their number alone
             they would count for nothing, and a class token decides everything.
     """
     teacher = teacher.detach().float()
     dims = tuple(range(teacher.ndim - 1))
-    variance = teacher.var(dims, unbiased=False)
+    variance = processes.variance(teacher, dims)
     floor = (1e-6 * variance.median()).clamp_min(1e-12)  # channels that carry nothing
     error = (student.float() - teacher).square() / torch.maximum(variance, floor)
     if not prefix or prefix >= teacher.shape[1]:

@@ -13,21 +13,27 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
+
+from . import processes
 
 PLAIN_INTERVAL = 5.0
 """Seconds between lines when the output is no terminal."""
+WIDE = 120
+"""Letters on a line of a terminal that has room for a long bar."""
 
 
 class Progress:
     """Shows phase, losses, mask density, images/s and ETA; appends one JSON line a step to `metrics.jsonl`.
 
     A terminal gets a live bar, anything else a plain line every few seconds. `console=None` is silent. Images/s and ETA
-    are those of the phase under way, in this process alone: what a resumed run had done before does not count.
+    are those of the phase under way, since this run was started: what a resumed one had done before does not count. Of
+    several processes the first one shows and writes this for all.
     """
 
     def __init__(self, workdir: Path | None = None, console: Console | None = None) -> None:
-        self.path = workdir / "metrics.jsonl" if workdir else None
-        self.console = console
+        self.path = workdir / "metrics.jsonl" if workdir and processes.is_first() else None
+        self.console = console if processes.is_first() else None
         self._file: TextIO | None = None
         self._bar: Bar | None = None
 
@@ -43,11 +49,12 @@ class Progress:
         if self.console is not None and self.console.is_terminal:
             self._bar = Bar(
                 TextColumn("[bold]{task.fields[phase]:<7}"),
-                BarColumn(),
+                BarColumn(40 if self.console.width >= WIDE else 8),
                 MofNCompleteColumn(),
                 TextColumn("[cyan]{task.fields[left]}"),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),  # cut where it has to be
                 console=self.console,
+                expand=True,
             )
             self._task = self._bar.add_task("", total=steps, completed=first, phase="start", text="", left="-:--:--")
             self._bar.start()

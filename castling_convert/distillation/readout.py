@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..tasks.classify import logit_divergence
+from . import processes
 
 KEPT = 2048
 """Images whose features are kept."""
@@ -32,8 +32,7 @@ ITERATIONS = 50
 class Readout:
     """The classifier's inputs in the last steps, and the teacher's logits beside them."""
 
-    def __init__(self, student: Any, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    def __init__(self, student: Any) -> None:
         classifier = student.get_classifier() if hasattr(student, "get_classifier") else None
         trained = isinstance(classifier, nn.Linear) and classifier.weight.requires_grad
         self.classifier: nn.Linear | None = classifier if trained else None
@@ -74,7 +73,7 @@ class Readout:
         if output.shape != logits.shape or not torch.equal(output, logits):
             self.classifier = None
             return
-        features, expected = self.accelerator.gather((features, expected.detach()))
+        features, expected = processes.gathered(features), processes.gathered(expected.detach())
         self.features = torch.cat([self.features, features.float().cpu()])[-KEPT:]
         self.expected = torch.cat([self.expected, expected.float().cpu()])[-KEPT:]
 

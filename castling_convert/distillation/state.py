@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
+from accelerate.utils import set_seed
 from torch import nn
 
 from ..errors import BundleError, first_line
 from ..files import sha256, writing
 from ..recipe import Recipe
+from . import processes
 
 FREE = {"distill.checkpoint_every", "distill.checkpoint_minutes", "data.workers"}
 """What of a recipe may change when a run is resumed: the weights are the same."""
 
 
 class TrainState:
-    """Saves to `workdir/state`: model, optimiser, schedule, random states, and the step."""
+    """Saves to `workdir/state`: model, optimiser, schedule, random states, and the step.
+
+    Of several processes the first one writes it, with the random states of all, and all of them read it: a folder that
+    they all see. A run may be resumed by another number of processes.
+    """
 
     def __init__(self, accelerator: Accelerator, workdir: Path | None, fingerprint: dict[str, Any]) -> None:
         self.accelerator = accelerator
@@ -31,8 +40,15 @@ class TrainState:
         """Save after `step` steps; the former state stays until the new one is complete."""
         if self.folder is None:
             return
+        _, *others = processes.collected(_random_state() if processes.count() > 1 else b"")
+        processes.on_first(lambda: self._write(step, others))
+
+    def _write(self, step: int, others: list[bytes]) -> None:
+        assert self.folder is not None
         with writing(self.folder) as fresh:
             self.accelerator.save_state(str(fresh))
+            for number, random_state in enumerate(others, start=1):
+                _random_file(fresh, number).write_bytes(random_state)
             record = {"step": step, "fingerprint": self.fingerprint, "sha256": _hashes(fresh)}
             (fresh / "run.json").write_text(json.dumps(record))
 
@@ -52,12 +68,36 @@ class TrainState:
                 raise BundleError(f"{self.folder / name} is missing or damaged; start over with --force")
         try:
             self.accelerator.load_state(str(self.folder))
+            if not processes.is_first():
+                self._load_random_state(int(record["step"]))
         except Exception as error:  # noqa: BLE001 - whatever accelerate meets in a damaged folder
             first = first_line(error)
             raise BundleError(
                 f"the saved state in {self.folder} is damaged ({first}); start over with --force"
             ) from None
         return int(record["step"])
+
+    def _load_random_state(self, step: int) -> None:
+        """Of a process beyond the first; a fresh one where as many were not there before."""
+        assert self.folder is not None
+        number = processes.index()
+        if _random_file(self.folder, number).is_file():
+            load_accelerator_state(str(self.folder), [], [], [], [], number)
+        else:
+            seeds = (self.fingerprint["distill"]["seed"], number, step)
+            set_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+
+
+def _random_file(folder: Path, number: int) -> Path:
+    """Where accelerate keeps the random state of a process."""
+    return folder / f"random_states_{number}.pkl"
+
+
+def _random_state() -> bytes:
+    """Of this process, as accelerate writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_accelerator_state(folder, [], [], [], [], 0, 0)
+        return _random_file(Path(folder), 0).read_bytes()
 
 
 def saved_step(folder: Path) -> int | None:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import castling_convert as cc
-from castling_convert.distillation.device import make_accelerator
 from castling_convert.distillation.readout import KEPT, Readout
 from castling_convert.tasks.classify import logit_divergence
 
@@ -34,7 +33,7 @@ class Model(nn.Module):
 
 def fed(model: nn.Module, student, teacher, batches: int = 8, seed: int = 1) -> Readout:
     """After some steps whose features are `student` of what the teacher's are `teacher` of."""
-    readout = Readout(model, make_accelerator("cpu"))
+    readout = Readout(model)
     reference = Model()
     torch.manual_seed(seed)
     with readout.listening(), torch.no_grad():
