@@ -29,6 +29,7 @@ LANDMARKS = ("tests/attention/test_landmarks.py", "tests/attention/test_castled.
 CASTLED = ("tests/attention/test_castled.py",)
 FOLDING = ("tests/test_folding.py",)
 LOOP = ("tests/distillation/test_loop.py",)
+OPTIMIZERS = ("tests/distillation/test_optimizers.py", "tests/distillation/test_loop.py")
 LOSSES = ("tests/distillation/test_losses.py",)
 SCHEDULE = ("tests/distillation/test_schedule.py",)
 PLANNING = ("tests/planning",)
@@ -165,15 +166,17 @@ FLIPS = (
     Flip("weights of the losses", "distillation/loop.py", "getattr(weights, name) * part", "part", LOOP),
     Flip("masks closed at the end", "distillation/loop.py",
          "    close_masks(student)\n    accelerator.unwrap_model(student).eval()\n    left",
-         "    accelerator.unwrap_model(student).eval()\n    left", (*LOOP, *SCHEDULE)),
+         "    accelerator.unwrap_model(student).eval()\n    left", ("tests/test_pipeline.py",)),
     Flip("rate of what was added", "distillation/optimizers.py", "config.lr * config.added", "config.lr",
          ("tests/distillation",)),
     Flip("fall of the rate", "distillation/optimizers.py", '1 - share if decay == "linear"',
          'share if decay == "linear"',
          ("tests/distillation",)),
-    Flip("Muon's shape", "distillation/muon.py", "max(1.0, rows / columns) ** 0.5", "1.0", LOOP),
-    Flip("Muon's coefficients", "distillation/muon.py", "(3.4445, -4.7750, 2.0315)", "(3.4445, 4.7750, 2.0315)", LOOP),
-    Flip("Muon's momentum", "distillation/muon.py", "lerp_(gradient, 1 - MOMENTUM)", "lerp_(gradient, MOMENTUM)", LOOP),
+    Flip("Muon's shape", "distillation/muon.py", "max(1.0, rows / columns) ** 0.5", "1.0", OPTIMIZERS),
+    Flip("Muon's coefficients", "distillation/muon.py",
+         "(3.4445, -4.7750, 2.0315)", "(3.4445, 4.7750, 2.0315)", OPTIMIZERS),
+    Flip("Muon's momentum", "distillation/muon.py",
+         "lerp_(gradient, 1 - MOMENTUM)", "lerp_(gradient, MOMENTUM)", OPTIMIZERS),
     Flip("fit of the classifier", "distillation/readout.py", "temperature) + ridge * change",
          "temperature) - ridge * change",
          ("tests/distillation/test_readout.py",)),
