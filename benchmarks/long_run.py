@@ -64,7 +64,7 @@ def measure(steps: int) -> dict[str, list[int]]:
         probe = torch.randn(8, 3, 16, 16)
         distill(
             student, teacher, "digits", recipe, device="cpu", workdir=Path(folder), progress=watch,
-            probe=lambda model: {"spread": float(model(probe).std())},
+            probe=lambda model: {"spread": model(probe).std().item()},
         )  # fmt: skip
     return watch.held
 

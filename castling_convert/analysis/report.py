@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,31 @@ from rich.console import Console
 
 from .. import bundle
 from ..bench.bench import bench
-from ..bench.cases import CASTLED
+from ..bench.cases import CASTLED, Result
 from ..bench.plot import latency_figure
 from ..data.probe import probe_images
 from ..errors import BundleError, CastlingError
 from ..families import family_of
 from ..files import writing_file
+from .curves import curves
+from .page import page, svg, table
+from .samples import samples
 
 LATENCY_SIZES = (1, 1.5, 2)
 """Image sizes of the latency plot, in the model's own."""
 MOST_TOKENS = 2500
 """More would take minutes."""
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse; margin: 1em 0 }} td, th {{ padding: .25em .8em; border-bottom: 1px solid #ddd }}
-td.number {{ text-align: right }} th {{ text-align: left }} svg {{ width: 100%; height: auto }}
-</style></head><body><h1>{title}</h1>{body}</body></html>
-"""
-
 
 def write_report(
-    path: Path, output: Path | None = None, *, latency: bool = True, console: Console | None = None
+    path: Path, output: Path | None = None, *, latency: bool = True, images: bool = True, console: Console | None = None
 ) -> Path:
     """Write the report of the bundle `path` to `output`, by default `report.html` inside the bundle.
 
-    With `latency` the model is measured against its softmax original in onnxruntime, at its own image size and
-    at larger ones.
+    Args:
+        latency: measure the model against its softmax original in onnxruntime, at its own image size and at larger
+            ones.
+        images: show a dozen validation images with the answers of both models, where they and the teacher can be had.
 
     Raises:
         BundleError: no finished bundle there, or one that was saved without its history.
@@ -51,18 +47,62 @@ def write_report(
     if "accuracy" not in summary or not metrics.is_file():
         raise BundleError(f"{path} was saved without its history; only bundles of castling convert have a report")
     steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    body = _table(_facts(summary)) + _plan(summary) + _plots(steps) + "<h2>Layers</h2>"
-    body += _table(_layers(summary, steps))
-    if latency:
-        body += _latency(path, console)
+    results = _measured(path, console) if latency else None
+    body = f'<p class="verdict">{html.escape(verdict(summary, results))}</p>' + table(_facts(summary))
+    body += samples(path, summary, console) if images else ""
+    body += _plan(summary) + curves(steps) + "<h2>Layers</h2>" + table(_layers(summary, steps))
+    body += _latency(results) if latency else ""
+    body += _origin(summary)
     output = output or path / "report.html"
     with writing_file(output) as fresh:
-        fresh.write_text(_PAGE.format(title=html.escape(f"{summary['model']}, castled"), body=body), encoding="utf-8")
+        fresh.write_text(page(f"{summary['model']}, castled", body), encoding="utf-8")
     return output
 
 
-def _latency(path: Path, console: Console | None) -> str:
-    """Both models against tokens, measured now and here."""
+def verdict(summary: dict[str, Any], results: list[Result] | CastlingError | None) -> str:
+    """What a reader who reads one paragraph should know: what was lost, and what was gained and where."""
+    accuracy = summary["accuracy"]
+    if accuracy["measured"]:
+        teacher, castled = accuracy["teacher"], accuracy["castled"]
+        lost = teacher["top1"] - castled["top1"]
+        how = "as accurate as its teacher" if abs(lost) < 0.005 else (
+            f"{abs(lost):.2f} points of top-1 {'below' if lost > 0 else 'above'} its teacher"
+        )  # fmt: skip
+        where = "held-out images" if accuracy["held_out"] else "images, which it was trained on"
+        said = f"The castled model is {how} ({castled['top1']:.2f} % against {teacher['top1']:.2f} % of "
+        said += f"{castled['images']} {where}), and gives the same answer for {castled['agreement']:.1f} % of them."
+    elif "castled" in accuracy:
+        castled = accuracy["castled"]
+        said = f"The castled model gives its teacher's answer for {castled['agreement']:.1f} % of {castled['images']} "
+        said += "images; without usable labels its accuracy is not known."
+    elif "features" in accuracy:
+        alike = accuracy["features"]
+        said = f"The castled model's features have a cosine of {alike['cosine']:.4f} with its teacher's over "
+        said += f"{alike['images']} images, and the same nearest neighbour for {alike['neighbours']:.1f} %."
+    else:
+        said = "What castling cost in accuracy is not known: no images were given."
+    if not summary.get("pretrained_weights", True):
+        said += " Its weights are random: it is good for timing, not for use."
+    if not results or isinstance(results, CastlingError):
+        return f"{said} How fast it is was not measured here."
+    return f"{said} {_speed(results)}"
+
+
+def _speed(results: list[Result]) -> str:
+    each = ", ".join(f"{r.ratio.value:.2f} at {'x'.join(map(str, r.case.image_size))}" for r in results)
+    faster = [result for result in results if result.ratio.low > 1]
+    if len(faster) == len(results):
+        word = "It is faster than the softmax model at every size measured here"
+    elif not faster:
+        word = "It is not faster than the softmax model at the sizes measured here"
+    else:
+        size = "x".join(map(str, faster[0].case.image_size))
+        word = f"It is faster than the softmax model from {size} pixels on"
+    return f"{word} (onnxruntime, float32; times as fast: {each})."
+
+
+def _measured(path: Path, console: Console | None) -> list[Result] | CastlingError:
+    """Both models at a few sizes, or why not."""
     model: Any = bundle.load(path)
     own, patch = probe_images(model, 1).shape[-2:], family_of(model).patch_size(model)
     sizes = [
@@ -71,9 +111,15 @@ def _latency(path: Path, console: Console | None) -> str:
     ]
     few = [size for size in sizes if size[0] * size[1] <= MOST_TOKENS * patch[0] * patch[1]]
     try:
-        results = list(bench(path, image_sizes=tuple(few or sizes[:1]), seconds=1, memory=False, console=console))
+        return list(bench(path, image_sizes=tuple(few or sizes[:1]), seconds=1, memory=False, console=console))
     except CastlingError as error:
-        return f"<h2>Latency</h2><p>It could not be measured: {html.escape(str(error))}</p>"
+        return error
+
+
+def _latency(results: list[Result] | CastlingError | None) -> str:
+    """Both models against tokens, measured now and here."""
+    if not results or isinstance(results, CastlingError):
+        return f"<h2>Latency</h2><p>It could not be measured: {html.escape(str(results))}</p>"
     rows: list[tuple[str, ...]] = [("image", "tokens", "castled, ms", "softmax, ms", "ratio")]
     for result in results:
         castled, softmax = result.latency[CASTLED].median, result.latency[result.baseline].median
@@ -84,14 +130,7 @@ def _latency(path: Path, console: Console | None) -> str:
         f"<p>onnxruntime, float32, batch 1, {results[0].threads} threads, on the machine that wrote this report; the "
         "softmax model is the fastest there is in onnxruntime. More runtimes and precisions: castling bench.</p>"
     )
-    return f"<h2>Latency</h2>{text}{_table(rows)}{_svg(latency_figure(results))}"
-
-
-def _svg(figure: Any) -> str:
-    """A figure as it stands in a page."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return "".join(out.getvalue().partition("<svg")[1:])
+    return f"<h2>Latency</h2>{text}{table(rows)}{svg(latency_figure(results))}"
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -147,57 +186,17 @@ def _plan(summary: dict[str, Any]) -> str:
     for trial in plan["trials"]:
         trials.append((", ".join(map(str, trial["kept"])) or "none", f"{trial['drop']:.2f}"))
     budget = f"<p>The budget is {plan['max_drop']:g} points of {html.escape(plan['measure'])}.</p>"
-    return f"<h2>Which layers to castle</h2>{_table(rows)}{_table(trials)}{budget}"
+    return f"<h2>Which layers to castle</h2>{table(rows)}{table(trials)}{budget}"
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
-    head, *rest = [[html.escape(cell) for cell in row] for row in rows]
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rest]
-    return f"<table>{''.join(lines)}</table>"
-
-
-def _cell(text: str) -> str:
-    return f'<td class="number">{text}</td>' if text[:1] in tuple("+-0123456789") else f"<td>{text}</td>"
-
-
-def _plots(steps: list[dict[str, Any]]) -> str:
-    """Accuracy, losses, per-layer attention error and mask density over the steps, as inline SVG."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    if not steps:
-        return ""
-    at = [step["step"] for step in steps]
-    figure = Figure(figsize=(9, 13), layout="constrained")
-    axes = figure.subplots(4, 1, sharex=True)
-    accuracy, losses, errors, density = axes
-    probed = [(step["step"], step["probe"]) for step in steps if "probe" in step]
-    for name, label in (("top1", "castled, top-1"), ("agreement", "agreement with the teacher")):
-        points = [(step, probe[name]) for step, probe in probed if name in probe]
-        if points:
-            accuracy.plot(*zip(*points, strict=True), marker=".", label=label)
-    if probed and "teacher_top1" in probed[0][1]:
-        accuracy.axhline(probed[0][1]["teacher_top1"], color="black", ls="--", lw=1, label="teacher, top-1")
-    accuracy.set(title="masks closed, on a part of the validation images", ylabel="%")
-    for name in ("attention", "logits", "features"):
-        points = [(step["step"], step["losses"][name]) for step in steps if name in step["losses"]]
-        if points:
-            losses.plot(*zip(*points, strict=True), label=name, lw=1)
-    losses.set(title="losses on the training batches", yscale="log")
-    layers = list(steps[-1]["density"])
-    colours = matplotlib.colormaps["viridis"].resampled(max(len(layers), 2))
-    for index, layer in enumerate(layers):
-        errors.plot(at, [step["layer_losses"][layer] for step in steps], color=colours(index), label=layer, lw=1)
-        density.plot(at, [step["density"][layer] for step in steps], color=colours(index), label=layer)
-    errors.set(title="attention output of each layer: squared error over the teacher's mean square", yscale="log")
-    for axis in (losses, errors):
-        axis.set_ylim(bottom=max(1e-4, axis.get_ylim()[0]))  # an open mask has no error but rounding
-    closed = all(not any(step["density"].values()) for step in steps)
-    title = "mask density: share of softmax entries kept" + (" (closed from the first step on)" if closed else "")
-    density.set(title=title, ylim=(-0.02, 1.02), xlabel="step")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize="x-small", ncols=4)
-    return f"<h2>The run</h2>{_svg(figure)}"
+def _origin(summary: dict[str, Any]) -> str:
+    """How to make the bundle again, and how to know that it is this one."""
+    rows: list[tuple[str, ...]] = [("", "")]
+    for key, word in (("command", "command"), ("commit", "commit of castling-convert"), ("bundle_sha256", "bundle")):
+        if summary.get(key):
+            rows.append((word, str(summary[key])))
+    versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
+    environment = ", ".join(f"{name}: {value}" for name, value in summary.get("environment", {}).items() if value)
+    rows += [(word, text) for word, text in (("versions", versions), ("machine", environment)) if text]
+    rows += [(f"SHA-256 of {name}", digest) for name, digest in summary.get("sha256", {}).items()]
+    return f"<h2>Where it comes from</h2>{table(rows)}"

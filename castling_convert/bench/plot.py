@@ -38,6 +38,7 @@ def crossover(tokens: list[int], ratios: list[float]) -> float | None:
 def latency_figure(results: list[Result]) -> Any:
     """Latency of both models against tokens, a colour for each runtime, precision and batch, crossovers marked."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     def key(result: Result) -> str:
         return f"{result.case.runtime} {result.case.precision}, batch {result.case.batch}"
@@ -57,7 +58,10 @@ def latency_figure(results: list[Result]) -> Any:
     axis.set(xlabel="tokens", ylabel="ms a call, median", xscale="log", yscale="log")
     shown = sorted({result.tokens for result in results})
     axis.set_xticks(shown, labels=[f"{tokens:,}" for tokens in shown])
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     return figure

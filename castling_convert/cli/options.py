@@ -128,8 +128,8 @@ def print_table(table: Table) -> None:
     """A table for people; on a terminal too narrow for the words in it a list of what stands in each row, so that no
     word is cut."""
     console = result_console()
-    least = table.__rich_measure__(console, console.options.update(max_width=10_000)).minimum
-    if least <= console.width or not console.is_terminal:
+    cut = any("…" in piece.text for line in console.render_lines(table) for piece in line)
+    if not cut or not console.is_terminal:
         console.print(table)
         return
     console.print(table.title)

@@ -13,11 +13,14 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from . import processes
 
 PLAIN_INTERVAL = 5.0
 """Seconds between lines when the output is no terminal."""
+WIDE = 120
+"""Letters on a line of a terminal that has room for a long bar."""
 
 
 class Progress:
@@ -46,11 +49,12 @@ class Progress:
         if self.console is not None and self.console.is_terminal:
             self._bar = Bar(
                 TextColumn("[bold]{task.fields[phase]:<7}"),
-                BarColumn(),
+                BarColumn(40 if self.console.width >= WIDE else 8),
                 MofNCompleteColumn(),
                 TextColumn("[cyan]{task.fields[left]}"),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),  # cut where it has to be
                 console=self.console,
+                expand=True,
             )
             self._task = self._bar.add_task("", total=steps, completed=first, phase="start", text="", left="-:--:--")
             self._bar.start()

@@ -72,6 +72,10 @@ class Task(ABC):
     def correct(self, output: Tensor, labels: Tensor) -> float | None:
         """In how many percent of the images the outputs say what the labels do; None where labels say nothing."""
 
+    def answers(self, output: Tensor) -> Tensor | None:
+        """For each image the number of what it is said to be, [B]; None where nothing of that kind is said."""
+        return None
+
     @abstractmethod
     def usable(self, data: ImageData, model: nn.Module) -> tuple[ImageData, str | None]:
         """`data`, without its labels where they are not those of `model`, and in words why accuracy is unmeasured.

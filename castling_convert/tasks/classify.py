@@ -57,6 +57,9 @@ class Classify(Task):
     def correct(self, output: Tensor, labels: Tensor) -> float:
         return 100 * (output.argmax(-1) == labels).double().mean().item()
 
+    def answers(self, output: Tensor) -> Tensor:
+        return output.argmax(-1)
+
     def usable(self, data: ImageData, model: Any) -> tuple[ImageData, str | None]:
         if data.classes is None:
             return data, "the data has no labels: agreement with the teacher only"

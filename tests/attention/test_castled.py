@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import castling_convert as cc
 from castling_convert.attention import AttentionConfig, TokenGrid, angular, castled
 from castling_convert.attention import folded_form as FoldedAttention
+from castling_convert.castling import castled_layers
 from castling_convert.recipe import Recipe
+from tests.models import recipe, tiny
 
 from . import formula
 from .layers import ALL, FORMS, HEADS, D, config, label, layer, tokens
@@ -34,6 +37,23 @@ def test_folded_form_is_the_formula(form: AttentionConfig) -> None:
     trained.set_mask(1.0)
     folded = FoldedAttention(trained).eval()
     torch.testing.assert_close(folded(x), formula.castled(trained, x, 1.0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("form", FORMS, ids=label)
+@torch.no_grad()
+def test_with_one_prefix_token_or_none_it_is_the_formula(form: AttentionConfig, prefix: int) -> None:
+    trained, x = layer(form, prefix=prefix), tokens(12 + prefix)
+    trained.set_mask(1.0)
+    expected = formula.castled(trained, x, 1.0)
+    torch.testing.assert_close(trained(x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(FoldedAttention(trained).eval()(x), expected, rtol=0, atol=1e-12)
+
+
+def test_before_anything_is_trained_a_window_counts_for_three_tenths() -> None:
+    student = cc.castle(tiny(), recipe(form="angular", normalization="gain", window=2))
+    for _, trained in castled_layers(student):
+        assert (trained.window_share == 0.3).all()
 
 
 @pytest.mark.parametrize("how", ["from_weights", "transposed"])

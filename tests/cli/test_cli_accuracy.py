@@ -79,10 +79,17 @@ def test_report(convert, castling, here):
     assert "out/report.html" in out
     page = (here / "out" / "report.html").read_text()
     assert page.count("<svg") == 2
-    assert not re.search(r"""(src|href)=["'](?!#)""", page), "self-contained: nothing is loaded from elsewhere"
+    assert not re.search(r"""(src|href)=["'](?!#|data:)""", page), "self-contained: nothing is loaded from elsewhere"
     for words in ("top-1 (299 held out)", "Which layers to castle", "points lost on 298 planning images",
                   "blocks.1.attn", "folding error", "<h2>Latency</h2>", "onnxruntime, float32", "64x64"):  # fmt: skip
         assert words in page
-    castling("report", "out", "--no-latency").done()
-    assert "<h2>Latency</h2>" not in (here / "out" / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 12
+    assert re.search(r"validation images the two models disagree about \d+", page)
+    summary = json.loads((here / "out" / "summary.json").read_text())
+    for words in ('class="verdict"', "<h2>By class</h2>", summary["bundle_sha256"], "prefers-color-scheme", "viewport"):
+        assert words in page
+    castling("report", "out", "--no-latency", "--no-images").done()
+    page = (here / "out" / "report.html").read_text()
+    assert "<h2>Latency</h2>" not in page
+    assert "data:image" not in page
     castling("report", "nowhere").refused("nowhere")

@@ -33,6 +33,16 @@ def test_shows_losses_density_rate_and_eta(terminal):
     assert ("ETA" in shown) != terminal
 
 
+def test_on_a_narrow_terminal_phase_steps_and_time_stay_whole():
+    screen = io.StringIO()
+    progress = Progress(console=Console(file=screen, force_terminal=True, width=40))
+    with progress.running(steps=6000, first=0):
+        progress.step(step=3000, **STEP)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).split("\r")[-1].splitlines()[0]
+    assert re.match(r"anneal  \S+ 3000/6000 [-:\d]{7} \S", last)
+    assert len(last) <= 40
+
+
 class Clock:
     """A `time` that stands still until it is told to go on."""
 

@@ -1,0 +1,49 @@
+"""The plots of a run: accuracy, losses, errors and masks over the steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .page import svg
+
+
+def curves(steps: list[dict[str, Any]]) -> str:
+    """Accuracy, losses, per-layer attention error and mask density over the steps, as inline SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if not steps:
+        return ""
+    at = [step["step"] for step in steps]
+    figure = Figure(figsize=(9, 13), layout="constrained")
+    axes = figure.subplots(4, 1, sharex=True)
+    accuracy, losses, errors, density = axes
+    probed = [(step["step"], step["probe"]) for step in steps if "probe" in step]
+    for name, label in (("top1", "castled, top-1"), ("agreement", "agreement with the teacher")):
+        points = [(step, probe[name]) for step, probe in probed if name in probe]
+        if points:
+            accuracy.plot(*zip(*points, strict=True), marker=".", label=label)
+    if probed and "teacher_top1" in probed[0][1]:
+        accuracy.axhline(probed[0][1]["teacher_top1"], color="black", ls="--", lw=1, label="teacher, top-1")
+    accuracy.set(title="masks closed, on a part of the validation images", ylabel="%")
+    for name in ("attention", "logits", "features"):
+        points = [(step["step"], step["losses"][name]) for step in steps if name in step["losses"]]
+        if points:
+            losses.plot(*zip(*points, strict=True), label=name, lw=1)
+    losses.set(title="losses on the training batches", yscale="log")
+    layers = list(steps[-1]["density"])
+    colours = matplotlib.colormaps["viridis"].resampled(max(len(layers), 2))
+    for index, layer in enumerate(layers):
+        errors.plot(at, [step["layer_losses"][layer] for step in steps], color=colours(index), label=layer, lw=1)
+        density.plot(at, [step["density"][layer] for step in steps], color=colours(index), label=layer)
+    errors.set(title="attention output of each layer: squared error over the teacher's mean square", yscale="log")
+    for axis in (losses, errors):
+        axis.set_ylim(bottom=max(1e-4, axis.get_ylim()[0]))  # an open mask has no error but rounding
+    closed = all(not any(step["density"].values()) for step in steps)
+    title = "mask density: share of softmax entries kept" + (" (closed from the first step on)" if closed else "")
+    density.set(title=title, ylim=(-0.02, 1.02), xlabel="step")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize="small", ncols=3)
+    return f"<h2>The run</h2>{svg(figure)}"

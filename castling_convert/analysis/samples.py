@@ -1,0 +1,116 @@
+"""A dozen validation images with the answers of teacher and castled model, and what was lost class by class."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from .. import bundle
+from ..data.loaders import some_batches
+from ..data.preprocessing import Preprocessing
+from ..data.spec import GENERATED, open_data
+from ..errors import CastlingError
+from ..evaluation.teacher import teacher_of
+from ..tasks import task_of
+from .page import table
+
+SHOWN, LOOKED_AT = 12, 512
+"""Images that are shown, and of how many; those that the two models disagree about first."""
+THUMBNAIL = 144
+CLASSES = 20
+"""Rows of the table by class: those that lost most."""
+
+
+@torch.no_grad()
+def samples(path: Path, summary: dict[str, Any], console: Console | None) -> str:
+    """HTML; one sentence where the images or the teacher can't be had, or are of no use."""
+    spec = summary["identity"]["data"]
+    if spec == GENERATED:
+        return ""
+    folded = bundle.load(path)
+    task, preprocessing = task_of(folded), Preprocessing.of(folded)
+    try:
+        data = open_data(spec, preprocessing, "validation")
+        names = list(getattr(data.dataset, "classes", []))
+        data, _ = task.usable(data, folded)
+        teacher = teacher_of(path, folded, console=console)
+    except CastlingError as error:
+        return f"<h2>Images</h2><p>None are shown: {html.escape(str(error))}</p>"
+    images, found, expected, labels = [], [], [], []
+    for batch, classes in some_batches(data, LOOKED_AT):
+        answers = task.answers(folded(batch)), task.answers(teacher(batch))
+        if answers[0] is None or answers[1] is None:
+            return ""
+        images.append(batch)
+        found.append(answers[0])
+        expected.append(answers[1])
+        labels.append(classes if data.classes is not None else torch.full_like(classes, -1))
+    pixels, castled, wanted, true = (torch.cat(part) for part in (images, found, expected, labels))
+
+    def name(index: int) -> str:
+        return html.escape(str(names[index]) if index < len(names) else f"class {index}")
+
+    order = torch.argsort((castled == wanted).int(), stable=True)[:SHOWN].tolist()
+    figures = "".join(
+        _figure(_thumbnail(pixels[i], preprocessing), int(true[i]), int(wanted[i]), int(castled[i]), name)
+        for i in order
+    )
+    disagree = int((castled != wanted).sum())
+    head = (
+        f"<h2>Images</h2><p>Of {len(castled)} validation images the two models disagree about {disagree}; "
+        f"{'those come first' if disagree else 'some of the others'}.</p>"
+    )
+    return f'{head}<div class="samples">{figures}</div>' + _by_class(true, wanted, castled, name)
+
+
+def _figure(source: str, label: int, teacher: int, castled: int, name: Any) -> str:
+    lines = [f"labelled {name(label)}"] if label >= 0 else []
+    for who, answer in (("teacher", teacher), ("castled", castled)):
+        right = "" if label < 0 else "good" if answer == label else "bad"
+        lines.append(f'{who}: <span class="{right}">{name(answer)}</span>')
+    return f'<figure><img src="{source}" alt=""><figcaption>{"<br>".join(lines)}</figcaption></figure>'
+
+
+def _thumbnail(image: Tensor, preprocessing: Preprocessing) -> str:
+    """A data URL of a normalised image, [C, H, W]."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    values = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(np.squeeze(values, 2) if values.shape[2] == 1 else values)
+    factor = THUMBNAIL / max(picture.size)
+    width, height = (max(1, round(side * factor)) for side in picture.size)
+    out = io.BytesIO()
+    picture.resize((width, height), Image.Resampling.BICUBIC).convert("RGB").save(out, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _by_class(labels: Tensor, teacher: Tensor, castled: Tensor, name: Any) -> str:
+    """Top-1 of each class, the greatest loss first."""
+    rows = []
+    for label in labels.unique().tolist():
+        of_it = labels == label
+        if label >= 0:
+            scores = [100 * (answers[of_it] == label).double().mean().item() for answers in (teacher, castled)]
+            rows.append((scores[1] - scores[0], html.unescape(name(label)), int(of_it.sum()), *scores))
+    if not rows:
+        return ""
+    rows.sort()
+    shown = [
+        (label, str(count), f"{before:.1f} %", f"{after:.1f} %", f"{drop:+.1f}")
+        for drop, label, count, before, after in rows[:CLASSES]
+    ]
+    head = ("class", "images", "teacher", "castled", "points")
+    more = (
+        f"<p class='faint'>and {len(rows) - CLASSES} further classes, which lost less</p>"
+        if len(rows) > CLASSES
+        else ""
+    )
+    return f"<h2>By class</h2>{table([head, *shown])}{more}"
