@@ -4,8 +4,9 @@
     python tests/mutations.py entropy      those with that word in their name
 
 Every flip is made in a temporary copy of the package, where the tests that answer for it run until the first one
-fails. A flip that fails none has survived: it is listed at the end, and the exit code is 1. Run by hand, and no part of
-`make test`. A flip whose text is no longer in its file, or is there twice, is an error: it has to follow the code.
+fails; without a flip they have to pass. A flip that fails none has survived: it is listed at the end, and the exit code
+is 1. Run by hand, and no part of `make test`. A flip whose text is no longer in its file, or is there twice, is an
+error: it has to follow the code.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ LANDMARKS = ("tests/attention/test_landmarks.py", "tests/attention/test_castled.
 CASTLED = ("tests/attention/test_castled.py",)
 FOLDING = ("tests/test_folding.py",)
 LOOP = ("tests/distillation/test_loop.py",)
+OPTIMIZERS = ("tests/distillation/test_optimizers.py", "tests/distillation/test_loop.py")
 LOSSES = ("tests/distillation/test_losses.py",)
 SCHEDULE = ("tests/distillation/test_schedule.py",)
 PLANNING = ("tests/planning",)
@@ -163,15 +166,17 @@ FLIPS = (
     Flip("weights of the losses", "distillation/loop.py", "getattr(weights, name) * part", "part", LOOP),
     Flip("masks closed at the end", "distillation/loop.py",
          "    close_masks(student)\n    accelerator.unwrap_model(student).eval()\n    left",
-         "    accelerator.unwrap_model(student).eval()\n    left", (*LOOP, *SCHEDULE)),
+         "    accelerator.unwrap_model(student).eval()\n    left", ("tests/test_pipeline.py",)),
     Flip("rate of what was added", "distillation/optimizers.py", "config.lr * config.added", "config.lr",
          ("tests/distillation",)),
     Flip("fall of the rate", "distillation/optimizers.py", '1 - share if decay == "linear"',
          'share if decay == "linear"',
          ("tests/distillation",)),
-    Flip("Muon's shape", "distillation/muon.py", "max(1.0, rows / columns) ** 0.5", "1.0", LOOP),
-    Flip("Muon's coefficients", "distillation/muon.py", "(3.4445, -4.7750, 2.0315)", "(3.4445, 4.7750, 2.0315)", LOOP),
-    Flip("Muon's momentum", "distillation/muon.py", "lerp_(gradient, 1 - MOMENTUM)", "lerp_(gradient, MOMENTUM)", LOOP),
+    Flip("Muon's shape", "distillation/muon.py", "max(1.0, rows / columns) ** 0.5", "1.0", OPTIMIZERS),
+    Flip("Muon's coefficients", "distillation/muon.py",
+         "(3.4445, -4.7750, 2.0315)", "(3.4445, 4.7750, 2.0315)", OPTIMIZERS),
+    Flip("Muon's momentum", "distillation/muon.py",
+         "lerp_(gradient, 1 - MOMENTUM)", "lerp_(gradient, MOMENTUM)", OPTIMIZERS),
     Flip("fit of the classifier", "distillation/readout.py", "temperature) + ridge * change",
          "temperature) - ridge * change",
          ("tests/distillation/test_readout.py",)),
@@ -207,13 +212,18 @@ def survives(flip: Flip, folder: Path) -> bool:
         raise SystemExit(f"{flip.name}: {flip.before!r} is {whole.count(flip.before)} times in {flip.file}")
     file.write_text(whole.replace(flip.before, flip.after))
     try:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *flip.tests]
-        environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        return passes(flip.tests, folder)
     finally:
         file.write_text(whole)
+
+
+def passes(tests: Iterable[str], folder: Path) -> bool:
+    """Whether these tests pass in `folder`."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
-        raise SystemExit(f"{flip.name}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{' '.join(tests)}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
     return done.returncode == 0
 
 
@@ -225,6 +235,8 @@ def main(words: list[str]) -> int:
         for name in ("castling_convert", "tests", "recipes", "examples", "benchmarks"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".cache"))
         shutil.copy(ROOT / "pyproject.toml", folder)
+        if not passes(dict.fromkeys(test for flip in chosen for test in flip.tests), folder):
+            raise SystemExit("the tests fail without any flip; nothing can be learned from them")
         for flip in chosen:
             started = time.monotonic()
             survived = survives(flip, folder)

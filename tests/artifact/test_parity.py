@@ -52,6 +52,15 @@ def test_another_shape_does_not_hold() -> None:
     assert not compare(torch.zeros(1, 4), torch.zeros(2, 4), Tolerance(1.0, 1.0)).holds
 
 
+def test_noise_is_over_the_spread_and_not_over_the_level() -> None:
+    """Logits that are all about 100 and differ by 1: noise of 1 is all of what they say, not a hundredth."""
+    expected = torch.tensor([[99.0, 101.0]])
+    parity = compare(expected + torch.tensor([[1.0, -1.0]]), expected, Tolerance(noise=0.5))
+    assert parity.noise == pytest.approx(1)
+    assert not parity.holds
+    assert compare(expected, expected, Tolerance(noise=0.5)).noise == 0
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_probe_images_fit_the_model_and_are_the_same_every_time(channels: int) -> None:
     model = tiny(in_chans=channels, img_size=(32, 48))

@@ -444,3 +444,14 @@ def test_every_form_makes_the_round_trip(form: dict[str, Any], tmp_path: Path) -
 def test_the_version_of_what_is_not_installed() -> None:
     assert bundle.version_of("timm") == timm.__version__
     assert bundle.version_of("no_such_package") == "not installed"
+
+
+@pytest.mark.parametrize("name", ["castling", "castling-window", "castling-fast", "datafree", "reference"])
+def test_bundles_from_before_there_were_tasks_still_load(name: str) -> None:
+    """Written before the package was laid out anew, by every recipe; their logits beside them."""
+    path = Path(__file__).parent.parent / "files" / "before_tasks" / name
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+    expected = torch.tensor(json.loads((path / "logits.json").read_text()))
+    with torch.no_grad():
+        torch.testing.assert_close(cc.load(path)(images), expected, rtol=0, atol=1e-5)
+    assert cc.Recipe.load(path / "recipe.yaml").attention == cc.load(path).castling.attention

@@ -106,24 +106,27 @@ def test_a_signal_before_training_leaves_nothing(environment, here, tiny, number
         assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("as_text", [False, True], ids=["", "in a text run as code"])
 @pytest.mark.parametrize("imported", ["click", "castling_convert.errors", "torch"])
-def test_ctrl_c_while_the_command_is_still_imported(environment, here, tmp_path, imported):
-    """The signal comes from within the import: of click first, of torch by the command itself."""
-    (tmp_path / "early.py").write_text(f"""
-import os, runpy, signal, sys
+def test_ctrl_c_while_the_command_is_still_imported(environment, here, tmp_path, imported, as_text):
+    """The signal comes from within the import: of click first, of torch by the command itself. In a text that is run as
+    code, as dataclasses run theirs, Python remembers it and would end itself by another signal."""
+    kill = "os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import os, signal, sys
 
 class Early:
     def find_spec(self, name, path=None, target=None):
         if name == "{imported}":
             sys.meta_path.remove(self)
-            os.kill(os.getpid(), signal.SIGINT)
+            {f"exec({kill!r}, globals())" if as_text else kill}
 
 sys.meta_path.insert(0, Early())
-runpy.run_module("castling_convert", run_name="__main__")
 """)
     arguments = ("convert", "--model", "vit_t", "--no-pretrained")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [environment.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, tmp_path / "early.py", *arguments], env=environment, capture_output=True, text=True
+        [*COMMAND, *arguments], env={**environment, "PYTHONPATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 130
     assert done.stderr.strip() == "error: interrupted"

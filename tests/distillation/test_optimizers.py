@@ -1,0 +1,61 @@
+"""Steps and rates, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from castling_convert.distillation.guard import settle_rate
+from castling_convert.distillation.muon import MOMENTUM, Muon, orthogonalize
+from castling_convert.distillation.optimizers import falling_rate
+
+
+def test_a_rate_rises_and_falls() -> None:
+    linear, cosine = (falling_rate(10, 0.2, kind) for kind in ("linear", "cosine"))
+    assert [linear(step) for step in (0, 1, 2, 6, 10, 11)] == [0.5, 1, 1, 0.5, 0, 0]
+    assert [cosine(step) for step in (0, 1, 2, 6, 10)] == pytest.approx([0.5, 1, 1, 0.5, 0])
+    assert cosine(3) > linear(3)
+    assert cosine(9) < linear(9)
+
+
+def test_a_phase_of_one_step_has_its_whole_rate() -> None:
+    assert falling_rate(1, 0.05, "linear")(0) == 1
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 2), (2, 8)])
+def test_muon_turns_a_matrix_by_the_same_angle_at_any_width(shape: tuple[int, int]) -> None:
+    """An update is nearly orthogonal times max(1, rows/columns)^½, and follows Nesterov's momentum."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = nn.Parameter(torch.zeros(shape))
+    optimizer = Muon([{"params": [matrix]}], lr=1.0, fallback=1.0)
+    momentum = torch.zeros(shape)
+    scale = max(1.0, shape[0] / shape[1]) ** 0.5
+    for _ in range(3):
+        before = matrix.detach().clone()
+        matrix.grad = torch.randn(shape, generator=generator)
+        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * matrix.grad
+        ahead = MOMENTUM * momentum + (1 - MOMENTUM) * matrix.grad
+        optimizer.step()
+        update = before - matrix.detach()
+        torch.testing.assert_close(update, scale * orthogonalize(ahead))
+        values = torch.linalg.svdvals(update / scale)
+        assert (values > 0.5).all()
+        assert (values < 1.5).all()
+
+
+def test_the_guard_takes_the_highest_rate_that_does_no_harm() -> None:
+    """On w² a rate of 1 leads to and fro, and any higher one away; of 16, 4 and 1 it is the last."""
+    student = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        student.weight.fill_(1)
+    optimizer = torch.optim.SGD(student.parameters(), lr=16.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    said: list[str] = []
+    settle_rate(
+        student, lambda x: (student(x).square().mean(),), [torch.ones(1, 1)] * 10, optimizer, scheduler, 1e9,
+        said.append,
+    )  # fmt: skip
+    assert optimizer.param_groups[0]["lr"] == scheduler.base_lrs[0] == 1
+    assert student.weight.item() == 1
+    assert len(said) == 1
