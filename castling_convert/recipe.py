@@ -78,8 +78,8 @@ class LossConfig(_Section):
     """Weights of what the whole student matches; labels are never used.
 
     `attention`: squared error of every castled layer's output over the teacher's variance, channel by channel (see
-    `distill.losses.channel_error`). `logits`: KL divergence at `temperature`, times its square. `features`: one minus
-    the cosine of the last features, of prefix tokens and of patches.
+    `distillation.losses.channel_error`). `logits`: KL divergence at `temperature`, times its square. `features`: one
+    minus the cosine of the last features, of prefix tokens and of patches.
     """
 
     attention: float = Field(default=1.0, ge=0)
@@ -147,8 +147,8 @@ class DataConfig(_Section):
 
 class DistillConfig(_Section):
     """The distillation run. `refit`: at its end the classifier is fitted to the features that the student has then
-    (see `distill.readout`), where the second phase trains it. A checkpoint is written after `checkpoint_every` steps,
-    and after `checkpoint_minutes` where the steps are slow."""
+    (see `distillation.readout`), where the second phase trains it. A checkpoint is written after `checkpoint_every`
+    steps, and after `checkpoint_minutes` where the steps are slow."""
 
     steps: int = Field(default=400, ge=1, le=10**9)
     batch_size: int = Field(default=64, ge=1, le=10**6)

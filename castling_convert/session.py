@@ -32,7 +32,7 @@ class Session:
 
     Takes a numpy array or a torch tensor and gives the same kind back. What goes in is `signature.input`:
     float images [B, C, H, W] normalised as the model wants them, or with `--preprocess` uint8 pixels
-    [B, H, W, C]; what comes out is logits or probabilities [B, classes], float32. Any number of images
+    [B, H, W, C]; what comes out, [B, ...] in float32, is `signature.output`. Any number of images
     may be given; batches are split to what the artifact was built for. Calls from several threads take turns.
 
     Args:
@@ -82,7 +82,7 @@ class Session:
         return np.dtype(np.uint8 if self.signature.input == "pixels" else np.float32)
 
     def __call__(self, images: Array) -> Array:
-        """images [B, ...] to logits or probabilities [B, classes].
+        """images [B, ...] to what `signature.output` says: logits or probabilities, [B, classes], or features.
 
         Raises:
             DataError: another shape or type than the artifact takes, or no image at all.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from castling_convert import errors
 from castling_convert.artifact.precision import PRECISIONS
-from castling_convert.attention import FORMS
+from castling_convert.attention import FORMS, AttentionConfig
 from castling_convert.exporting import FORMATS
 from castling_convert.families import FAMILIES
 from castling_convert.loading import ALIASES
@@ -54,7 +54,7 @@ def page() -> str:
             ("form", "keys of its own"),
             [
                 (f"`{name}`", ", ".join(f"`{key}`" for key in form.config.model_fields
-                                        if key not in FORMS["landmarks"].config.__mro__[1].model_fields) or "none")
+                                        if key not in AttentionConfig.model_fields) or "none")
                 for name, form in FORMS.items()
             ],
         ),

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import bundle
-from ..data.loaders import some_batches
+from ..data.loaders import kept, some_batches
 from ..data.preprocessing import Preprocessing
 from ..data.spec import GENERATED, open_data
 from ..errors import CastlingError
 from ..evaluation.teacher import teacher_of
-from ..tasks import task_of
+from ..tasks import Task, task_of
 from .page import table
 
 SHOWN, LOOKED_AT = 12, 512
@@ -42,22 +42,20 @@ def samples(path: Path, summary: dict[str, Any], console: Console | None) -> str
         data = open_data(spec, preprocessing, "validation")
         names = list(getattr(data.dataset, "classes", []))
         data, _ = task.usable(data, folded)
+        batches = some_batches(data, kept(LOOKED_AT, preprocessing))
+        castled = answers(task, folded, batches)
+        if castled is None:
+            return ""
         teacher = teacher_of(path, folded, console=console)
     except CastlingError as error:
         return f"<h2>Images</h2><p>None are shown: {html.escape(str(error))}</p>"
-    images, found, expected, labels = [], [], [], []
-    for batch, classes in some_batches(data, LOOKED_AT):
-        answers = task.answers(folded(batch)), task.answers(teacher(batch))
-        if answers[0] is None or answers[1] is None:
-            return ""
-        images.append(batch)
-        found.append(answers[0])
-        expected.append(answers[1])
-        labels.append(classes if data.classes is not None else torch.full_like(classes, -1))
-    pixels, castled, wanted, true = (torch.cat(part) for part in (images, found, expected, labels))
+    pixels, true = (torch.cat(part) for part in zip(*batches, strict=True))
+    true = true if data.classes is not None else torch.full_like(true, -1)
+    wanted = answers(task, teacher, batches)
+    assert wanted is not None
 
     def name(index: int) -> str:
-        return html.escape(str(names[index]) if index < len(names) else f"class {index}")
+        return str(names[index]) if index < len(names) else f"class {index}"
 
     order = torch.argsort((castled == wanted).int(), stable=True)[:SHOWN].tolist()
     figures = "".join(
@@ -72,11 +70,18 @@ def samples(path: Path, summary: dict[str, Any], console: Console | None) -> str
     return f'{head}<div class="samples">{figures}</div>' + _by_class(true, wanted, castled, name)
 
 
+def answers(task: Task, model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """What `model` says of every image; None where its task says nothing of that kind."""
+    found = [task.answers(model(images)) for images, _ in batches]
+    said = [part for part in found if part is not None]
+    return torch.cat(said) if said else None
+
+
 def _figure(source: str, label: int, teacher: int, castled: int, name: Any) -> str:
-    lines = [f"labelled {name(label)}"] if label >= 0 else []
+    lines = [f"labelled {html.escape(name(label))}"] if label >= 0 else []
     for who, answer in (("teacher", teacher), ("castled", castled)):
         right = "" if label < 0 else "good" if answer == label else "bad"
-        lines.append(f'{who}: <span class="{right}">{name(answer)}</span>')
+        lines.append(f'{who}: <span class="{right}">{html.escape(name(answer))}</span>')
     return f'<figure><img src="{source}" alt=""><figcaption>{"<br>".join(lines)}</figcaption></figure>'
 
 
@@ -99,7 +104,7 @@ def _by_class(labels: Tensor, teacher: Tensor, castled: Tensor, name: Any) -> st
         of_it = labels == label
         if label >= 0:
             scores = [100 * (answers[of_it] == label).double().mean().item() for answers in (teacher, castled)]
-            rows.append((scores[1] - scores[0], html.unescape(name(label)), int(of_it.sum()), *scores))
+            rows.append((scores[1] - scores[0], name(label), int(of_it.sum()), *scores))
     if not rows:
         return ""
     rows.sort()

@@ -43,7 +43,7 @@ def merge_heads(y: Tensor) -> Tensor:
     return y.transpose(1, 2).flatten(2)
 
 
-class _Castled(nn.Module):
+class CastledBase(nn.Module):
     """What both forms share: projections, softmax of prefix tokens and windows, depthwise residual, and
     the way from tokens to tokens."""
 
@@ -137,7 +137,7 @@ class _Castled(nn.Module):
         return self.proj(y)
 
 
-class CastledAttention(_Castled):
+class CastledAttention(CastledBase):
     """Training form: a linear form, what stands beside it, and the masked softmax branch.
 
     Against the public snippet: a pretrained softmax layer's projections are kept, and the linear part takes exactly

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .castled import CastledAttention, Projections, _Castled
+from .castled import CastledAttention, CastledBase, Projections
 
 ChannelsFirst = Literal["from_weights", "transposed"]
 """How a folded layer puts channels before tokens, see `FoldedAttention.channels`."""
 
 
-class FoldedAttention(_Castled):
+class FoldedAttention(CastledBase):
     """Inference form of a `CastledAttention` whose mask is closed: no softmax branch, no parameter that could be
     multiplied into another."""
 

@@ -28,7 +28,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .castled import CastledAttention, Projections, _Castled
+from .castled import CastledAttention, CastledBase, Projections
 from .config import LandmarksConfig
 from .cost import Shape
 from .folded import FoldedAttention
@@ -50,7 +50,7 @@ def pooled(k: Tensor, v: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Te
     return keys, values, entropy
 
 
-class _Landmarks(_Castled):
+class _Landmarks(CastledBase):
     """What both forms share, on the directions a, [heads, M, d], b, [heads, M, 1], and c, [heads, 1, 1]."""
 
     config: LandmarksConfig

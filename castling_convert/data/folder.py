@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,9 +69,15 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     """The images of a folder; an unreadable one is an error that names it, never skipped."""
 
     def __init__(
-        self, samples: list[tuple[str, int]], mode: str, transform: Callable[[Image.Image], Tensor], labelled: bool
+        self,
+        samples: list[tuple[str, int]],
+        mode: str,
+        transform: Callable[[Image.Image], Tensor],
+        labelled: bool,
+        classes: Sequence[str] = (),
     ) -> None:
         self.samples = samples
+        self.classes = classes
         self.mode = mode
         self.transform = transform
         self.labelled = labelled

@@ -18,8 +18,6 @@ from .randomness import randomness_of
 from .spec import ImageData
 
 EVAL_BATCH = 64
-
-
 KEPT_BYTES = 2**28
 """How much of images is kept in memory for as long as a run lasts."""
 

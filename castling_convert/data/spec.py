@@ -34,8 +34,6 @@ Split = Literal["train", "validation"]
 
 EMBEDDED: dict[str, Any] = {"digits": Digits, "relations": Relations}
 """Labelled data sets that need no files."""
-
-
 GENERATED = "generated"
 """The spec of images that are made here and mean nothing."""
 
@@ -101,7 +99,7 @@ def _open_folder(root: Path, mode: str, transform: Transform, split: Split) -> I
         raise DataError(f"--data {root} is a file; give the folder that holds the images")
     samples, classes = find_images(_split_folder(root, split))
     labelled = "" not in classes  # images lying loose beside class folders belong to no class
-    files = ImageFiles(samples, mode, transform, labelled)
+    files = ImageFiles(samples, mode, transform, labelled, classes if labelled else ())
     files.check_headers()
     return ImageData(str(root), files, len(classes) if labelled else None, _has_parts(root))
 

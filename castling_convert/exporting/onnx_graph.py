@@ -30,8 +30,6 @@ CHATTY = ("onnxscript", "onnx_ir", "torch.onnx", "torch.onnx._internal.exporter.
 QUANTIZER = "qdq"
 """What int8 is made by where nothing else is asked for."""
 SINGLE_FILE_LIMIT = 2 * 1024**3 - 2**20
-
-
 CHANNELS_FIRST: dict[str, ChannelsFirst] = {"fp32": "from_weights", "int8": "transposed"}
 """How castled layers are faster in onnxruntime; its int8 kernels need the weights on the right."""
 
@@ -39,8 +37,8 @@ CHANNELS_FIRST: dict[str, ChannelsFirst] = {"fp32": "from_weights", "int8": "tra
 def export(
     model: nn.Module, output: Path, options: ExportOptions, rewrite_: Callable[[onnx.ModelProto], None] | None = None
 ) -> Exported:
-    """Write `output`, an ONNX file with what `prepare.Signature` says goes in and comes out; its graph as `rewrite_`
-    leaves it, where a format has one.
+    """Write `output`, an ONNX file with what `artifact.signature.Signature` says goes in and comes out; its graph as
+    `rewrite_` leaves it, where a format has one.
 
     Castled layers are already linear; layers kept as softmax are exported as MatMul and Softmax, which
     every runtime fuses, and not as the Attention operator, which some can't take apart.

@@ -117,11 +117,11 @@ def convert(
     folder that all of them see: they load and train; the first one measures, writes and speaks.
 
     Args:
-        model: a name for `load.load_model`, or a timm model.
+        model: a name for `loading.load_model`, or a timm model.
         data: a `--data` spec; without it the student is aligned on generated images and its accuracy
             stays unmeasured.
         recipe: one that was loaded, or what `Recipe.load` takes; see `default_recipe`.
-        layers: `all`, block numbers, or `auto` to keep as softmax the fewest blocks that `max_drop` needs.
+        layers: as for `castle`, or `auto` to keep as softmax the fewest blocks that `max_drop` needs.
         max_drop: the points of top-1 that may be lost against the teacher on the validation part of
             `data`; without labels every other top class counts as lost, of features every other nearest neighbour.
         task: a name in `tasks.TASKS`; what the model is for when left out. `features` of a model with classes leaves

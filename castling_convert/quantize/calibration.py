@@ -17,8 +17,6 @@ CALIBRATION_IMAGES, FEWEST_IMAGES, LATENCY_IMAGES = 128, 100, 4
 
 TARGET_NOISE = 0.05
 """Noise on the logits, relative to their spread, above which layers are left in float."""
-
-
 NO_CALIBRATION = (
     "int8 ranges were taken from generated images; give yours with --calibration SPEC for accuracy that holds"
 )

@@ -53,7 +53,7 @@ class Features(Task):
 
     def agreement(self, output: Tensor, expected: Tensor) -> float:
         """Where the nearest of all expected features, by cosine, is the image's own."""
-        own = torch.arange(len(output))
+        own = torch.arange(len(output), device=output.device)
         nearest = [
             (F.normalize(output[places].double(), dim=-1) @ F.normalize(expected.double(), dim=-1).T).argmax(-1)
             for places in own.split(AT_ONCE)

@@ -29,18 +29,28 @@ def sharp() -> Any:
     return teacher
 
 
+@torch.no_grad()
+def castled_alone(teacher: Any, block: int, x: torch.Tensor, calibrated: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log probabilities of the teacher and of a student with this block castled, fitted on the first images of x."""
+    student = cc.castle(teacher, layers=str(block)).eval()
+    calibrate(student, teacher, x[:calibrated])
+    close_masks(student)
+    return teacher(x).log_softmax(-1), student(x).log_softmax(-1)
+
+
+def hold(entry: Any, expected: torch.Tensor, actual: torch.Tensor) -> None:
+    """Against the divergence by its definition."""
+    divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
+    # The last block's class token, which alone is read, has its exact softmax.
+    assert (divergence > 1e-3) is (entry.block == 0)
+    assert entry.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
+
+
 def test_is_the_divergence_of_that_block_castled_alone():
     teacher, x = sharp(), images(16)
     for entry in found(teacher):
-        student = cc.castle(teacher, layers=str(entry.block)).eval()
-        calibrate(student, teacher, x)
-        close_masks(student)
-        with torch.no_grad():
-            expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
-        divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
-        # The last block's class token, which alone is read, has its exact softmax.
-        assert (divergence > 1e-3) is (entry.block == 0)
-        assert entry.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
+        expected, actual = castled_alone(teacher, entry.block, x, 16)
+        hold(entry, expected, actual)
         assert entry.agreement == 100 * (expected.argmax(-1) == actual.argmax(-1)).float().mean().item()
         assert entry.layers == [f"blocks.{entry.block}.attn"]
 
@@ -49,15 +59,7 @@ def test_in_batches_it_is_the_same(monkeypatch):
     teacher, x = sharp(), images(12)
     monkeypatch.setattr("castling_convert.planning.sensitivity.EVAL_BATCH", 8)
     for entry in found(teacher, 12):
-        student = cc.castle(teacher, layers=str(entry.block)).eval()
-        calibrate(student, teacher, x[:8])
-        close_masks(student)
-        with torch.no_grad():
-            expected, actual = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
-        divergence = (expected.exp() * (expected - actual)).sum(-1).mean().item()
-        # The last block's class token, which alone is read, has its exact softmax.
-        assert (divergence > 1e-3) is (entry.block == 0)
-        assert entry.divergence == pytest.approx(divergence, rel=1e-3, abs=1e-6)
+        hold(entry, *castled_alone(teacher, entry.block, x, 8))
 
 
 def test_a_block_that_does_nothing_is_not_sensitive_and_a_sharp_one_is():
