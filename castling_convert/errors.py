@@ -18,6 +18,8 @@ R = TypeVar("R")
 
 LONGEST = 2000
 """Letters of a message; what is quoted in one can be of any length."""
+END = 500
+"""How many of them are its last ones, where it says what to do."""
 
 
 class CastlingError(Exception):
@@ -33,7 +35,7 @@ class CastlingError(Exception):
 
 
 def one_line(text: str) -> str:
-    """`text` in one line of LONGEST letters at most, whatever can't be printed written as its escape sequence.
+    """`text` in one line, whatever can't be printed written as its escape sequence; of a long one not its middle.
 
     Of an error in a data worker torch makes the worker's whole traceback; its last line is the message.
     """
@@ -43,7 +45,7 @@ def one_line(text: str) -> str:
     line = " ".join(lines)
     if not line.isprintable():
         line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - END - 3]}...{line[-END:]}"
 
 
 class ModelError(CastlingError):

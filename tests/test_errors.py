@@ -16,7 +16,7 @@ from castling_convert.errors import LONGEST, CastlingError, DataError, first_lin
         ("a\nb\r\n\n c", "a b  c"),
         ("a\x1b[2Jb\x07\tc", "a\\x1b[2Jb\\x07\\tc"),
         ("a\u202eb\ud800", "a\\u202eb\\ud800"),
-        ("x" * 10_000, "x" * (LONGEST - 3) + "..."),
+        ("x" * 10_000 + "y" * 500, "x" * (LONGEST - 503) + "..." + "y" * 500),
         ("", ""),
     ],
 )

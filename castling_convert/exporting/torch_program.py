@@ -86,8 +86,7 @@ class ProgramModel(Runner):
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         archive = trusted(path)
-        self.digest = digest(archive)
-        archive.seek(0)
+        self.digest = digest(path)
         files = {METADATA: ""}
         try:
             with quiet("torch.export"):  # it prints the tracebacks of what it raises

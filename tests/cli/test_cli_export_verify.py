@@ -317,12 +317,18 @@ def test_verify_with_wrong_data(castling, bundle):
     castling("verify", "out/model.onnx", "--data", "nowhere").refused("nowhere not found")
 
 
+def made_accuracy(bundle):
+    return json.loads((bundle / "summary.json").read_text())["accuracy"]
+
+
 def test_evaluate_of_a_bundle_and_of_its_artifact_are_the_same(castling, bundle):
     first = json.loads(castling("evaluate", "out", "--data", "digits", "--json").done().out)
     second = json.loads(castling("evaluate", "out/model.onnx", "--data", "digits", "--json").done().out)
     assert first["castled"]["images"] == 597
     assert first["castled"] == second["castled"]
-    assert "random weights" in first["notes"][0]
+    assert first["teacher"] == second["teacher"] == made_accuracy(bundle)["teacher"]  # its seed makes it again
+    assert first["castled"] == made_accuracy(bundle)["castled"]
+    assert first["notes"] == second["notes"] == []
 
 
 def test_evaluate_takes_its_numbers_from_the_images(castling, bundle):

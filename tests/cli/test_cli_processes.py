@@ -110,10 +110,13 @@ def test_a_signal_before_training_leaves_nothing(environment, here, tiny, number
 @pytest.mark.parametrize("imported", ["click", "castling_convert.errors", "torch"])
 def test_ctrl_c_while_the_command_is_still_imported(environment, here, tmp_path, imported, as_text):
     """The signal comes from within the import: of click first, of torch by the command itself. In a text that is run as
-    code, as dataclasses run theirs, Python remembers it and would end itself by another signal."""
+    code, as dataclasses run theirs, Python remembers it and would end itself by another signal. (A shell's background
+    processes would not hear it before the command itself listens.)"""
     kill = "os.kill(os.getpid(), signal.SIGINT)"
     (tmp_path / "sitecustomize.py").write_text(f"""
 import os, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Early:
     def find_spec(self, name, path=None, target=None):
@@ -126,7 +129,7 @@ sys.meta_path.insert(0, Early())
     arguments = ("convert", "--model", "vit_t", "--no-pretrained")
     path = os.pathsep.join([str(tmp_path), *filter(None, [environment.get("PYTHONPATH")])])
     done = subprocess.run(
-        [*COMMAND, *arguments], env={**environment, "PYTHONPATH": path}, capture_output=True, text=True
+        [*COMMAND, *arguments], env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 130
     assert done.stderr.strip() == "error: interrupted"
@@ -152,7 +155,11 @@ runpy.run_module("castling_convert", run_name="__main__")
 """)
     arguments = map(str, ["convert", *tiny, "--data", "digits", "--steps", 300, "-o", "out"])
     done = subprocess.run(
-        [sys.executable, tmp_path / "early.py", *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, tmp_path / "early.py", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 130, done.stderr
     assert only_error(done.stderr).startswith("error: interrupted")

@@ -20,6 +20,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from rich.console import Console
 
 import castling_convert as cc
 from castling_convert.artifact.options import ExportOptions
@@ -193,10 +194,10 @@ def test_it_is_built_for_real_and_not_published_before_it_is_read_back(tmp_path,
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.timing", "model.trt.onnx"]
 
 
-class Impatient:
+class Impatient(Console):
     """A console where somebody presses Ctrl-C as soon as anything is printed."""
 
-    def print(self, line: str) -> None:
+    def print(self, *_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
