@@ -46,6 +46,7 @@ _CALLED = {
     "And", "Or", "Not", "floor", "ceiling", "FloatPow",
 }  # fmt: skip
 """What sizes are computed by. No power is among them: that of two whole numbers could take for ever."""
+_FLOAT = re.compile(r"\bFloat\('-?\d{1,20}\.?\d{0,20}', precision=53\)")
 _EXPRESSION = (
     ast.Expression, ast.Load, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv,
     ast.Mod, ast.USub, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.keyword, ast.Name, ast.Call,
@@ -154,7 +155,7 @@ def _is_arithmetic(text: str) -> bool:
     if len(text) > 2000:
         return False
     try:
-        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+        nodes = list(ast.walk(ast.parse(_FLOAT.sub("1.0", text), mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     for node in nodes:

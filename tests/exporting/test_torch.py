@@ -196,7 +196,8 @@ def test_guards_are_not_run(made, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "size", [EVIL, "eval('1')", "Symbol(name='s0')().__class__", "9**9**9", "Pow(Integer(9), Integer(99))",
-             "[1 for _ in (1,)]", "lambda: 1", "Symbol('a b')", "open", "1" * 3000, "(" * 500, "2.5j", "'s0'.x"]
+             "[1 for _ in (1,)]", "lambda: 1", "Symbol('a b')", "open", "1" * 3000, "(" * 500, "2.5j", "'s0'.x",
+             "Float('0.5', precision=999999999)"]
 )  # fmt: skip
 def test_a_size_that_is_no_arithmetic_is_refused(made, tmp_path, monkeypatch, size):
     """torch evaluates sizes as Python."""
