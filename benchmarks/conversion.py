@@ -147,7 +147,7 @@ def conversion(name: str, size: int, batch: int) -> dict[str, float]:
     parameters = sum(parameter.numel() for parameter in teacher.parameters())
     return {
         "parameters": parameters, "tokens": next(castled_layers(student))[1].grid.tokens,
-        "align": pace.align or 0.0, "whole": pace.whole or 0.0,
+        "align": pace.align or 0.0, "whole": pace.student or 0.0,
         "step": pace.step(recipe.distill), "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }  # fmt: skip
 

@@ -210,9 +210,9 @@ class Recipe(_Section):
         return cls.parse(_read(path), str(path), overrides)
 
     @classmethod
-    def of(cls, given: Recipe | str | os.PathLike[str]) -> Recipe:
+    def of(cls, recipe: Recipe | str | os.PathLike[str]) -> Recipe:
         """A recipe itself, or what `load` takes."""
-        return given if isinstance(given, Recipe) else cls.load(os.fspath(given))
+        return recipe if isinstance(recipe, Recipe) else cls.load(os.fspath(recipe))
 
     @classmethod
     def parse(cls, values: Any, where: str, overrides: Iterable[str] = ()) -> Recipe:

@@ -89,12 +89,12 @@ class Session:
         """
         values = self._array(images)
         self._refuse(values)
-        given = torch.from_numpy(np.require(values, requirements=["C", "W"]))  # a copy of what is read-only
+        batch = torch.from_numpy(np.require(values, requirements=["C", "W"]))  # a copy of what is read-only
         if self.signature.input != "pixels":
-            given = given.to(getattr(torch, self.signature.dtype))
+            batch = batch.to(getattr(torch, self.signature.dtype))
         step = self._batch_size or len(values)
         with self._lock:
-            rows = [self._runner.rows(given[start : start + step].numpy()) for start in range(0, len(values), step)]
+            rows = [self._runner.rows(batch[start : start + step].numpy()) for start in range(0, len(values), step)]
         out = np.concatenate(rows).astype(np.float32, copy=False)
         return torch.from_numpy(out) if isinstance(images, Tensor) else out
 

@@ -182,7 +182,7 @@ FLIPS = (
          ("tests/distillation/test_readout.py",)),
     Flip("judge of the classifier", "distillation/readout.py", "if not judgements[penalty] < before:",
          "if judgements[penalty] < before:", ("tests/distillation/test_readout.py",)),
-    Flip("order of lessons", "distillation/align.py", "return step // self.part * self.kept if",
+    Flip("order of lessons", "distillation/align.py", "return step // self.part * self.held if",
          "return step // self.part if", ("tests/distillation/test_align.py",)),
     Flip("guard of the rate", "distillation/guard.py", "factor /= FACTOR", "factor *= 1.0 / FACTOR**3",
          ("tests/distillation",)),

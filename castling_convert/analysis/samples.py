@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from .. import bundle
-from ..data.loaders import kept, some_batches
+from ..data.loaders import count_in_memory, some_batches
 from ..data.preprocessing import Preprocessing
 from ..data.spec import GENERATED, open_data
 from ..errors import CastlingError
@@ -42,7 +42,7 @@ def samples(path: Path, summary: dict[str, Any], console: Console | None) -> str
         data = open_data(spec, preprocessing, "validation")
         names = list(getattr(data.dataset, "classes", []))
         data, _ = task.usable(data, folded)
-        batches = some_batches(data, kept(LOOKED_AT, preprocessing))
+        batches = some_batches(data, count_in_memory(LOOKED_AT, preprocessing))
         castled = answers(task, folded, batches)
         if castled is None:
             return ""

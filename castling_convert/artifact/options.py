@@ -127,8 +127,8 @@ class ExportOptions:
     @property
     def tolerance(self) -> Tolerance:
         """What parity is held against."""
-        given = {key: value for key in ("atol", "rtol") if (value := getattr(self, key)) is not None}
-        return replace(self.how.tolerance, **given, noise=None) if given else self.how.tolerance
+        asked = {key: value for key in ("atol", "rtol") if (value := getattr(self, key)) is not None}
+        return replace(self.how.tolerance, **asked, noise=None) if asked else self.how.tolerance
 
     @property
     def fixed_batch(self) -> int | None:

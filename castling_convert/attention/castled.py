@@ -218,20 +218,20 @@ class CastledAttention(CastledBase):
         if self.is_linear:
             return super().attend(x)
         q, k, v = self.heads(x)
-        kept, mass = self.branch(q, k, v)
-        released = merge_heads((1 - mass).expand_as(kept))
-        return merge_heads(kept) + released * self.attend_linearly(x, q, k, v)
+        masked, mass = self.branch(q, k, v)
+        released = merge_heads((1 - mass).expand_as(masked))
+        return merge_heads(masked) + released * self.attend_linearly(x, q, k, v)
 
     def branch(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Masked softmax as far as it is open, and its mass, [B, heads, N, 1]; with nothing to drop by the fused
         kernel, which never holds N x N entries."""
         if self.fully_open:
-            kept = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
+            masked = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
             mass = density = torch.ones_like(self.density)
         else:
-            kept, mass, density = masked_softmax(q, k, v, self.softmax_scale, self.threshold)
+            masked, mass, density = masked_softmax(q, k, v, self.softmax_scale, self.threshold)
         self.density = density * self.mask_gate
-        return kept * self.mask_gate, mass * self.mask_gate
+        return masked * self.mask_gate, mass * self.mask_gate
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj_drop(self.proj(y))

@@ -136,8 +136,8 @@ class FoldedFeatures(FoldedAttention):
         query = wide(self.row_query) @ x[:, :, :prefix]  # B, heads·d, prefix
         if self.row_bias is not None:
             query = query + wide(self.row_bias)
-        own = torch.eye(self.num_heads, dtype=x.dtype, device=x.device).repeat_interleave(self.head_dim, 0)
-        apart = (query.unsqueeze(2) * own.unsqueeze(2)).flatten(2)  # B, heads·d, heads·prefix
+        head_of = torch.eye(self.num_heads, dtype=x.dtype, device=x.device).repeat_interleave(self.head_dim, 0)
+        apart = (query.unsqueeze(2) * head_of.unsqueeze(2)).flatten(2)  # B, heads·d, heads·prefix
         keys = wide(self.row_key) @ apart  # B, C, heads·prefix
         return (keys.transpose(1, 2) @ x).unflatten(1, (self.num_heads, prefix)).softmax(-1)
 

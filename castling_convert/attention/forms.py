@@ -47,8 +47,8 @@ def before_forms(values: Mapping[str, Any]) -> dict[str, Any]:
         return values
     normalization = values.get("normalization", "row_sum")
     if normalization == "l2":
-        kept = {key: value for key, value in values.items() if key not in ("normalization", "center")}
-        return {"form": "snippet", "constant": "mean", **kept}
+        others = {key: value for key, value in values.items() if key not in ("normalization", "center")}
+        return {"form": "snippet", "constant": "mean", **others}
     return {"form": "angular", "normalization": normalization, "center": False, **values}
 
 

@@ -28,5 +28,5 @@ def masked_softmax(
     """
     weights = ((q * softmax_scale) @ k.transpose(-2, -1)).softmax(dim=-1)  # B, heads, N, N
     mask = weights > threshold
-    kept = weights * mask
-    return kept @ v, kept.sum(-1, keepdim=True), mask.detach().float().mean()
+    masked = weights * mask
+    return masked @ v, masked.sum(-1, keepdim=True), mask.detach().float().mean()

@@ -54,10 +54,10 @@ class SnippetAttention(CastledAttention):
         if self.is_linear:
             return super().attend(x)
         q, k, v = self.heads(x)
-        kept, _ = self.branch(q, k, v)
+        masked, _ = self.branch(q, k, v)
         # The linear form is written relative to a constant term of 1/2, hence the factor of two.
         weight = 2 * (v.shape[-2] ** -0.5 if self.config.constant == "token" else 1.0)
-        return self.finish(l2_normalize(linear_snippet(q, k, v, self.config) + weight * kept), x, q, k, v)
+        return self.finish(l2_normalize(linear_snippet(q, k, v, self.config) + weight * masked), x, q, k, v)
 
 
 class FoldedSnippet(FoldedAttention):

@@ -152,10 +152,10 @@ def check_structure(values: dict[str, Any], where: Path, weights: int) -> None:
     import timm
 
     arguments = values["model_args"]
-    given = arguments["base_args"] | {key: value for key, value in arguments.items() if key not in _OURS}
-    check_arguments(arguments["base"], given, where)
+    settings = arguments["base_args"] | {key: value for key, value in arguments.items() if key not in _OURS}
+    check_arguments(arguments["base"], settings, where)
     try:
-        model = timm.create_model(arguments["base"], pretrained=False, device="meta", **given)
+        model = timm.create_model(arguments["base"], pretrained=False, device="meta", **settings)
     except Exception as error:  # noqa: BLE001 - whatever a constructor makes of strange values
         raise _refused(where, f"{arguments['base']} can't be made so: {first_line(error)}") from None
     numbers = sum(tensor.numel() for tensor in model.state_dict().values())
@@ -163,8 +163,8 @@ def check_structure(values: dict[str, Any], where: Path, weights: int) -> None:
         raise _refused(where, f"a model of {numbers:.2g} numbers is described, more than its weights file can hold")
 
 
-def check_arguments(base: str, given: Iterable[str], where: Path) -> None:
-    """Check that `base` is a timm model that can be castled, and that its constructor knows the `given` arguments:
+def check_arguments(base: str, settings: Iterable[str], where: Path) -> None:
+    """Check that `base` is a timm model that can be castled, and that its constructor knows all `settings`:
     timm's own, such as `checkpoint_path`, would read other files.
 
     Raises:
@@ -183,7 +183,7 @@ def check_arguments(base: str, given: Iterable[str], where: Path) -> None:
         raise _refused(where, first_line(error)) from None
     classes = [cls for cls in type(model).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
     known = {name for cls in classes for name in inspect.signature(cls.__init__).parameters}
-    unknown = next((name for name in given if name not in known), None)
+    unknown = next((name for name in settings if name not in known), None)
     if unknown is not None:
         raise _refused(where, f"{base} has no argument {unknown}")
 

@@ -109,14 +109,14 @@ def _print(found: Analysis) -> None:
     for one in found.break_even:
         click.echo(f"break-even in {one.runtime}: {one}")
     click.echo()
-    whole = Table(title="whole model, predicted from random weights", title_justify="left")
+    models = Table(title="whole model, predicted from random weights", title_justify="left")
     for column in ("case", "tokens", "softmax, ms", "castled, ms", "ratio [95 %]"):
-        whole.add_column(column)
+        models.add_column(column)
     for result in found.cases:
         medians = (result.latency[name].median for name in (result.baseline, CASTLED))
         times = (f"{median:.1f}" for median in medians)
-        whole.add_row(str(result.case), str(result.tokens), *times, str(result.ratio))
-    print_table(whole)
+        models.add_row(str(result.case), str(result.tokens), *times, str(result.ratio))
+    print_table(models)
     for advice in found.advice:
         click.echo(advice.sentence)
     click.echo(f"a conversion by recipe {found.recipe} trains for about {found.minutes:.0f} min on this machine")

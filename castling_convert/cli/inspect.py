@@ -37,7 +37,7 @@ def command(
 
     from ..analysis.macs import count_macs
     from ..castling import castle, close_masks
-    from ..data.loaders import kept, some_images
+    from ..data.loaders import count_in_memory, some_images
     from ..data.preprocessing import Preprocessing
     from ..data.spec import GENERATED, open_data
     from ..errors import DataError
@@ -70,7 +70,7 @@ def command(
     if sensitivity and "castled" in macs:
         preprocessing = Preprocessing.of(loaded)
         images = some_images(
-            open_data(data or GENERATED, preprocessing, "train"), kept(SENSITIVITY_IMAGES, preprocessing)
+            open_data(data or GENERATED, preprocessing, "train"), count_in_memory(SENSITIVITY_IMAGES, preprocessing)
         )
         for entry in sensitivities(loaded, Recipe.load("castling"), images):
             click.echo(f"block {entry.block}: {entry.divergence:.3g} {unit}", err=True)

@@ -52,9 +52,9 @@ def castable() -> dict[str, Any]:
     """The `models` that can be castled, sorted, and the `aliases` of some: as the registries say, which needs timm and
     takes seconds, or as they said before and was kept in the user's cache."""
     file, registry = cache_folder() / "models.json", _registry()
-    kept = _read(file)
-    if kept.get("registry") == registry:
-        return kept
+    cached = _read(file)
+    if cached.get("registry") == registry:
+        return cached
     from ..families import castable_names
     from ..loading import ALIASES
 
@@ -69,11 +69,11 @@ def castable() -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     """What is kept there, if it is what `castable` has written, else nothing."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        texts = [*kept["models"], *kept["aliases"], *kept["aliases"].values()]
+        cached = json.loads(file.read_text(encoding="utf-8"))
+        texts = [*cached["models"], *cached["aliases"], *cached["aliases"].values()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    return kept if all(isinstance(text, str) for text in texts) else {}
+    return cached if all(isinstance(text, str) for text in texts) else {}
 
 
 def _registry() -> list[str]:

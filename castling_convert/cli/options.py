@@ -70,13 +70,13 @@ model_arg_option = click.option(
 )
 
 
-def measuring_options(own: str, seconds: float) -> Any:
-    """The options that say what is measured: of `own` image size when none is given, for `seconds` a case."""
+def measuring_options(default_size: str, seconds: float) -> Any:
+    """The options that say what is measured: of `default_size` when none is given, for `seconds` a case."""
     options = (
         click.option("--precision", "precisions", multiple=True,
                      help="fp32, fp16, bf16 or int8; repeatable [default: fp32]."),
         click.option("--image-size", "image_sizes", type=ImageSize(), multiple=True,
-                     help=f"224 or HEIGHTxWIDTH; repeatable [default: {own}]."),
+                     help=f"224 or HEIGHTxWIDTH; repeatable [default: {default_size}]."),
         click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]"),
         click.option("--seconds", type=click.FloatRange(min=0), default=seconds, show_default=True,
                      help="For each case."),

@@ -18,7 +18,7 @@ from .randomness import randomness_of
 from .spec import ImageData
 
 EVAL_BATCH = 64
-KEPT_BYTES = 2**28
+IN_MEMORY_BYTES = 2**28
 """How much of images is kept in memory for as long as a run lasts."""
 
 
@@ -117,9 +117,9 @@ def some_images(data: ImageData, count: int) -> Tensor:
     return torch.cat([images for images, _ in some_batches(data, count)])
 
 
-def kept(count: int, preprocessing: Preprocessing) -> int:
-    """`count`, or as many images as KEPT_BYTES hold, at least one."""
-    return max(1, min(count, KEPT_BYTES // (4 * math.prod(preprocessing.input_size))))
+def count_in_memory(count: int, preprocessing: Preprocessing) -> int:
+    """`count`, or as many images as IN_MEMORY_BYTES hold, at least one."""
+    return max(1, min(count, IN_MEMORY_BYTES // (4 * math.prod(preprocessing.input_size))))
 
 
 def some_batches(data: ImageData, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -22,6 +22,6 @@ def probe_images(model: nn.Module, count: int, seed: int = 0, size: tuple[int, i
     try:
         data = open_data("generated", Preprocessing.of(model).at(size), "validation", seed=seed)
     except DataError:
-        channels, *own = get_model_input_config(model)["input_size"]
-        return torch.randn(count, channels, *(size or own), generator=torch.Generator().manual_seed(seed))
+        channels, *model_size = get_model_input_config(model)["input_size"]
+        return torch.randn(count, channels, *(size or model_size), generator=torch.Generator().manual_seed(seed))
     return some_images(data, count)

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from ..castling import castled_layers
 from ..recipe import DistillConfig
-from . import processes
 from .losses import Taps, channel_error
 
-KEPT_BYTES = 2**30
+HELD_BYTES = 2**30
 """How much of the teacher's activations is kept; one batch at least."""
-KEPT_BATCHES = 32
+HELD_BATCHES = 32
 CLIP = 1.0
 """Largest norm of one layer's gradient."""
 
@@ -35,36 +34,36 @@ class Echo:
     run needs nothing that was kept.
 
     Attributes:
-        steps: of the phase. times: how often each batch is met. kept: batches in memory.
+        steps: of the phase. times: how often each batch is met. held: batches in memory at once.
     """
 
     steps: int
     times: int
-    kept: int
+    held: int
     seed: int = 0
 
     @classmethod
     def of(cls, config: DistillConfig, student: nn.Module, steps: int) -> Echo:
-        """For `steps` of layers alone; as many batches are kept as KEPT_BYTES hold."""
+        """For `steps` of layers alone; as many batches are kept as HELD_BYTES hold."""
         numbers = sum(2 * layer.grid.tokens * layer.qkv.in_features for _, layer in castled_layers(student))
-        kept = KEPT_BYTES // (4 * config.batch_size * numbers)
+        fitting = HELD_BYTES // (4 * config.batch_size * numbers)
         times = config.align.echo
-        return cls(steps, times, 1 if times == 1 else max(1, min(KEPT_BATCHES, kept)), config.seed)
+        return cls(steps, times, 1 if times == 1 else max(1, min(HELD_BATCHES, fitting)), config.seed)
 
     @property
     def part(self) -> int:
         """Steps between two readings."""
-        return self.times * self.kept
+        return self.times * self.held
 
     @property
     def batches(self) -> int:
         """How many the whole phase reads."""
         full, rest = divmod(self.steps, self.part)
-        return full * self.kept + math.ceil(rest / self.times)
+        return full * self.held + math.ceil(rest / self.times)
 
     def first_batch(self, step: int) -> int:
         """Where to read on from for any step of a run, counted from zero, when nothing is kept."""
-        return step // self.part * self.kept if step < self.steps else self.batches + step - self.steps
+        return step // self.part * self.held if step < self.steps else self.batches + step - self.steps
 
     def order(self, part: int) -> list[int]:
         """Which of its batches every step of a part learns from."""
@@ -82,7 +81,7 @@ class Lessons:
         self.teacher, self.softmax, self.echo, self.accelerator = teacher, softmax, echo, accelerator
         self.part = -1
         self.order: list[int] = []
-        self.kept: list[Taps] = []
+        self.held: list[Taps] = []
         self.images = torch.empty(0)
         """Of the lesson that was made last."""
         self.share = self.early = 0.0
@@ -96,12 +95,12 @@ class Lessons:
         if part != self.part:
             started = time.monotonic()
             self.part, self.order = part, self.echo.order(part)
-            self.kept.clear()  # before the next are made
-            self.kept += [self._taught(next(batches)) for _ in range(max(self.order) + 1)]
+            self.held.clear()  # before the next are made
+            self.held += [self._taught(next(batches)) for _ in range(max(self.order) + 1)]
             took = time.monotonic() - started
             self.share = took / len(self.order)
             self.early = took - self.share
-        return self.kept[self.order[place]]
+        return self.held[self.order[place]]
 
     @torch.no_grad()
     def _taught(self, images: Tensor) -> Taps:
@@ -125,8 +124,5 @@ def align_step(
             error = channel_error(output, lesson.outputs[name], layer.grid.prefix)
         accelerator.backward(error)
         layers[name] = error.detach()
-    processes.average_gradients(student.parameters())
-    for _, layer in castled_layers(student):
-        accelerator.clip_grad_norm_(layer.parameters(), CLIP)
     loss = torch.stack(list(layers.values())).mean()
     return loss, {"attention": loss}, layers

@@ -31,8 +31,8 @@ def settle_rate(
     loss: Loss,
     batches: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
+    update: Callable[[Tensor], None],
     scheduler: torch.optim.lr_scheduler.LambdaLR,
-    clip_grad: float,
     say: Callable[[str], None],
 ) -> None:
     """Lower the rates of a fresh `optimizer`, and of `scheduler` with it, until TRIED steps do no harm.
@@ -42,6 +42,7 @@ def settle_rate(
 
     Args:
         loss: of images [B, C, H, W], first of what it returns. batches: JUDGED and TRIED of them, or fewer.
+        update: one step of `optimizer` from a loss.
     """
     tried, judged = batches[:-JUDGED] or batches, batches[-JUDGED:]
     weights = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
@@ -57,11 +58,7 @@ def settle_rate(
         for count, images in enumerate(tried, start=1):
             for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor * min(1.0, count / RISING)
-            loss(images)[0].backward()
-            processes.average_gradients(student.parameters())
-            torch.nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
+            update(loss(images)[0])
             if count % RISING == 0 or count == len(tried):
                 after = level()
                 if not after <= HARM * start:

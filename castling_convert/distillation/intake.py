@@ -48,10 +48,10 @@ class Intake:
         Raises:
             DataError: there are none in it, they are not what the model takes, or hold what is not finite.
         """
-        given = batch[0] if isinstance(batch, tuple | list) and batch else batch
-        images = torch.from_numpy(given) if isinstance(given, np.ndarray) and given.dtype.kind == "f" else given
+        first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        images = torch.from_numpy(first) if isinstance(first, np.ndarray) and first.dtype.kind == "f" else first
         if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
-            raise DataError(f"{A_BATCH}, not {described(given)}")
+            raise DataError(f"{A_BATCH}, not {described(first)}")
         if list(images.shape[1:]) != self.shape:
             wanted = ", ".join(map(str, self.shape))
             raise DataError(f"the model takes images [B, {wanted}], not {list(images.shape)}")

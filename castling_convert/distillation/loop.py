@@ -40,7 +40,7 @@ from ..files import expanded, writing_errors
 from ..recipe import A_RECIPE, DistillConfig, Recipe
 from ..tasks import task_of
 from . import processes
-from .align import Echo, Lessons, align_step
+from .align import CLIP, Echo, Lessons, align_step
 from .calibrate import calibrate
 from .device import DEVICE, accelerate_apart, make_accelerator
 from .finite import explained, refuse_bad_weights, refuse_diverged
@@ -48,7 +48,7 @@ from .guard import JUDGED, TRIED, settle_rate
 from .intake import A_BATCH, Intake, refuse_other_teacher
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, tap
-from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, whole_optimizer
+from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, update, whole_optimizer
 from .progress import Progress
 from .readout import Readout
 from .schedule import SHUT, Schedule
@@ -214,6 +214,10 @@ def distill(
             with accelerator.autocast():
                 return distill_loss(student, teacher, images, castled, softmax, recipe)
 
+        def learn(loss: Tensor) -> None:
+            accelerator.backward(loss)
+            update(accelerator, optimizers[1], [student], config.optimizer.clip_grad)
+
         lessons = Lessons(teacher, softmax, echo, accelerator)
         if first == 0:
             with progress.aside():
@@ -225,15 +229,14 @@ def distill(
             optimizer, scheduler = (optimizers[0], schedulers[0]) if aligning else (optimizers[1], schedulers[1])
             masks = [SHUT if aligning else schedule.mask(step, index) for index in range(len(names))]
             if step == aligned:  # what the first phase held is let go: activations, and two numbers for every weight
-                lessons.kept.clear()
+                lessons.held.clear()
                 optimizers[0].optimizer.state.clear()
             if step == aligned and config.optimizer.guard:
                 close_masks(student)
                 with progress.aside():
                     some, batches = _ahead(data, batches, recipe, echo.batches, count, accelerator, intake)
                     settle_rate(
-                        student, whole_loss, some, optimizer.optimizer, scheduler.scheduler, config.optimizer.clip_grad,
-                        progress.say,
+                        student, whole_loss, some, optimizer.optimizer, learn, scheduler.scheduler, progress.say
                     )  # fmt: skip
             for (_, layer), mask in zip(castled_layers(student), masks, strict=True):
                 layer.set_mask(*mask)
@@ -247,8 +250,6 @@ def distill(
                 size = images.shape[0]
                 loss, parts, layers, output, expected = whole_loss(images)
                 accelerator.backward(loss)
-                processes.average_gradients(student.parameters())
-                accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip_grad)
             density = {name: layer.density for name, layer in castled_layers(student)}
             whole, *means = processes.mean_of(loss, parts, layers, density)
             if not torch.isfinite(whole):
@@ -257,9 +258,11 @@ def distill(
                 with accelerator.autocast():
                     error = explained(loss, parts, step, config, teacher, student, images, alone)
                 raise processes.first_of(None if torch.isfinite(loss) else error) or error
-            optimizer.step()
+            if aligning:
+                update(accelerator, optimizer, [layer for _, layer in castled_layers(student)], CLIP)
+            else:
+                update(accelerator, optimizer, [student], config.optimizer.clip_grad)
             scheduler.step()
-            optimizer.zero_grad()
             if not aligning and all(mask.closed for mask in masks):
                 readout.keep(output, expected)
             size *= processes.count()

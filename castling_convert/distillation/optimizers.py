@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from ..castling import castled_layers
 from ..families import family_of
 from ..recipe import AlignConfig, DistillConfig, OptimizerConfig
+from . import processes
 from .muon import Muon
 
 ALIGN_WARMUP = 0.05
@@ -68,6 +71,22 @@ def trained_parameters(student: nn.Module, settings: OptimizerConfig) -> Iterabl
     if settings.train == "all":
         return student.parameters()
     return (parameter for _, layer in castled_layers(student) for parameter in layer.parameters())
+
+
+def update(accelerator: Accelerator, optimizer: Any, modules: Iterable[nn.Module], limit: float) -> None:
+    """One step from the gradients that `accelerator.backward` has left, averaged over the processes and of each
+    module clipped to the norm `limit`.
+
+    The optimisers of both phases hold the same weights. accelerate's own clipping takes the scale of half precision off
+    the gradients once for every optimiser and every call.
+    """
+    modules = list(modules)
+    processes.average_gradients(parameter for module in modules for parameter in module.parameters())
+    accelerator.unscale_gradients(optimizer)
+    for module in modules:
+        torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def falling_rate(steps: int, warmup: float, decay: str) -> Callable[[int], float]:

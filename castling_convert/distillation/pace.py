@@ -25,12 +25,12 @@ class Pace:
     """Seconds a step takes, in each phase; None for a phase that the recipe does not have."""
 
     align: float | None
-    whole: float | None
+    student: float | None
 
     def step(self, config: DistillConfig) -> float:
         """Seconds of a step, on the mean over both phases."""
         share = config.align.share
-        return share * (self.align or 0.0) + (1 - share) * (self.whole or 0.0)
+        return share * (self.align or 0.0) + (1 - share) * (self.student or 0.0)
 
     def minutes(self, config: DistillConfig) -> float:
         """Of the whole run."""
@@ -54,7 +54,7 @@ class Pace:
         """In one line, for people."""
         parts = [
             f"{seconds:.2f} s a step {what}"
-            for seconds, what in ((self.align, "of layers alone"), (self.whole, "of the whole student"))
+            for seconds, what in ((self.align, "of layers alone"), (self.student, "of the whole student"))
             if seconds is not None
         ]
         return (

@@ -150,8 +150,8 @@ def variance(part: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Over `dims` of the whole batch, of which every process has an equal part; there is no gradient."""
     if count() == 1:
         return part.var(dims, unbiased=False)
-    own = torch.stack(torch.var_mean(part, dims, unbiased=False))
-    variances, means = gathered(own[None]).unbind(1)  # processes, C
+    local = torch.stack(torch.var_mean(part, dims, unbiased=False))
+    variances, means = gathered(local[None]).unbind(1)  # processes, C
     return variances.mean(0) + means.var(0, unbiased=False)
 
 

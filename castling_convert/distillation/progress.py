@@ -118,8 +118,8 @@ def _keep_lines(path: Path, steps: int) -> None:
     """Drop the lines of steps that a resumed run does again."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= steps]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    earlier = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= steps]
+    path.write_text("".join(line + "\n" for line in earlier), encoding="utf-8")
 
 
 def _step(line: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..data.loaders import kept, some_batches
+from ..data.loaders import count_in_memory, some_batches
 from ..data.preprocessing import Preprocessing
 from ..data.spec import ImageData
 from ..tasks import task_of
@@ -16,13 +16,13 @@ PROBED_IMAGES = 500
 class Probe:
     """What the task follows of a student, on a fixed handful of images, against the teacher.
 
-    The images are spread over the whole of `data` and kept in memory, as many as `data.loaders.kept` allows.
+    The images are spread over the whole of `data` and kept in memory, as many as `data.loaders.count_in_memory` allows.
     Called with a student whose masks are closed, in eval mode. Returns what `Task.followed` does.
     """
 
     def __init__(self, teacher: nn.Module, data: ImageData, images: int = PROBED_IMAGES) -> None:
         device = next(teacher.parameters()).device
-        batches = some_batches(data, kept(images, Preprocessing.of(teacher)))
+        batches = some_batches(data, count_in_memory(images, Preprocessing.of(teacher)))
         self.task = task_of(teacher)
         self.images = [x for x, _ in batches]
         self.labels = torch.cat([y for _, y in batches]) if data.classes is not None else None

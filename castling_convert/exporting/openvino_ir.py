@@ -96,8 +96,8 @@ def _name(graph: Any) -> None:
 
 def hints(precision: str, threads: int | None) -> dict[str, Any]:
     """What OpenVINO is told when it compiles: float32 stays float32, which it would not on all processors."""
-    told: dict[str, Any] = {} if PRECISIONS[precision].quantized else {"INFERENCE_PRECISION_HINT": "f32"}
-    return told if threads is None else told | {"INFERENCE_NUM_THREADS": threads}
+    settings: dict[str, Any] = {} if PRECISIONS[precision].quantized else {"INFERENCE_PRECISION_HINT": "f32"}
+    return settings if threads is None else settings | {"INFERENCE_NUM_THREADS": threads}
 
 
 class IrModel(Runner):

@@ -343,13 +343,13 @@ class EngineModel(Runner):
 
     def run(self, values: np.ndarray) -> np.ndarray:
         stream = torch.cuda.current_stream()
-        given = torch.from_numpy(np.ascontiguousarray(values)).cuda()
-        self.context.set_input_shape(self.signature.input, tuple(given.shape))
+        images = torch.from_numpy(np.ascontiguousarray(values)).cuda()
+        self.context.set_input_shape(self.signature.input, tuple(images.shape))
         shape = self.context.get_tensor_shape(self.signature.output)
         output = torch.empty(
             [shape[axis] for axis in range(len(shape))], dtype=getattr(torch, self.signature.dtype), device="cuda"
         )
-        self.context.set_tensor_address(self.signature.input, given.data_ptr())
+        self.context.set_tensor_address(self.signature.input, images.data_ptr())
         self.context.set_tensor_address(self.signature.output, output.data_ptr())
         if not self.context.execute_async_v3(stream.cuda_stream):
             raise ExportError(f"TensorRT could not run the engine: {self.log.words()}")

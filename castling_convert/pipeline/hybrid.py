@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import bundle
 from ..castling import layer_states
-from ..data.loaders import kept, some_images
+from ..data.loaders import count_in_memory, some_images
 from ..data.preprocessing import Preprocessing
 from ..data.spec import ImageData
 from ..distillation import processes
@@ -65,7 +65,7 @@ def carry_out_plans(
         aligned = _read_layers(run.output / bundle.ALIGNED) if alone else None
     else:
         aligned = _aligned(run, training) if alone else None
-        images = some_images(planning, kept(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher)))
+        images = some_images(planning, count_in_memory(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher)))
         found = processes.on_first(lambda: _sensitivities(run, images, aligned))
         plan = Plan(
             max_drop, len(planning), task.lost_in(planning), found, fingerprint=identity, unit=task.distance

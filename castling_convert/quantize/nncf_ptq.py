@@ -53,20 +53,20 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             )
         samples = [(signature.inputs(images), expected(prepared.model, signature, images)) for images in batches]
 
-        def given(sample: tuple[Tensor, Tensor]) -> np.ndarray:
+        def input_of(sample: tuple[Tensor, Tensor]) -> np.ndarray:
             return sample[0].numpy()
 
         def score(run: Any, chosen: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, list[float]]:
             """Minus the noise on all that NNCF chose, and on each."""
-            pairs = [(torch.from_numpy(run(given(sample))[0].copy()), sample[1]) for sample in chosen]
+            pairs = [(torch.from_numpy(run(input_of(sample))[0].copy()), sample[1]) for sample in chosen]
             outputs, references = (torch.cat(column) for column in zip(*pairs, strict=True))
             return -noise(outputs, references), [-noise(*pair) for pair in pairs]
 
         judged = samples[:: max(1, len(samples) // JUDGED_IMAGES)]
         return nncf.quantize_with_accuracy_control(
             graph,
-            nncf.Dataset(samples, given),
-            nncf.Dataset(judged, given),
+            nncf.Dataset(samples, input_of),
+            nncf.Dataset(judged, input_of),
             score,
             max_drop=TARGET_NOISE,
             **scheme,

@@ -62,14 +62,14 @@ def quantize(
         def noise(chosen: Iterable[str]) -> float:
             return compare(quantizer.model(chosen)(judged), reference, Tolerance(noise=1.0), prepared.task).noise
 
-        kept: list[str] = []
+        in_float: list[str] = []
         found = noise(nodes)
         if found > TARGET_NOISE:
             alone = {name: noise([name]) for name in nodes}
             order = sorted(nodes, key=lambda name: -alone[name])
             for count in _growing(len(order) - 1):
-                kept = order[:count]
-                found = noise(set(nodes) - set(kept))
+                in_float = order[:count]
+                found = noise(set(nodes) - set(in_float))
                 if found <= TARGET_NOISE:
                     break
             else:
@@ -77,8 +77,8 @@ def quantize(
                     f"int8 moves the logits by {found:.0%} of their spread with one layer alone quantised; no file was "
                     "written; export in fp16, or give images of the model's own kind with --calibration"
                 )
-        quantized = quantizer.proto([name for name in nodes if name not in kept])
-    return quantized, {"quantized": len(nodes) - len(kept), "float": sorted(kept), "noise": found, **notes}
+        quantized = quantizer.proto([name for name in nodes if name not in in_float])
+    return quantized, {"quantized": len(nodes) - len(in_float), "float": sorted(in_float), "noise": found, **notes}
 
 
 def split_gemm(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -112,9 +112,9 @@ def split_gemm(proto: onnx.ModelProto) -> onnx.ModelProto:
     del split.graph.node[:]
     split.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in split.graph.initializer if tensor.name in used]
+    used_tensors = [tensor for tensor in split.graph.initializer if tensor.name in used]
     del split.graph.initializer[:]
-    split.graph.initializer.extend(kept)
+    split.graph.initializer.extend(used_tensors)
     onnx.checker.check_model(split)
     return split
 

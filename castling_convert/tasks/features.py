@@ -53,12 +53,12 @@ class Features(Task):
 
     def agreement(self, output: Tensor, expected: Tensor) -> float:
         """Where the nearest of all expected features, by cosine, is the image's own."""
-        own = torch.arange(len(output), device=output.device)
+        indices = torch.arange(len(output), device=output.device)
         nearest = [
             (F.normalize(output[places].double(), dim=-1) @ F.normalize(expected.double(), dim=-1).T).argmax(-1)
-            for places in own.split(AT_ONCE)
+            for places in indices.split(AT_ONCE)
         ]
-        return 100 * (torch.cat(nearest) == own).double().mean().item()
+        return 100 * (torch.cat(nearest) == indices).double().mean().item()
 
     def correct(self, output: Tensor, labels: Tensor) -> None:
         return None
@@ -102,8 +102,8 @@ class Features(Task):
 
 def alike(expected: Tensor, found: Tensor) -> Likeness:
     """Of the features of two models for the same images, three or more, [images, width] each."""
-    same = (_nearest(expected) == _nearest(found)).float().mean().item()
-    return Likeness(len(expected), F.cosine_similarity(expected, found, dim=-1).mean().item(), 100 * same)
+    agreement = (_nearest(expected) == _nearest(found)).float().mean().item()
+    return Likeness(len(expected), F.cosine_similarity(expected, found, dim=-1).mean().item(), 100 * agreement)
 
 
 def _nearest(features: Tensor) -> Tensor:

@@ -25,12 +25,12 @@ def open_target(target: Path) -> tuple[Path, Runner | None]:
     return find_bundle(target, runner.metadata.get(IDENTITY), None), runner
 
 
-def find_bundle(artifact: Path, identity: str | None, given: Path | None) -> Path:
+def find_bundle(artifact: Path, identity: str | None, named: Path | None) -> Path:
     """The bundle an artifact was made of, by the hash of its weights."""
-    if given is not None:
-        if identity is not None and _identity(given) != identity:
-            raise BundleError(f"{artifact} was not exported from {given}: the weights' hashes differ")
-        return given
+    if named is not None:
+        if identity is not None and _identity(named) != identity:
+            raise BundleError(f"{artifact} was not exported from {named}: the weights' hashes differ")
+        return named
     if identity is None:
         raise BundleError(f"{artifact} does not say which bundle it was made of; name it with --bundle")
     candidates = [

@@ -9,7 +9,7 @@ import timm
 import torch
 
 import castling_convert as cc
-from castling_convert.distillation.align import KEPT_BATCHES, Echo, Lessons
+from castling_convert.distillation.align import HELD_BATCHES, Echo, Lessons
 from castling_convert.distillation.device import make_accelerator
 from castling_convert.distillation.losses import Taps
 
@@ -24,7 +24,7 @@ def met(echo: Echo) -> list[int]:
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("steps", [1, 5, 24, 25, 71])
 def test_every_batch_is_met_so_often_and_no_batch_is_left_out(times, steps):
-    echo = Echo(steps, times, kept=4)
+    echo = Echo(steps, times, held=4)
     counts = collections.Counter(met(echo))
     assert sorted(counts) == list(range(echo.batches))
     assert max(counts.values()) <= times
@@ -32,22 +32,22 @@ def test_every_batch_is_met_so_often_and_no_batch_is_left_out(times, steps):
 
 
 def test_batches_come_in_an_order_of_chance_that_the_seed_decides():
-    assert met(Echo(16, 2, kept=8)) != sorted(met(Echo(16, 2, kept=8)))
-    assert met(Echo(16, 2, kept=8)) == met(Echo(16, 2, kept=8))
-    assert met(Echo(16, 2, kept=8)) != met(Echo(16, 2, kept=8, seed=1))
+    assert met(Echo(16, 2, held=8)) != sorted(met(Echo(16, 2, held=8)))
+    assert met(Echo(16, 2, held=8)) == met(Echo(16, 2, held=8))
+    assert met(Echo(16, 2, held=8)) != met(Echo(16, 2, held=8, seed=1))
 
 
 def test_more_often_than_there_are_steps():
-    echo = Echo(5, 10**9, kept=4)
+    echo = Echo(5, 10**9, held=4)
     assert met(echo) == [0] * 5
 
 
 def test_once_is_in_order():
-    assert met(Echo(7, 1, kept=1)) == list(range(7))
+    assert met(Echo(7, 1, held=1)) == list(range(7))
 
 
 def test_the_second_phase_reads_on_where_the_first_ended():
-    echo = Echo(10, 2, kept=3)  # parts of six steps: three batches, then two
+    echo = Echo(10, 2, held=3)  # parts of six steps: three batches, then two
     assert echo.batches == 5
     assert [echo.first_batch(step) for step in (0, 5, 6, 9, 10, 11)] == [0, 0, 3, 3, 5, 6]
 
@@ -55,14 +55,14 @@ def test_the_second_phase_reads_on_where_the_first_ended():
 def test_what_is_kept_has_a_limit():
     student = cc.castle(timm.create_model("vit_tiny_patch16_224", **SMALL))
 
-    def kept(*changes: str) -> int:
-        return Echo.of(cc.Recipe.load("castling", changes).distill, student, 100).kept
+    def held(*changes: str) -> int:
+        return Echo.of(cc.Recipe.load("castling", changes).distill, student, 100).held
 
     one = 2 * 2 * 17 * 32 * 4  # bytes an image: in and out, two layers, 17 tokens of width 32
-    assert kept() == KEPT_BATCHES
-    assert kept(f"distill.batch_size={2**30 // (5 * one)}") == 5
-    assert kept(f"distill.batch_size={2**31 // one}") == 1
-    assert kept("distill.align.echo=1") == 1
+    assert held() == HELD_BATCHES
+    assert held(f"distill.batch_size={2**30 // (5 * one)}") == 5
+    assert held(f"distill.batch_size={2**31 // one}") == 1
+    assert held("distill.align.echo=1") == 1
 
 
 def test_the_teacher_runs_once_a_batch():
@@ -80,7 +80,7 @@ def test_the_teacher_runs_once_a_batch():
 def test_a_lesson_says_how_long_it_read_for_others():
     """Over a part it comes to nothing; after a resume in the middle of one the rest had been paid for in vain."""
     teacher = timm.create_model("vit_tiny_patch16_224", **SMALL)
-    lessons = Lessons(teacher, Taps(), Echo(12, 2, kept=3), make_accelerator("cpu"))
+    lessons = Lessons(teacher, Taps(), Echo(12, 2, held=3), make_accelerator("cpu"))
     batches = iter([torch.zeros(1, 3, 32, 32)] * 9)
     early = [(lessons.at(step, batches), lessons.early)[1] for step in range(6)]
     assert early[0] == pytest.approx(5 * lessons.share)

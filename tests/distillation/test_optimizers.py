@@ -52,10 +52,14 @@ def test_the_guard_takes_the_highest_rate_that_does_no_harm() -> None:
     optimizer = torch.optim.SGD(student.parameters(), lr=16.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     said: list[str] = []
-    settle_rate(
-        student, lambda x: (student(x).square().mean(),), [torch.ones(1, 1)] * 10, optimizer, scheduler, 1e9,
-        said.append,
-    )  # fmt: skip
+
+    def update(loss: torch.Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    batches = [torch.ones(1, 1)] * 10
+    settle_rate(student, lambda x: (student(x).square().mean(),), batches, optimizer, update, scheduler, said.append)
     assert optimizer.param_groups[0]["lr"] == scheduler.base_lrs[0] == 1
     assert student.weight.item() == 1
     assert len(said) == 1

@@ -15,7 +15,7 @@ CONFIG = Recipe.load("castling", ["distill.steps=100", "distill.align.share=0.75
 
 
 def test_minutes_and_steps_are_inverse():
-    pace = Pace(align=0.4, whole=1.2)
+    pace = Pace(align=0.4, student=1.2)
     assert pace.minutes(CONFIG) == pytest.approx(100 * (0.75 * 0.4 + 0.25 * 1.2) / 60)
     assert pace.steps(pace.minutes(CONFIG) + 1e-9, CONFIG) == 100
     assert pace.steps(3.001, CONFIG) == 300
@@ -23,11 +23,11 @@ def test_minutes_and_steps_are_inverse():
 
 def test_less_than_a_step_is_refused_with_a_way_out():
     with pytest.raises(RecipeError, match=r"one step takes 60 s here, more than --minutes 0\.5; .*batch_size"):
-        Pace(align=60.0, whole=60.0).steps(0.5, CONFIG)
+        Pace(align=60.0, student=60.0).steps(0.5, CONFIG)
 
 
 def test_what_is_said():
-    line = Pace(align=0.4, whole=1.2).explain(CONFIG)
+    line = Pace(align=0.4, student=1.2).explain(CONFIG)
     assert line.startswith("100 steps of 64 images: about 1.0 min here (0.40 s a step of layers alone, 1.20 s")
 
 
@@ -36,7 +36,7 @@ def test_a_phase_that_is_not_there_is_not_timed(student, teacher, batches, share
     recipe = Recipe.load("castling", [f"distill.align.share={share}", "distill.steps=1000"])
     before = copy.deepcopy(student.state_dict())
     pace = measure_pace(student, teacher, batches, recipe, "cpu")
-    assert (pace.align is not None, pace.whole is not None) == measured
+    assert (pace.align is not None, pace.student is not None) == measured
     assert 0 < pace.minutes(recipe.distill) < 60
     assert all(tensor.equal(before[name]) for name, tensor in student.state_dict().items())
 
@@ -44,7 +44,7 @@ def test_a_phase_that_is_not_there_is_not_timed(student, teacher, batches, share
 def test_convert_takes_as_many_steps_as_fit(teacher, tmp_path, monkeypatch):
     import castling_convert.pipeline.conversion as pipeline
 
-    monkeypatch.setattr(pipeline, "measure_pace", lambda *_: Pace(align=10.0, whole=10.0))
+    monkeypatch.setattr(pipeline, "measure_pace", lambda *_: Pace(align=10.0, student=10.0))
     summary = cc.convert(
         teacher, tmp_path / "bundle", minutes=0.5, recipe=Recipe.load("castling", ["distill.batch_size=2"])
     )
