@@ -3,13 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test coverage lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/castling demo
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
+
+coverage: $(VENV)/.installed
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 --cov --cov-report=term
 
 lint: $(VENV)/.installed $(VENV)/stubs/.installed
 	$(BIN)/ruff format --check .
