@@ -46,7 +46,8 @@ def compare(actual: Tensor, expected: Tensor, tolerance: Tolerance, task: Task) 
     """Compare what two models for `task` return, [B, ...]. Anything that is not finite, or of another shape, does not
     hold."""
     if actual.shape != expected.shape:
-        return Parity(len(expected), float("inf"), float("inf"), float("inf"), 0.0, holds=False)
+        far = float("inf")
+        return Parity(images=len(expected), max_error=far, mean_error=far, noise=far, agreement=0.0, holds=False)
     actual, expected = actual.double(), expected.double()
     difference = (actual - expected).abs()
     found = noise(actual, expected)
@@ -57,8 +58,9 @@ def compare(actual: Tensor, expected: Tensor, tolerance: Tolerance, task: Task) 
     error = difference.nan_to_num(nan=float("inf"), posinf=float("inf"))
     holds = bool(difference.isfinite().all()) and within
     return Parity(
-        len(expected), error.max().item(), error.mean().item(), found, task.agreement(actual, expected), holds
-    )
+        images=len(expected), max_error=error.max().item(), mean_error=error.mean().item(), noise=found,
+        agreement=task.agreement(actual, expected), holds=holds,
+    )  # fmt: skip
 
 
 def noise(actual: Tensor, expected: Tensor) -> float:

@@ -108,7 +108,7 @@ def signature_of(model: Any, options: ExportOptions) -> Signature:
         except DataError as error:
             raise ExportError(f"--preprocess: {error}") from None
         output = "probabilities" if output == "logits" else output
-        signature = Signature(size, "pixels", output, dtype, found.mean, found.std)
+        signature = Signature(size, input="pixels", output=output, dtype=dtype, mean=found.mean, std=found.std)
     if options.image_range is None:
         return signature
     smallest, largest = options.image_range

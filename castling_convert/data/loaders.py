@@ -99,7 +99,9 @@ def training_loader(
         )
     if data.streamed:
         return StreamLoader(data.dataset, batch_size, num_workers=workers, drop_last=True, generator=generator)
-    sampler = Resumable(len(data), batch_size * steps, batch_size * start, seed, batch_size, part)
+    sampler = Resumable(
+        len(data), samples=batch_size * steps, start=batch_size * start, seed=seed, batch=batch_size, part=part
+    )
     return DataLoader(
         Draws(data.dataset, seed), batch_size // part[1], sampler=sampler, num_workers=workers, drop_last=True,
         generator=generator,

@@ -43,13 +43,9 @@ class Preprocessing:
         if channels not in (1, 3):
             raise DataError(f"images have 1 or 3 channels, this model takes {channels}; pass a loader of tensors")
         return cls(
-            (channels, height, width),
-            mean,
-            std,
-            config["interpolation"],
-            config["crop_pct"],
-            config["crop_mode"],
-        )
+            input_size=(channels, height, width), mean=mean, std=std, interpolation=config["interpolation"],
+            crop_pct=config["crop_pct"], crop_mode=config["crop_mode"],
+        )  # fmt: skip
 
     def at(self, size: tuple[int, int] | None) -> Preprocessing:
         """For another (H, W); None changes nothing."""

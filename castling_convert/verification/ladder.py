@@ -37,9 +37,9 @@ class Rung:
 
     name: str
     precision: str
-    allowed: str | None
-    parity: Parity | None
-    top1: float | None
+    allowed: str | None = None
+    parity: Parity | None = None
+    top1: float | None = None
     note: str = ""
     intact: bool = True
 
@@ -116,13 +116,13 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
         exporter = format_of(artifact).exporter
         reason = exporter.cannot_run()
         if reason is not None:
-            rungs.append(Rung(artifact.name, "", None, None, None, f"not run: {reason}"))
+            rungs.append(Rung(artifact.name, "", note=f"not run: {reason}"))
             continue
         run = exporter.open_artifact(artifact)
         find_bundle(artifact, run.metadata.get(IDENTITY), path)
         tolerance = ExportOptions.make(precision=run.precision).tolerance
         if run.signature.input_size != Preprocessing.of(folded).input_size:
-            rungs.append(Rung(artifact.name, run.precision, None, None, None, "not run: for another image size"))
+            rungs.append(Rung(artifact.name, run.precision, note="not run: for another image size"))
             continue
         outputs = torch.cat([run(part) for part in images.split(16)])
         wanted = torch.cat([expected(top, run.signature, part) for part in images.split(16)])
