@@ -129,7 +129,10 @@ def takes(**arguments: Wanted) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(verb)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = signature.bind(*args, **kwargs).arguments
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(f"{name}() {error}") from None
             for key, wanted in arguments.items():
                 if key in given and given[key] is not signature.parameters[key].default:
                     wanted.refuse_another(given[key], f"{name}() takes as {key}")

@@ -232,3 +232,10 @@ def test_paths_and_devices_in_their_own_types(tmp_path):
     assert (Path(folder) / "metrics.jsonl").is_file()
     cc.save(cc.fold(student), tmp_path / "out", metrics=f"{folder}/metrics.jsonl")
     assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == (Path(folder) / "metrics.jsonl").read_bytes()
+
+
+def test_an_argument_that_there_is_not():
+    with pytest.raises(TypeError, match=r"^convert\(\) got an unexpected keyword argument 'steps'$"):
+        cc.convert("deit_s", "out", steps=2)
+    with pytest.raises(TypeError, match=r"^fold\(\) missing a required argument: 'student'$"):
+        cc.fold()
