@@ -133,7 +133,7 @@ def run(job: Job, bed: Path) -> dict[str, Any]:
         }
     return {
         "key": job.key, **asdict(job), "steps": job.resolved().distill.steps, "different": BATCH * different(job),
-        "seconds": round(seconds, 1), "sets": sets,
+        "seconds": round(seconds, 1), "threads": torch.get_num_threads(), "sets": sets,
         "int8": int8(teacher, deploy, bed) if job.classes and job.seed == 0 and not job.note else None,
     }  # fmt: skip
 
@@ -300,6 +300,7 @@ def page(results: Path) -> str:
         groups.setdefault(title, []).append((f"{name} ({len(records)} seed{'s' * (len(records) > 1)})", records))
     first = next((r for r in done.values() if r["size"] == 140), None)
     levels = "" if first is None else ", ".join(f"{n} {v['teacher']:.1f} %" for n, v in first["sets"].items())
+    threads = " or ".join(map(str, sorted({r.get("threads", 2) for r in done.values()})))
     sections = [
         f"""# A real pretrained ViT
 
@@ -308,7 +309,7 @@ castled, all masks closed, folded. Two validation sets of 900 images: new *photo
 photographs. The teacher at 140 pixels: {levels}. Top-1 is in points against the teacher, mean over the seeds and range
 in brackets; cosines are those of the last class token and of the last patch tokens with the teacher's. int8 is
 onnxruntime's, both sets, of the first seed. Images are those learned from, {BATCH} a step, and in brackets how many of
-them were different crops (see `distill.align.echo`). {torch.get_num_threads()} threads; minutes are those of the
+them were different crops (see `distill.align.echo`). {threads} threads; minutes are those of the
 training, on machines that other work slowed down at times, so they are upper bounds.
 
 Made by `python benchmarks/pretrained.py`; the single runs are in `pretrained.jsonl`."""
