@@ -1,7 +1,8 @@
 """What a conversion takes: castling, folding and exporting a ViT-L, a training step of a DeiT-S, and whole conversions
 by the default recipe, up to the largest ViT that 24 GB hold.
 
-    python benchmarks/conversion.py      writes conversion.md; an hour and more on two cores
+    python benchmarks/conversion.py            writes conversion.md; an hour and more on two cores
+    python benchmarks/conversion.py --quick    the smallest case of each part, printed; a smoke test
 
 Random weights and images. Memory is the growth of a process' peak over what it held before: of the ViT-L's steps
 one after the other, of each training step in a process of its own. The machine should have nothing else to do.
@@ -37,7 +38,7 @@ from castling_convert.distillation.optimizers import align_optimizer, whole_opti
 from castling_convert.distillation.pace import measure_pace
 
 TABLE = Path(__file__).with_suffix(".md")
-LARGE, SMALL = "vit_large_patch16_224", "deit_small_patch16_224"
+LARGE, SMALL, QUICK = "vit_large_patch16_224", "deit_small_patch16_224", "vit_tiny_patch16_224"
 RECIPE, OPTIMIZED = "castling-fast", "castling"
 OLD_CPU = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 """Libraries then use no bfloat16 kernels, and no AVX-512."""
@@ -67,9 +68,9 @@ def watched(work: Callable[[], Any]) -> tuple[Any, float, int]:
     return found[0], time.perf_counter() - started, peak
 
 
-def large() -> dict[str, tuple[float, int]]:
-    """Seconds and bytes of castling, folding and exporting a ViT-L; and the bytes of its parameters."""
-    model = random_weights_(timm.create_model(LARGE)).eval()
+def large(name: str = LARGE) -> dict[str, tuple[float, int]]:
+    """Seconds and bytes of castling, folding and exporting a model; and the bytes of its parameters."""
+    model = random_weights_(timm.create_model(name)).eval()
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     student, *castled = watched(lambda: cc.castle(model, RECIPE))
     close_masks(student)
@@ -251,9 +252,16 @@ def main() -> None:
     parser.add_argument(
         "--conversion", nargs=3, metavar=("MODEL", "SIZE", "BATCH"), help="measure a conversion in this process"
     )
+    parser.add_argument("--quick", action="store_true", help="the smallest case of each part, printed")
     given = parser.parse_args()
     torch.manual_seed(0)
-    if given.large:
+    if given.quick:
+        print("castle, fold, export:", large(QUICK), flush=True)
+        print("optimisers:", alone("--optimizers", **OLD_CPU), flush=True)
+        print("bytes of a step:", alone("--peak", "castled, masks closed", 224), flush=True)
+        print("seconds of steps:", alone("--times", 224), flush=True)
+        print("a conversion:", alone("--conversion", *CONVERSIONS[0]))
+    elif given.large:
         print(json.dumps(large()))
     elif given.optimizers:
         print(json.dumps(optimizer_times()))

@@ -2,6 +2,7 @@
 
     python benchmarks/crops.py          every run that is not in crops.jsonl yet, then crops.md
     python benchmarks/crops.py --table  the page from the runs that are there
+    python benchmarks/crops.py --quick  a few steps of each recipe, into benchmarks/.cache; a smoke test
 
 Twenty wallpapers of Debian's desktop packages (see `bed.py`) are the classes, small crops of them the images: 4,800 to
 train on and 1,200 others. The teacher, 6 layers of width 128 on 65 tokens, is trained here for some minutes and kept
@@ -38,6 +39,8 @@ RESULTS, TABLE = HERE / "crops.jsonl", HERE / "crops.md"
 CLASSES, TRAIN, VAL, SIDE = 20, 4800, 1200, 64
 ARGUMENTS = {"img_size": SIDE, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4, "num_classes": CLASSES}
 STEPS, BATCH, RATE = 1500, 64, 1e-3
+QUICK = 20
+"""Steps of the teacher and of every conversion in a smoke test."""
 RECIPES, SEEDS = ("castling", "castling-window", "castling-fast"), (0, 1)
 
 
@@ -64,17 +67,17 @@ def images(folder: Path) -> Path:
     return place
 
 
-def teacher_on(data: Path) -> Any:
+def teacher_on(data: Path, steps: int) -> Any:
     """The softmax teacher, trained once."""
-    folder = CACHE / "crops-teacher"
+    folder = CACHE / ("crops-teacher" if steps == STEPS else f"crops-teacher-{steps}")
     if not folder.is_dir():
         torch.manual_seed(0)
         model = timm.create_model("vit_tiny_patch16_224", **ARGUMENTS)
         model.pretrained_cfg.update(input_size=(3, SIDE, SIDE), crop_pct=1.0, num_classes=CLASSES)
         training = open_data(str(data), Preprocessing.of(model), "train", training=DataConfig())
         optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=0.1)
-        for step, (batch, labels) in enumerate(training_loader(training, BATCH, STEPS, 0, 0, 0), start=1):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
+        for step, (batch, labels) in enumerate(training_loader(training, BATCH, steps, 0, 0, 0), start=1):
             loss = F.cross_entropy(model(batch), labels, label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
@@ -82,14 +85,13 @@ def teacher_on(data: Path) -> Any:
             optimizer.step()
             schedule.step()
             if step % 100 == 0:
-                print(f"teacher: step {step} of {STEPS}, loss {loss.item():.2f}", flush=True)
+                print(f"teacher: step {step} of {steps}, loss {loss.item():.2f}", flush=True)
         save_for_hf(model, folder.with_suffix(".part"), safe_serialization=True)
         folder.with_suffix(".part").rename(folder)
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def run(recipe: cc.Recipe, data: Path) -> dict[str, Any]:
-    teacher = teacher_on(data)
+def run(recipe: cc.Recipe, data: Path, teacher: Any) -> dict[str, Any]:
     student = cc.castle(teacher, recipe)
     started = time.monotonic()
     cc.distill(student, teacher, str(data), recipe, device="cpu")
@@ -102,15 +104,19 @@ def run(recipe: cc.Recipe, data: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def key_of(name: str, seed: int) -> str:
-    recipe = cc.Recipe.load(name, [f"distill.seed={seed}"])
+def recipe_of(name: str, seed: int, quick: bool) -> cc.Recipe:
+    return cc.Recipe.load(name, [f"distill.seed={seed}", *([f"distill.steps={QUICK}"] if quick else [])])
+
+
+def key_of(name: str, seed: int, quick: bool) -> str:
+    recipe = recipe_of(name, seed, quick)
     return json.dumps(recipe.model_dump(mode="json", include={"attention", "distill", "data"}), sort_keys=True)
 
 
-def page(done: dict[str, dict[str, Any]]) -> str:
+def page(done: dict[str, dict[str, Any]], quick: bool) -> str:
     lines = []
     for name in RECIPES:
-        found = [done[key] for seed in SEEDS if (key := key_of(name, seed)) in done]
+        found = [done[key] for seed in SEEDS if (key := key_of(name, seed, quick)) in done]
         if found:
             drops, same, minutes = (
                 ", ".join(f"{value:{form}}" for value in values)
@@ -137,20 +143,24 @@ folded; by seed. Made by `python benchmarks/crops.py`.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only write the page")
+    parser.add_argument("--quick", action="store_true", help="a few steps of each recipe, into benchmarks/.cache")
     arguments = parser.parse_args()
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    quick = arguments.quick
+    results, table = (CACHE / "crops-quick.jsonl", CACHE / "crops-quick.md") if quick else (RESULTS, TABLE)
+    lines = results.read_text().splitlines() if results.exists() else []
     done = {record["key"]: record for record in map(json.loads, lines)}
-    todo = [(seed, name) for seed in SEEDS for name in RECIPES if key_of(name, seed) not in done]
+    todo = [(seed, name) for seed in SEEDS for name in RECIPES if key_of(name, seed, quick) not in done]
     if not arguments.table:
         data = images(CACHE)
         for seed, name in todo:
-            record = {"key": key_of(name, seed), **run(cc.Recipe.load(name, [f"distill.seed={seed}"]), data)}
+            teacher = teacher_on(data, QUICK if quick else STEPS)
+            record = {"key": key_of(name, seed, quick), **run(recipe_of(name, seed, quick), data, teacher)}
             done[record["key"]] = record
-            with RESULTS.open("a") as file:
+            with results.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(f"{name}, seed {seed}: " + json.dumps({k: v for k, v in record.items() if k != "key"}), flush=True)
-    TABLE.write_text(page(done))
-    print(f"wrote {TABLE}")
+    table.write_text(page(done, quick))
+    print(f"wrote {table}")
 
 
 if __name__ == "__main__":

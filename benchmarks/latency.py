@@ -3,6 +3,7 @@
     python benchmarks/latency.py             every case that is not in latency.jsonl yet, then latency.md and .png
     python benchmarks/latency.py --anew      every case
     python benchmarks/latency.py --table     the page and the plot from the cases that are there
+    python benchmarks/latency.py --quick     every runtime and precision at 224 pixels for a moment; a smoke test
 
 Weights are random: latency does not depend on them. Every case is one interleaved run in a process of its
 own, as `castling bench` makes it, and one line of `latency.jsonl`; an interrupted table goes on where it
@@ -98,7 +99,7 @@ def without_attention(softmax: Any) -> Any:
     return model
 
 
-def one_case(runtime: str, precision: str, size: int) -> Result:
+def one_case(runtime: str, precision: str, size: int, seconds: float = SECONDS) -> Result:
     """Measured in this process."""
     torch.manual_seed(0)
     softmax: Any = softmax_baseline_(timm.create_model(MODEL))
@@ -108,7 +109,7 @@ def one_case(runtime: str, precision: str, size: int) -> Result:
     if precision != "fp32":
         others[SINGLE] = (fuse_attention(softmax) if runtime == "onnx" else softmax, "fp32")
     case = Case(runtime, precision, (size, size), 1)
-    return measure(case, twin, softmax, threads=THREADS, seconds=SECONDS, trained=False, others=others)
+    return measure(case, twin, softmax, threads=THREADS, seconds=seconds, trained=False, others=others)
 
 
 def read() -> dict[tuple[str, str, int], Result]:
@@ -239,7 +240,13 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true", help="forget the cases that are there")
     parser.add_argument("--table", action="store_true", help="only write the page and the plot")
     parser.add_argument("--case", nargs=3, metavar=("RUNTIME", "PRECISION", "SIZE"), help="measure one and print it")
+    parser.add_argument("--quick", action="store_true", help="the smallest size for a moment, printed")
     given = parser.parse_args()
+    if given.quick:
+        for runtime, precision in RUNS:
+            result = one_case(runtime, precision, SIZES[0], seconds=1)
+            print(f"{runtime} {precision}: {result.ratio}, " + ", ".join(f"{k} {v}" for k, v in result.others.items()))
+        return
     if given.case is not None:
         runtime, precision, size = given.case
         print(json.dumps(one_case(runtime, precision, int(size)).to_dict()))

@@ -1,6 +1,7 @@
 """What `castling analyze` predicts before training against what `castling bench` measures of the bundle.
 
-    python benchmarks/prediction.py      writes prediction.md; about 8 minutes on two cores
+    python benchmarks/prediction.py            writes prediction.md; about 8 minutes on two cores
+    python benchmarks/prediction.py --quick    one small case, into benchmarks/.cache; a smoke test
 
 Both commands are run as a user runs them, each in a process of its own. The bundle's weights are random, other
 ones than those of the prediction: latency does not depend on them. The machine should have nothing else to do.
@@ -8,6 +9,7 @@ ones than those of the prediction: latency does not depend on them. The machine 
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from castling_convert.loading import resolve_name
 
 TABLE = Path(__file__).with_suffix(".md")
 MODELS, RUNTIMES, THREADS = {"deit_s": (224, 1024), "vit_b": (224, 384)}, ("onnx",), 2
+QUICK = {"deit_t": (224,)}
 
 
 def castling(*words: object) -> Any:
@@ -39,8 +42,12 @@ def make_bundle(model: str, path: Path) -> Path:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one small case, into benchmarks/.cache")
+    quick = parser.parse_args().quick
+    models, table = (QUICK, TABLE.parent / ".cache" / "prediction-quick.md") if quick else (MODELS, TABLE)
     rows, off = [], []
-    for model, sizes in MODELS.items():
+    for model, sizes in models.items():
         options: list[object] = ["--threads", THREADS, "--json"]
         options += [word for size in sizes for word in ("--image-size", size)]
         options += [word for runtime in RUNTIMES for word in ("--runtime", runtime)]
@@ -57,7 +64,8 @@ def main() -> None:
             cells = [model, runtime, size, *(f"{one['ratio']['value']:.2f}" for one in (before, case))]
             rows.append([*cells, f"{off[-1]:+.1%}", advice["gain"]])
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    TABLE.write_text(f"""# Predicted before training, measured after
+    table.parent.mkdir(exist_ok=True)
+    table.write_text(f"""# Predicted before training, measured after
 
 Ratios, softmax over castled, of whole models of recipe `castling-fast` in float32, batch 1, {THREADS} threads: what
 `castling analyze` predicts with random weights, and what `castling bench` then measures of a bundle with other ones,
@@ -68,7 +76,7 @@ Largest difference: {max(map(abs, off)):.1%}. Made by `python benchmarks/predict
 |---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 """)
-    print(f"wrote {TABLE}")
+    print(f"wrote {table}")
 
 
 def _key(case: dict[str, Any]) -> tuple[Any, ...]:
