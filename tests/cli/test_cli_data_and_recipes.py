@@ -123,7 +123,7 @@ def test_a_home_folder_of_nobody_is_a_name_like_any_other(castling, tiny):
 
 
 def test_one_that_is_found_only_after_the_training_loses_nothing(castling, tiny, parts, here, monkeypatch):
-    monkeypatch.setattr("castling_convert.data.loaders.KEPT_BYTES", 0)  # the first image alone is probed
+    monkeypatch.setattr("castling_convert.data.loaders.IN_MEMORY_BYTES", 0)  # the first image alone is probed
     command = ("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out")
     castling(*command).failed(2, "images/val/china/1.jpg", "--resume")
     bad, whole = parts
