@@ -373,13 +373,15 @@ def main() -> None:
     todo = [Job(**{**asdict(job), "images": 64}) for job in jobs() if job.seed == 0] if arguments.quick else jobs()
     done = read(results)
     todo = [job for job in dict.fromkeys(todo) if job.key not in done and arguments.only in str(job)]
+    if not (arguments.table or arguments.list):
+        make(BED)
+        images = some_of(BED) if arguments.quick else BED
     if not arguments.table:
         for count, job in enumerate(todo, start=1):
             print(f"[{count}/{len(todo)}] {job}", flush=True)
             if arguments.list:
                 continue
-            make(BED)
-            record = run(job, BED, some_of(BED) if arguments.quick else BED)
+            record = run(job, BED, images)
             with results.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(sentence(record), flush=True)

@@ -35,7 +35,8 @@ class CastlingError(Exception):
 
 
 def one_line(text: str) -> str:
-    """`text` in one line, whatever can't be printed written as its escape sequence; of a long one not its middle.
+    """`text` in one line, whatever can't be printed written as its escape sequence; of more than LONGEST letters
+    not the middle.
 
     Of an error in a data worker torch makes the worker's whole traceback; its last line is the message.
     """

@@ -47,6 +47,7 @@ _CALLED = {
 }  # fmt: skip
 """What sizes are computed by. No power is among them: that of two whole numbers could take for ever."""
 _FLOAT = re.compile(r"\bFloat\('-?\d{1,20}\.?\d{0,20}', precision=53\)")
+"""How a float is written in a size; any other precision could take for ever."""
 _EXPRESSION = (
     ast.Expression, ast.Load, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv,
     ast.Mod, ast.USub, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.keyword, ast.Name, ast.Call,
@@ -64,13 +65,12 @@ def trusted(path: Path) -> io.BytesIO:
     copy = io.BytesIO()
     try:
         with zipfile.ZipFile(path) as archive:
-            why = _distrust(archive)
+            why, graph = _distrust(archive)
             if why is None:
                 with zipfile.ZipFile(copy, "w") as made:
                     for member in archive.infolist():
-                        content = archive.read(member)
-                        if member.filename.endswith(_GRAPH):
-                            content = json.dumps(_unguarded(content)).encode()
+                        is_graph = member.filename.endswith(_GRAPH)
+                        content = json.dumps(graph) if is_graph else archive.read(member)
                         made.writestr(zipfile.ZipInfo(member.filename), content)
     except FileNotFoundError:
         raise ExportError(f"artifact {path} not found; make it with: castling export --format torch") from None
@@ -83,15 +83,15 @@ def trusted(path: Path) -> io.BytesIO:
     return copy
 
 
-def _distrust(archive: zipfile.ZipFile) -> str | None:
-    """What is not trusted, as the end of a sentence about the file."""
+def _distrust(archive: zipfile.ZipFile) -> tuple[str | None, Any]:
+    """What is not trusted, as the end of a sentence about the file; and its graph, without guards."""
     if len({member.filename for member in archive.infolist()}) != len(archive.infolist()):
-        return "has two members of one name in it"
+        return "has two members of one name in it", None
     for member in archive.infolist():
         if not _MEMBERS.fullmatch(member.filename):
-            return f"has {member.filename} in it, which castling export never writes"
+            return f"has {member.filename} in it, which castling export never writes", None
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            return f"has {member.filename} compressed in it, which could be a bomb"
+            return f"has {member.filename} compressed in it, which could be a bomb", None
     graph = None
     for member in archive.infolist():
         name = member.filename
@@ -99,30 +99,25 @@ def _distrust(archive: zipfile.ZipFile) -> str | None:
             entries: dict[str, Any] = json.loads(archive.read(name)).get("config", {})
             bad = next((key for key, entry in entries.items() if entry.get("use_pickle")), None)
             if bad is not None:
-                return f"has pickled objects in it ({bad}), which are not loaded"
+                return f"has pickled objects in it ({bad}), which are not loaded", None
         elif name.endswith("sample_inputs/model.pt") and member.file_size:
             try:
                 torch.load(io.BytesIO(archive.read(name)), weights_only=True)
             except pickle.UnpicklingError:  # it says how to run the code all the same
-                return f"has pickled objects in it ({name}), which are not loaded"
+                return f"has pickled objects in it ({name}), which are not loaded", None
         elif name.endswith(_GRAPH):
             if member.file_size > LARGEST_GRAPH:
-                return "has too large a graph in it"
-            graph = _unguarded(archive.read(name))
-    return "has no graph in it" if graph is None else next(_suspicious(graph), None)
-
-
-def _unguarded(content: bytes) -> dict[str, Any]:
-    graph: dict[str, Any] = json.loads(content)
-    graph["guards_code"] = []
-    return graph
+                return "has too large a graph in it", None
+            graph = json.loads(archive.read(name)) | {"guards_code": []}
+    return "has no graph in it" if graph is None else next(_suspicious(graph), None), graph
 
 
 def _suspicious(value: Any, key: str = "") -> Iterator[str]:
     """What torch would run of a graph, or can be made to, in nested JSON."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            if not re.fullmatch(r"[\w.]*", name) and not _is_arithmetic(name) and key not in _FREE:
+            computed = key == "range_constraints" and _is_arithmetic(name)
+            if not re.fullmatch(r"[\w.]*", name) and not computed and key not in _FREE:
                 yield f"has a strange name in its graph ({name[:40]!r})"
             if inner == "_operator.pow" and name == "target" and _is_of_floats(value.get("inputs")):
                 continue

@@ -60,8 +60,6 @@ def _is_whole(value: Any) -> bool:
 
 
 _NUMBER = Wanted(is_number, RecipeError, "a number")
-
-
 _YES_OR_NO = Wanted(bool, CastlingError, "True or False")
 
 

@@ -19,9 +19,7 @@ from ..data.spec import ImageData
 from ..distillation import processes
 from ..distillation.loop import DistillResult
 from ..distillation.state import fingerprint, refuse_changes
-from ..errors import (
-    BundleError,
-)
+from ..errors import BundleError
 from ..files import writing_file
 from ..planning.hybrid import Plan, search, set_aside
 from ..planning.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
