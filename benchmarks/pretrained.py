@@ -4,6 +4,7 @@
     python benchmarks/pretrained.py --quick     a few steps of each kind on a few images, into benchmarks/.cache
     python benchmarks/pretrained.py --table     the page from the runs that are there
     python benchmarks/pretrained.py --list      what is still to do
+    python benchmarks/pretrained.py --device cuda --only "seed=1"     some of them, trained on a GPU
 
     python benchmarks/pretrained.py --model NAME --data TRAIN --val VAL     any timm model, on your own images
 
@@ -23,8 +24,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,26 +133,33 @@ def some_of(bed: Path) -> Path:
     return place
 
 
-def run(job: Job, bed: Path, images: Path) -> dict[str, Any]:
+def run(job: Job, bed: Path, images: Path, device: str) -> dict[str, Any]:
     """Convert, fold, and measure on every validation set; in onnxruntime int8 as well. The teacher is that of `bed`,
     the images are those of `images`, another bed or the same."""
     teacher = timm.create_model(f"local-dir:{make(bed, job.size)}", pretrained=True).eval()
     if not job.classes:
         teacher.reset_classifier(0)
     data = DATA[job.data] if job.data == "generated" else str(images / DATA[job.data])
-    deploy, seconds = converted(teacher, data, job.resolved())
+    deploy, seconds = converted(teacher, data, job.resolved(), device)
     size = (job.size, job.size)
+    teacher, deploy = teacher.to(device), deploy.to(device)
     sets = {name: measured(teacher, deploy, str(images / place), size) for name, place in SETS.items()}
     if not job.classes:
         sets = {
             name: values | found
             for (name, values), found in zip(sets.items(), probes(teacher, deploy, images), strict=True)
         }
+    quantised = int8(teacher, deploy.cpu(), images) if job.classes and job.seed == 0 and not job.note else None
     return {
         "key": job.key, **asdict(job), "steps": job.resolved().distill.steps, "different": BATCH * different(job),
-        "seconds": round(seconds, 1), "threads": torch.get_num_threads(), "sets": sets,
-        "int8": int8(teacher, deploy, images) if job.classes and job.seed == 0 and not job.note else None,
+        "seconds": round(seconds, 1), "threads": torch.get_num_threads(), "device": processor(device), "sets": sets,
+        "int8": quantised,
     }  # fmt: skip
+
+
+def processor(device: str) -> str:
+    """What a run was trained on, as the page says it."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def different(job: Job) -> int:
@@ -160,12 +168,12 @@ def different(job: Job) -> int:
     return math.ceil(config.aligned / config.align.echo) + config.steps - config.aligned
 
 
-def converted(teacher: Any, data: str, recipe: cc.Recipe) -> tuple[Any, float]:
+def converted(teacher: Any, data: str, recipe: cc.Recipe, device: str) -> tuple[Any, float]:
     """The folded student, and how long its training took."""
     student = cc.castle(teacher, recipe)
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        cc.distill(student, teacher, data, recipe, device="cpu", progress=Lines(Path(folder)))
+        cc.distill(student, teacher, data, recipe, device=device, progress=Lines(Path(folder)))
         seconds = time.monotonic() - started
     return cc.fold(student), seconds
 
@@ -179,12 +187,17 @@ class Lines(Progress):
         super().__init__(folder, Console(stderr=True, force_terminal=False, width=160))
 
 
+def on_device_of(model: Any, batches: Iterable[Any]) -> Iterator[list[Tensor]]:
+    device = next(model.parameters()).device
+    return ([part.to(device) for part in batch] for batch in batches)
+
+
 @torch.inference_mode()
 def measured(teacher: Any, deploy: Any, spec: str, size: tuple[int, int]) -> dict[str, float]:
     """Top-1 of both, agreement in percent, and the mean cosine of the last class and patch tokens."""
     data = open_data(spec, Preprocessing.of(teacher).at(size), "validation")
     prefix, sums, seen = teacher.num_prefix_tokens, {}, 0
-    for images, labels in eval_loader(data):
+    for images, labels in on_device_of(teacher, eval_loader(data)):
         expected, features = teacher.forward_features(images), deploy.forward_features(images)
         logits, wanted = (model.forward_head(x) for model, x in ((deploy, features), (teacher, expected)))
         cosine = F.cosine_similarity(features, expected, dim=-1)
@@ -208,7 +221,8 @@ def probes(teacher: Any, deploy: Any, bed: Path) -> list[dict[str, float]]:
     def features(place: str) -> tuple[list[Tensor], Any]:
         """Of the teacher and of the castled model, and the labels."""
         loader = eval_loader(open_data(str(bed / place), Preprocessing.of(teacher), "train"))
-        *both, labels = (torch.cat(part) for part in zip(*((teacher(x), deploy(x), y) for x, y in loader), strict=True))
+        batches = ((teacher(x), deploy(x), y) for x, y in on_device_of(teacher, loader))
+        *both, labels = (torch.cat(part).cpu() for part in zip(*batches, strict=True))
         return both, labels.numpy()
 
     trained, labels = features("data/train")
@@ -236,10 +250,11 @@ def int8(teacher: Any, deploy: Any, bed: Path) -> dict[str, dict[str, float]]:
 @torch.inference_mode()
 def agreement(teacher: Any, classifier: Callable[[Tensor], Tensor], spec: str) -> dict[str, float]:
     right = same = seen = 0
+    device = next(teacher.parameters()).device
     for images, labels in eval_loader(open_data(spec, Preprocessing.of(teacher), "validation")):
         top = classifier(images).argmax(-1)
         right += int((top == labels).sum())
-        same += int((top == teacher(images).argmax(-1)).sum())
+        same += int((top == teacher(images.to(device)).argmax(-1).cpu()).sum())
         seen += len(labels)
     return {"castled": 100 * right / seen, "agreement": 100 * same / seen}
 
@@ -263,7 +278,7 @@ def sentence(record: dict[str, Any]) -> str:
 
 
 HEAD = (
-    "images", "minutes", "images/s",
+    "images", "minutes", "images/s", "minutes on a GPU",
     *(f"{name}: {what}" for name in SETS for what in ("top-1", "agreement", "cosines")),
     "int8: top-1", "int8: agreement",
 )  # fmt: skip
@@ -271,10 +286,12 @@ HEAD = (
 
 def cells(records: list[dict[str, Any]]) -> list[str]:
     """Of the same run with several seeds: means, top-1 as points against the teacher."""
+    here, gpu = ([r for r in records if (r["device"] == "cpu") is cpu] for cpu in (True, False))
     out = [
         f"{records[0]['images']} ({records[0]['different']})",
-        f"{mean(r['seconds'] for r in records) / 60:.1f}",
-        f"{mean(r['images'] / r['seconds'] for r in records):.1f}",
+        f"{mean(r['seconds'] for r in here) / 60:.1f}" if here else "",
+        f"{mean(r['images'] / r['seconds'] for r in here):.1f}" if here else "",
+        f"{mean(r['seconds'] for r in gpu) / 60:.1f}" if gpu else "",
     ]
     for name in SETS:
         found = [r["sets"][name] for r in records]
@@ -298,12 +315,12 @@ def mean(values: Iterable[float]) -> float:
     return sum(listed) / len(listed)
 
 
-def page(results: Path) -> str:
-    """The Markdown page of what is there."""
+def page(results: Path, listed: Iterable[Job]) -> str:
+    """The Markdown page of what is there of the jobs `listed`."""
     done = read(results)
     groups: dict[str, list[tuple[str, list[dict[str, Any]]]]] = {}
-    for job in dict.fromkeys(Job(**{**asdict(job), "seed": 0}) for job in jobs()):
-        records = [done[key] for seed in SEEDS if (key := Job(**{**asdict(job), "seed": seed}).key) in done]
+    for job in dict.fromkeys(replace(job, seed=0) for job in listed):
+        records = [done[key] for seed in SEEDS if (key := replace(job, seed=seed).key) in done]
         if not records:
             continue
         title = (
@@ -316,7 +333,8 @@ def page(results: Path) -> str:
         groups.setdefault(title, []).append((f"{name} ({len(records)} seed{'s' * (len(records) > 1)})", records))
     first = next((r for r in done.values() if r["size"] == 140), None)
     levels = "" if first is None else ", ".join(f"{n} {v['teacher']:.1f} %" for n, v in first["sets"].items())
-    threads = " or ".join(map(str, sorted({r.get("threads", 2) for r in done.values()})))
+    threads = " or ".join(map(str, sorted({r["threads"] for r in done.values() if r["device"] == "cpu"})))
+    gpus = ", ".join(sorted({r["device"] for r in done.values()} - {"cpu"}))
     sections = [
         f"""# A real pretrained ViT
 
@@ -326,7 +344,8 @@ photographs. The teacher at 140 pixels: {levels}. Top-1 is in points against the
 in brackets; cosines are those of the last class token and of the last patch tokens with the teacher's. int8 is
 onnxruntime's, both sets, of the first seed. Images are those learned from, {BATCH} a step, and in brackets how many of
 them were different crops (see `distill.align.echo`). {threads} threads; minutes are those of the
-training, on machines that other work slowed down at times, so they are upper bounds.
+training, on machines that other work slowed down at times, so they are upper bounds. A GPU is {gpus or "none yet"}, in
+float32, several runs on it at a time.
 
 Made by `python benchmarks/pretrained.py`; the single runs are in `pretrained.jsonl`."""
     ]
@@ -340,17 +359,18 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def own(model: str, data: str, val: str, recipes: Sequence[str], images: int) -> None:
+def own(arguments: argparse.Namespace) -> None:
     """Any timm model and anybody's images, measured the same way."""
     from castling_convert.loading import load_model
 
-    teacher: Any = load_model(model)
+    teacher: Any = load_model(arguments.model)
     size = Preprocessing.of(teacher).input_size[1:]
-    for recipe in recipes:
-        job = Job(recipe, images)
-        deploy, seconds = converted(teacher, data, job.resolved())
-        values = measured(teacher, deploy, val, size)
-        print(f"{recipe}, {images} images, {seconds / 60:.1f} min: " + json.dumps(values), flush=True)
+    for recipe in RECIPES[:2]:
+        job = Job(recipe, arguments.images)
+        deploy, seconds = converted(teacher, arguments.data, job.resolved(), arguments.device)
+        deploy = deploy.to(next(teacher.parameters()).device)
+        values = measured(teacher, deploy, arguments.val or arguments.data, size)
+        print(f"{recipe}, {arguments.images} images, {seconds / 60:.1f} min: " + json.dumps(values), flush=True)
 
 
 def main() -> None:
@@ -359,20 +379,22 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the page")
     parser.add_argument("--list", action="store_true", help="only say what is to do")
     parser.add_argument("--only", default="", help="runs in whose description, see --list, this text stands")
+    parser.add_argument("--device", default="cpu", help="where to train [default: cpu]")
     parser.add_argument("--model", help="a timm name, hf-hub: or local-dir:, with --data and --val")
     parser.add_argument("--data", help="images to train on")
     parser.add_argument("--val", help="images to measure on")
     parser.add_argument("--images", type=int, default=SHORT, help="how many to train on, with --model")
     arguments = parser.parse_args()
     if arguments.model:
-        own(arguments.model, arguments.data, arguments.val or arguments.data, RECIPES[:2], arguments.images)
+        own(arguments)
         return
     results, table = (
         (CACHE / "pretrained-quick.jsonl", CACHE / "pretrained-quick.md") if arguments.quick else (RESULTS, TABLE)
     )
-    todo = [Job(**{**asdict(job), "images": 64}) for job in jobs() if job.seed == 0] if arguments.quick else jobs()
+    listed = [replace(job, images=64) for job in jobs() if job.seed == 0] if arguments.quick else jobs()
     done = read(results)
-    todo = [job for job in dict.fromkeys(todo) if job.key not in done and arguments.only in str(job)]
+    todo = [job for job in dict.fromkeys(listed) if job.key not in done and arguments.only in str(job)]
+    torch.backends.cudnn.allow_tf32 = False  # float32 on a GPU is what it is here
     if not (arguments.table or arguments.list):
         make(BED)
         images = some_of(BED) if arguments.quick else BED
@@ -381,12 +403,12 @@ def main() -> None:
             print(f"[{count}/{len(todo)}] {job}", flush=True)
             if arguments.list:
                 continue
-            record = run(job, BED, images)
+            record = run(job, BED, images, arguments.device)
             with results.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(sentence(record), flush=True)
     if not arguments.list:
-        table.write_text(page(results))
+        table.write_text(page(results, listed))
         print(f"wrote {table}")
 
 
