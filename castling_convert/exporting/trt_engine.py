@@ -64,6 +64,11 @@ def gpu() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
+def capability() -> str:
+    """The compute capability of that GPU, such as `8.9`."""
+    return "{}.{}".format(*torch.cuda.get_device_capability())
+
+
 @dataclass(frozen=True)
 class Profile:
     """The shapes of the input, batch first, that an engine is built for."""

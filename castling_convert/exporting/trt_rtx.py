@@ -1,11 +1,12 @@
 """TensorRT for RTX: an engine built anywhere, also without a GPU, and compiled on the RTX GPU that first runs it.
 
 Its parser reads the graph here, so what is said of operators and precision is what TensorRT says. An engine that is
-built on a machine without a GPU was not run, and is never said to have been.
+built on a machine without a GPU that it is for was not run, and is never said to have been.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,12 +21,12 @@ from ..artifact.signature import Signature
 from ..errors import ExportError
 from ..files import writing_file
 from . import onnx_graph
-from .trt_engine import OPSET, EngineBuild, EngineModel, Profile, Sidecar, gpu, signature_in
+from .trt_engine import OPSET, EngineBuild, EngineModel, Profile, Sidecar, capability, gpu, signature_in
 from .trt_slices import split_slices_
 
-NOT_RUN = "built, not run: no GPU here"
 PORTABLE = "portable: Ampere and later"
 """The target where no compute capability is asked for."""
+AMPERE = (8, 0)
 WITHOUT = "without --compute-capability the engine runs on Ampere and later"
 
 
@@ -38,13 +39,41 @@ def missing() -> str | None:
 
 def cannot_run() -> str | None:
     """Why engines can't be run here."""
-    return missing() or (None if gpu() is not None else "needs an NVIDIA GPU, and torch finds none")
+    reason = missing()
+    if reason is not None:
+        return reason
+    if gpu() is None:
+        return "needs an NVIDIA GPU, and torch finds none"
+    import tensorrt_rtx
+
+    known = known_targets(tensorrt_rtx)
+    if runs_on(capability(), tuple(known), known) or runs_on(capability(), (), known):
+        return None
+    return f"runs on compute capability {', '.join(known)} and newer, and {gpu()} has {capability()}"
+
+
+def runs_on(here: str, targets: tuple[str, ...], known: Iterable[str]) -> bool:
+    """Whether an engine for `targets` runs on a GPU of compute capability `here`. A portable one, without targets, runs
+    on all from Ampere on that are `known`, which not all GPUs are (Hopper), and on newer ones."""
+    if targets:
+        return here in targets
+    mine, *others = (tuple(map(int, text.split("."))) for text in (here, *known))
+    return mine > max(others) or (mine >= AMPERE and mine in others)
+
+
+def not_run(api: Any, targets: tuple[str, ...]) -> str | None:
+    """Why an engine for `targets` is built here and not run."""
+    if gpu() is None:
+        return "no GPU here"
+    if not runs_on(capability(), targets, known_targets(api)):
+        return f"it is not for {gpu()}, which has compute capability {capability()}"
+    return None
 
 
 def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     """Write the engine `output`, with `output`.json and the ONNX graph beside it; with `onnx_only` the graph alone.
 
-    Without a GPU the `Parity` is that of the graph in onnxruntime, and the notes say so.
+    Without a GPU that it is for, the `Parity` is that of the graph in onnxruntime, and the notes say so.
 
     Raises:
         ExportError: TensorRT for RTX is missing, or refuses the graph, its profile or a compute capability.
@@ -70,8 +99,9 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
         notes = {name: value for name, value in made.notes.items() if name != "nodes"}
         notes |= {"tensorrt": sidecar.tensorrt, "target": sidecar.target, "products": sidecar.products}
         parity = made.parity
-        if gpu() is None:
-            notes["engine"] = NOT_RUN
+        reason = not_run(tensorrt_rtx, options.compute_capabilities)
+        if reason is not None:
+            notes["engine"] = f"built, not run: {reason}"
             if parity is not None:
                 notes["parity_of"] = f"{beside} in onnxruntime"
         elif options.verify:
@@ -108,7 +138,7 @@ def refuse_unknown(api: Any, targets: tuple[str, ...]) -> None:
 
 def build(graph: Path, fresh: Path, signature: Signature, options: ExportOptions) -> Sidecar:
     """Build the engine of `graph` into `fresh`, and prove its precision: here of the network that was read, and where
-    there is a GPU of the engine too."""
+    there is a GPU that it is for of the engine too."""
     import tensorrt_rtx
 
     making = EngineBuild(tensorrt_rtx, graph, signature, options)
@@ -124,7 +154,7 @@ def build(graph: Path, fresh: Path, signature: Signature, options: ExportOptions
         if not targets:
             raise
         raise ExportError(f"{error}; {WITHOUT}") from None
-    if gpu() is not None:
+    if not_run(tensorrt_rtx, targets) is None:
         making.prove(engine)
     fresh.write_bytes(engine)
     return making.sidecar(engine, ", ".join(targets) or PORTABLE)

@@ -90,6 +90,32 @@ def test_the_parity_of_an_engine_that_was_not_run_is_that_of_its_graph(tmp_path,
         torch.testing.assert_close(run(images(3)), folded()(images(3)), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("here", "targets", "expected"),
+    [
+        ("8.6", (), True), ("12.1", (), True), ("13.0", (), True),
+        ("9.0", (), False), ("10.0", (), False), ("7.5", (), False),
+        ("7.5", ("7.5",), True), ("8.9", ("8.6", "8.9"), True), ("8.9", ("12.0",), False), ("13.0", ("12.0",), False),
+    ],
+)  # fmt: skip
+def test_which_gpus_an_engine_is_for(rtx, here, targets, expected):
+    """As TensorRT for RTX itself said on an H200: 8.0 8.6 8.9 12.0 12.1 >12.0, and not 9.0."""
+    assert trt_rtx.runs_on(here, targets, trt_rtx.known_targets(rtx)) is expected
+
+
+@no_gpu
+def test_on_a_gpu_that_it_is_not_for_it_is_built_and_not_run(tmp_path, rtx, monkeypatch):
+    """What torch says of such a GPU is all that is needed of it: nothing is run there."""
+    monkeypatch.setattr(trt_rtx, "gpu", lambda: "NVIDIA H200")
+    monkeypatch.setattr(trt_rtx, "capability", lambda: "9.0")
+    made = EXPORTER.export(folded(), tmp_path / "model.rtxplan", ExportOptions.make())
+    assert made.notes["engine"] == "built, not run: it is not for NVIDIA H200, which has compute capability 9.0"
+    assert made.notes["parity_of"] == f"{tmp_path}/model.rtx.onnx in onnxruntime"
+    assert Sidecar.read(tmp_path / "model.rtxplan").target == trt_rtx.PORTABLE
+    with pytest.raises(ExportError, match=r"can't be run here: it runs on compute.*, and NVIDIA H200 has 9\.0; the gr"):
+        EXPORTER.open_artifact(tmp_path / "model.rtxplan")
+
+
 @no_gpu
 def test_without_a_gpu_it_can_not_be_run_and_says_so(engine):
     for run in (cc.Session, EXPORTER.open_artifact):
@@ -98,7 +124,7 @@ def test_without_a_gpu_it_can_not_be_run_and_says_so(engine):
         assert raised.value.exit_code == 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: no engine is run")
+@pytest.mark.skipif(EXPORTER.cannot_run() is not None, reason="no GPU here that runs an engine")
 def test_with_a_gpu_it_is_run(engine):
     session = cc.Session(engine)
     with torch.no_grad():
