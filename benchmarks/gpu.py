@@ -4,9 +4,9 @@
     python benchmarks/gpu.py --quick     two small cases on a shallow model, printed
 
 Batches come to the GPU beforehand and every model is one CUDA graph, so that neither copies nor launches are measured.
-The softmax model runs torch's fused attention (FlashAttention). Compiled, every block is compiled by
-`torch.compile`. Weights are random, all models of a case are measured in turn, in one process. The GPU should have nothing else
-to do. About three minutes.
+The softmax model runs torch's fused attention (FlashAttention). Compiled, every block is,
+by `torch.compile`. Weights are random, all models of a case are measured in turn, in one process. The GPU should have
+nothing else to do. About three minutes.
 """
 
 from __future__ import annotations
