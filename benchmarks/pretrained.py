@@ -1,7 +1,7 @@
 """What conversion leaves of a real pretrained ViT: by recipe, budget, image size, and kind of data.
 
     python benchmarks/pretrained.py             every run that is not in pretrained.jsonl yet, then pretrained.md
-    python benchmarks/pretrained.py --quick     a few steps of each kind on a few images, into benchmarks/.cache
+    python benchmarks/pretrained.py --quick     a few steps for each section on a few images, into benchmarks/.cache
     python benchmarks/pretrained.py --table     the page from the runs that are there
     python benchmarks/pretrained.py --list      what is still to do
     python benchmarks/pretrained.py --device cuda --only "seed=1"     some of them, trained on a GPU
@@ -119,6 +119,22 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "distill.mask.closed_from=0.7",
     ),
 }  # fmt: skip
+
+
+def section(job: Job) -> str:
+    """Where a run stands in the page."""
+    return (
+        "One thing changed" if job.note
+        else FEATURES if not job.classes
+        else "Without images of the model's own kind" if job.data != "labelled scenes"
+        else f"Recipes at {job.size} pixels"
+    )  # fmt: skip
+
+
+def smoke_test() -> list[Job]:
+    """A few steps of the first run of every section."""
+    firsts = {section(job): job for job in reversed(jobs())}
+    return [replace(job, images=64) for job in reversed(firsts.values())]
 
 
 def some_of(bed: Path) -> Path:
@@ -323,14 +339,8 @@ def page(results: Path, listed: Iterable[Job]) -> str:
         records = [done[key] for seed in SEEDS if (key := replace(job, seed=seed).key) in done]
         if not records:
             continue
-        title = (
-            "One thing changed" if job.note
-            else FEATURES if not job.classes
-            else "Without images of the model's own kind" if job.data != "labelled scenes"
-            else f"Recipes at {job.size} pixels"
-        )  # fmt: skip
         name = job.note or (job.recipe if job.data == "labelled scenes" else f"{job.recipe}, {job.data}")
-        groups.setdefault(title, []).append((f"{name} ({len(records)} seed{'s' * (len(records) > 1)})", records))
+        groups.setdefault(section(job), []).append((f"{name} ({len(records)} seed{'s' * (len(records) > 1)})", records))
     first = next((r for r in done.values() if r["size"] == 140), None)
     levels = "" if first is None else ", ".join(f"{n} {v['teacher']:.1f} %" for n, v in first["sets"].items())
     threads = " or ".join(map(str, sorted({r["threads"] for r in done.values() if r["device"] == "cpu"})))
@@ -375,7 +385,7 @@ def own(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="64 images a run, first seed, into benchmarks/.cache")
+    parser.add_argument("--quick", action="store_true", help="64 images for each section, into benchmarks/.cache")
     parser.add_argument("--table", action="store_true", help="only write the page")
     parser.add_argument("--list", action="store_true", help="only say what is to do")
     parser.add_argument("--only", default="", help="runs in whose description, see --list, this text stands")
@@ -391,7 +401,7 @@ def main() -> None:
     results, table = (
         (CACHE / "pretrained-quick.jsonl", CACHE / "pretrained-quick.md") if arguments.quick else (RESULTS, TABLE)
     )
-    listed = [replace(job, images=64) for job in jobs() if job.seed == 0] if arguments.quick else jobs()
+    listed = smoke_test() if arguments.quick else jobs()
     done = read(results)
     todo = [job for job in dict.fromkeys(listed) if job.key not in done and arguments.only in str(job)]
     torch.backends.cudnn.allow_tf32 = False  # float32 on a GPU is what it is here
