@@ -84,7 +84,11 @@ def prepare(
         if options.image_range is not None:
             family.any_size_(model)
         if dtype is not torch.float32:
+            folded = [module for module in model.modules() if isinstance(module, FoldedAttention)]
+            wide = [(module, name, getattr(module, name)) for module in folded for name in module.wide_buffers]
             family.to_half_(model, dtype)
+            for module, name, values in wide:
+                setattr(module, name, values)
     except ModelError as error:
         raise ExportError(str(error)) from None
     return Deployable(model, signature, dtype).eval()

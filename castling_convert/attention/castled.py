@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from .grid import TokenGrid
 from .local import attention, window_softmax
 from .masked_softmax import CLOSED, masked_softmax
 
+Rotation = Callable[[Tensor, Tensor, TokenGrid], tuple[Tensor, Tensor]]
+"""q and k, [B, heads, N, d], turned by the angles of their places on the grid."""
 WINDOW_SHARE = 0.3
 """What a window counts for beside the linear form before anything is trained."""
 
@@ -23,7 +26,8 @@ class Projections:
     """What a castled layer keeps of the softmax layer it replaces: the trained modules themselves.
 
     `qkv` maps [B, N, C] to [B, N, 3·heads·d], ordered q, k, v; `proj` maps [B, N, heads·d] back.
-    `norm` acts on the merged heads and `gate` multiplies them by a sigmoid, where the model has them.
+    `norm` acts on the merged heads and `gate` multiplies them by a sigmoid, where the model has them; `rotation` turns
+    q and k after their norms.
     """
 
     qkv: nn.Linear
@@ -35,6 +39,7 @@ class Projections:
     k_norm: nn.Module
     norm: nn.Module
     gate: nn.Linear | None = None
+    rotation: Rotation | None = None
     proj_drop: float = 0.0
 
 
@@ -63,13 +68,17 @@ class CastledBase(nn.Module):
         self.k_norm = source.k_norm
         self.norm = source.norm
         self.gate = source.gate
+        self.rotation = source.rotation
         self.proj = source.proj
         self.depthwise = depthwise_conv(config, source.num_heads, source.head_dim)
         if self.depthwise is not None:
             self.depthwise.to(source.qkv.weight)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Tokens [B, N, C] to tokens [B, N, C]. Attention masks have no linear form and are refused."""
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
+    ) -> Tensor:
+        """Tokens [B, N, C] to tokens [B, N, C]. Attention masks have no linear form and are refused. The angles `rope`
+        that a model hands its layers are not read: a layer makes them itself, so that it can be run alone."""
         if attn_mask is not None or is_causal:
             raise ValueError("castled attention takes no attention mask: the linear form has no entries to mask")
         y = self.norm(self.attend(x))
@@ -80,7 +89,8 @@ class CastledBase(nn.Module):
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of the tokens x, each [B, heads, N, d]."""
         q, k, v = self.projected(x)
-        return self.q_norm(q), self.k_norm(k), v
+        q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if self.rotation is None else (*self.rotation(q, k, self.grid), v)
 
     def projected(self, x: Tensor) -> tuple[Tensor, ...]:
         """`heads` before their norms."""
@@ -188,13 +198,16 @@ class CastledAttention(CastledBase):
         """Mix in the outputs of `layer` where the mask is open, in place of the softmax of this layer's q and k."""
         self.__dict__["other"] = layer  # no submodule: it is neither trained nor saved with this one
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
+    ) -> Tensor:
         """As in folded form, with what the mask leaves open."""
         y = super().forward(x, attn_mask, is_causal)
         if self.closed or self.other is None:
             return y
         self.density = self.mask_gate.clone()
-        return y + self.mask_gate * (self.other(x) - y)
+        other = self.other(x) if rope is None else self.other(x, rope=rope)
+        return y + self.mask_gate * (other - y)
 
     @property
     def is_linear(self) -> bool:

@@ -18,6 +18,8 @@ class FoldedAttention(CastledBase):
     """Inference form of a `CastledAttention` whose mask is closed: no softmax branch, no parameter that could be
     multiplied into another."""
 
+    wide_buffers: tuple[str, ...] = ()
+    """Buffers that are used in float32 alone, and are that in a model of half precision too."""
     channels_first: ChannelsFirst | None = None
     """Compute with channels before tokens where that can be; set at export for runtimes that are faster so."""
 
@@ -25,14 +27,16 @@ class FoldedAttention(CastledBase):
         source = Projections(
             qkv=trained.qkv, proj=trained.proj, num_heads=trained.num_heads, head_dim=trained.head_dim,
             softmax_scale=trained.softmax_scale, q_norm=trained.q_norm, k_norm=trained.k_norm, norm=trained.norm,
-            gate=trained.gate,
+            gate=trained.gate, rotation=trained.rotation,
         )  # fmt: skip
         super().__init__(source, trained.config, trained.grid)
         self.depthwise = trained.depthwise
         share = trained.window_share
         self.register_buffer("window_share", None if share is None else share.detach().clone())
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
+    ) -> Tensor:
         """As in training form."""
         if self.channels_first and attn_mask is None and not is_causal and self.can_be_channels_first:
             return self.project(self.attend_channels_first(x))
@@ -54,9 +58,9 @@ class FoldedAttention(CastledBase):
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is neither a norm of q and k nor a norm or gate behind."""
+        """Whether there is neither a norm or rotation of q and k nor a norm or gate behind."""
         identities = all(isinstance(module, nn.Identity) for module in (self.q_norm, self.k_norm, self.norm))
-        return identities and self.gate is None
+        return identities and self.gate is None and self.rotation is None
 
     def attend_channels_first(self, x: Tensor) -> Tensor:
         """`attend` on tokens x, [B, N, C], with q, k and v never taken apart into heads of tokens."""

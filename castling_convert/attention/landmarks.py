@@ -105,9 +105,11 @@ class LandmarksAttention(_Landmarks, CastledAttention):
 
 class FoldedLandmarks(_Landmarks, FoldedAttention):
     """Inference form. Where no norm stands between, the softmax's scale is in the projection to q, and the projection
-    to k has no bias: it adds the same to all logits of a softmax, and is large in pretrained models."""
+    to k, where no rotation does either, has no bias: it adds the same to all logits of a softmax, and is large in
+    pretrained models."""
 
     config: LandmarksConfig
+    wide_buffers = ("directions",)
 
     def __init__(self, trained: LandmarksAttention) -> None:
         super().__init__(trained)
@@ -121,7 +123,7 @@ class FoldedLandmarks(_Landmarks, FoldedAttention):
                 for parameter in parameters:
                     parameter.chunk(3)[0].mul_(self.softmax_scale)
                 self.softmax_scale = 1.0
-            if plain_k and self.qkv.bias is not None:
+            if plain_k and self.rotation is None and self.qkv.bias is not None:
                 self.qkv.bias.chunk(3)[1].zero_()
 
     @property

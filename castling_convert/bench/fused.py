@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..attention import Projections
 from ..families import family_of
+from ..families.rotation import Rotation
 
 
 class FusedAttention(nn.Module):
@@ -22,12 +23,18 @@ class FusedAttention(nn.Module):
         self.qkv, self.proj, self.norm, self.gate = source.qkv, source.proj, source.norm, source.gate
         self.q_norm, self.k_norm = source.q_norm, source.k_norm
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
+    ) -> Tensor:
         """Tokens [B, N, C] to tokens [B, N, C]."""
         heads, d = self.source.num_heads, self.source.head_dim
         q, k, v = self.qkv(x).chunk(3, -1)
         if not isinstance(self.q_norm, nn.Identity):
             q, k = (norm(t.unflatten(-1, (heads, d))).flatten(-2) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
+        if rope is not None and isinstance(self.source.rotation, Rotation):
+            q, k = (t.unflatten(-1, (heads, d)).transpose(1, 2) for t in (q, k))
+            turned = self.source.rotation.turned(q, k, rope, q.shape[2] - rope.shape[-2])
+            q, k = (t.transpose(1, 2).flatten(2) for t in turned)
         if torch.compiler.is_exporting():
             y = torch.onnx.ops.symbolic(
                 "com.microsoft::MultiHeadAttention", (q, k, v),

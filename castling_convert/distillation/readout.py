@@ -94,7 +94,7 @@ class Readout:
         before = judged(_on_cpu(self.classifier))
         judgements = {p: judged(self._fitted(p, ~judging, temperature)) for p in PENALTIES}
         penalty = min(judgements, key=judgements.__getitem__)
-        if not judgements[penalty] < before:
+        if not 0 <= judgements[penalty] < before:  # below zero is rounding: there is nothing left to fit
             return None
         fitted = self._fitted(penalty, torch.ones_like(judging), temperature)
         self.classifier.load_state_dict(fitted.state_dict())

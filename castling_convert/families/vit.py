@@ -35,8 +35,10 @@ _REASONS: dict[type[nn.Module], str] = {
 
 
 class VisionTransformerFamily(Family):
+    kinds: tuple[type[nn.Module], ...] = (Attention, AttentionRope)
+    """Of attention whose weights are read; subclasses of them are not."""
     title = "timm VisionTransformer"
-    timm_modules = ("vision_transformer", "deit", "vision_transformer_hybrid")
+    timm_modules: tuple[str, ...] = ("vision_transformer", "deit", "vision_transformer_hybrid")
     # Every block of these is one of the classes in _REASONS.
     excluded_names = frozenset(
         {
@@ -59,12 +61,12 @@ class VisionTransformerFamily(Family):
         tokens = prefix + height * width
         found = []
         for name, module in model.named_modules():
-            if type(module) in (Attention, AttentionRope):
+            if type(module) in self.kinds:
                 grouped = getattr(module, "num_kv_groups", 1) > 1
                 reason = "grouped-query attention shares keys between heads" if grouped else None
             elif type(module) in _REASONS:
                 reason = _REASONS[type(module)]
-            elif isinstance(module, Attention | AttentionRope):
+            elif isinstance(module, self.kinds):
                 reason = f"{type(module).__name__} changes timm's attention in a way that is not known here"
             else:
                 continue
@@ -89,7 +91,7 @@ class VisionTransformerFamily(Family):
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Projections:
         attention: Any = model.get_submodule(layer.name)
         return Projections(
-            qkv=attention.qkv if attention.qkv is not None else _fuse_qkv(attention),
+            qkv=attention.qkv if attention.qkv is not None else fuse_qkv(attention),
             proj=attention.proj,
             num_heads=attention.num_heads,
             head_dim=attention.head_dim,
@@ -118,7 +120,7 @@ class VisionTransformerFamily(Family):
         for owner, name, linear in _layer_scales(model):
             scale = getattr(owner, name)
             if isinstance(scale, LayerScale) and isinstance(linear, nn.Linear):
-                _scale_outputs_(linear, scale.gamma)
+                scale_outputs_(linear, scale.gamma)
                 setattr(owner, name, nn.Identity())
                 absorbed += 1
         return absorbed
@@ -214,7 +216,7 @@ def _add_positions(embed: Any, inputs: tuple[Tensor, ...], tokens: Tensor) -> Te
     return tokens + resampled.reshape(1, height * width, -1).to(tokens.dtype)
 
 
-def _fuse_qkv(attention: Any) -> nn.Linear:
+def fuse_qkv(attention: Any) -> nn.Linear:
     """Separate q, k and v projections as one, exactly; a missing bias among present ones becomes zeros."""
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     has_bias = any(part.bias is not None for part in parts)
@@ -230,7 +232,7 @@ def _fuse_qkv(attention: Any) -> nn.Linear:
 
 
 @torch.no_grad()
-def _scale_outputs_(linear: nn.Linear, gamma: torch.Tensor) -> None:
+def scale_outputs_(linear: nn.Linear, gamma: torch.Tensor) -> None:
     linear.weight.mul_(gamma[:, None])
     if linear.bias is not None:
         linear.bias.mul_(gamma)

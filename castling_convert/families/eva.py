@@ -1,0 +1,80 @@
+"""timm's `Eva`: EVA, EVA-02, DINOv3, Perception Encoder, Sapiens and the ViTs with rotary positions.
+
+As `VisionTransformer`, with q and k turned by rotary positions, biases of q, k and v that may stand apart, and scales
+of the branches that are parameters of the block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import AttentionRope
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from torch import nn
+
+from ..attention import Projections
+from .base import AttentionLayer, Family
+from .rotation import Rotation
+from .vit import VisionTransformerFamily, fuse_qkv, scale_outputs_
+
+
+class EvaFamily(VisionTransformerFamily):
+    kinds = (EvaAttention, AttentionRope)
+    title = "timm Eva"
+    timm_modules = ("eva",)
+    excluded_names = frozenset()
+
+    def matches(self, model: nn.Module) -> bool:
+        return isinstance(model, Eva)
+
+    def projections(self, model: Any, layer: AttentionLayer) -> Projections:
+        attention: Any = model.get_submodule(layer.name)
+        rotation = None
+        if model.rope is not None:
+            rotation = Rotation(model.rope, attention.rotate_half, layer.block if model.rope_mixed else None)
+        return Projections(
+            qkv=_one_projection(attention),
+            proj=attention.proj,
+            num_heads=attention.num_heads,
+            head_dim=attention.head_dim,
+            softmax_scale=attention.scale,
+            q_norm=attention.q_norm,
+            k_norm=attention.k_norm,
+            norm=attention.norm,
+            gate=attention.gate,
+            rotation=rotation,
+            proj_drop=attention.proj_drop.p,
+        )
+
+    def has_token_dropout(self, model: Any) -> bool:
+        return model.patch_drop is not None
+
+    def absorb_layer_scale_(self, model: nn.Module) -> int:
+        absorbed = 0
+        for block in model.modules():
+            if isinstance(block, EvaBlock):
+                for name, linear in (("gamma_1", block.attn.proj), ("gamma_2", block.mlp.fc2)):
+                    scale = getattr(block, name)
+                    if scale is not None:
+                        scale_outputs_(linear, scale)
+                        setattr(block, name, None)
+                        absorbed += 1
+        return absorbed
+
+    def any_size_(self, model: nn.Module) -> None:
+        Family.any_size_(self, model)
+
+
+def _one_projection(attention: Any) -> nn.Linear:
+    """q, k and v by one linear layer with its bias inside."""
+    if attention.qkv is None:
+        return fuse_qkv(attention)
+    if getattr(attention, "q_bias", None) is None:
+        return attention.qkv
+    weight = attention.qkv.weight.detach()
+    joined = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
+    with torch.no_grad():
+        joined.weight.copy_(weight)
+        joined.bias.copy_(torch.cat((attention.q_bias, attention.k_bias, attention.v_bias)))
+    return joined
