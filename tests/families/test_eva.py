@@ -152,7 +152,7 @@ def test_onnxruntimes_operator_gets_turned_queries_and_keys() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize("kind", [*ROTATED, "post norm", "perception encoder"])
 def test_from_castle_to_onnx(tmp_path, kind: str) -> None:
     """Two steps, fold, save, load, export with a dynamic batch and parity."""
     torch.manual_seed(0)

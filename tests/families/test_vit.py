@@ -273,7 +273,7 @@ def test_folded_layers_of_a_hybrid_selection() -> None:
 
 
 def _on_meta(name: str) -> list[Any]:
-    model = timm.create_model(name, device="meta", weight_init="skip")
+    model = timm.create_model(name, device="meta")
     return family_of(model, name).layers(model)
 
 
