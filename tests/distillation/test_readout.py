@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import castling_convert as cc
+from castling_convert.distillation import readout as readout_module
 from castling_convert.distillation.readout import KEPT, Readout
 from castling_convert.tasks.classify import logit_divergence
 
@@ -67,6 +68,13 @@ def test_nothing_is_changed_where_nothing_can_be_won():
     readout = fed(model, lambda x: x, lambda x: x)
     assert readout.fit(1.0) is None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_nothing_is_changed_where_rounding_is_more_than_the_divergence(monkeypatch):
+    """A divergence below zero, by which a share of it would say nothing."""
+    monkeypatch.setattr(readout_module, "logit_divergence", lambda *given: logit_divergence(*given) - 1e-3)
+    readout = fed(Model(), lambda x: 1.01 * x, lambda x: x)
+    assert readout.fit(1.0) is None
 
 
 def test_a_model_whose_logits_are_not_its_classifiers_is_left_alone():

@@ -109,6 +109,8 @@ def test_norms_and_sums_over_tokens_are_float32_and_the_rest_is_half(exports, ki
         if node.op_type in ("MatMul", "Gemm", "Conv"):
             linear.append(taken)
     assert all(len(taken) == 1 for taken in linear)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    assert not [node.name for node in proto.graph.node if node.op_type == "Cast" and node.input[0] in constants]
     share = sum(taken == {HALF[precision]} for taken in linear) / len(linear)
     assert share > 0.5
     assert types["images"] == types["logits"] == onnx.TensorProto.FLOAT
