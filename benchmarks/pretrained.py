@@ -369,18 +369,17 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def own(arguments: argparse.Namespace) -> None:
+def own(model: str, data: str, val: str, recipes: Sequence[str], images: int, device: str) -> None:
     """Any timm model and anybody's images, measured the same way."""
     from castling_convert.loading import load_model
 
-    teacher: Any = load_model(arguments.model)
+    teacher: Any = load_model(model)
     size = Preprocessing.of(teacher).input_size[1:]
-    for recipe in RECIPES[:2]:
-        job = Job(recipe, arguments.images)
-        deploy, seconds = converted(teacher, arguments.data, job.resolved(), arguments.device)
-        deploy = deploy.to(next(teacher.parameters()).device)
-        values = measured(teacher, deploy, arguments.val or arguments.data, size)
-        print(f"{recipe}, {arguments.images} images, {seconds / 60:.1f} min: " + json.dumps(values), flush=True)
+    for recipe in recipes:
+        job = Job(recipe, images)
+        deploy, seconds = converted(teacher, data, job.resolved(), device)
+        values = measured(teacher.to(device), deploy.to(device), val, size)
+        print(f"{recipe}, {images} images, {seconds / 60:.1f} min: " + json.dumps(values), flush=True)
 
 
 def main() -> None:
@@ -396,7 +395,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=SHORT, help="how many to train on, with --model")
     arguments = parser.parse_args()
     if arguments.model:
-        own(arguments)
+        own(
+            arguments.model, arguments.data, arguments.val or arguments.data, RECIPES[:2], arguments.images,
+            arguments.device,
+        )  # fmt: skip
         return
     results, table = (
         (CACHE / "pretrained-quick.jsonl", CACHE / "pretrained-quick.md") if arguments.quick else (RESULTS, TABLE)

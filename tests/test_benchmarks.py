@@ -37,7 +37,9 @@ def test_any_model_on_anybodys_images(pretrained, tmp_path, capsys):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     save_for_hf(tiny(num_classes=2), tmp_path / "teacher", safe_serialization=True)
     images = tmp_path / "images"
-    pretrained.own(f"local-dir:{tmp_path / 'teacher'}", str(images / "train"), str(images / "val"), ("castling",), 64)
+    pretrained.own(
+        f"local-dir:{tmp_path / 'teacher'}", str(images / "train"), str(images / "val"), ("castling",), 64, "cpu"
+    )
     line = capsys.readouterr().out.strip()
     values = json.loads(line[line.index("{") :])
     assert set(values) == {"teacher", "castled", "agreement", "prefix", "patches"}
@@ -74,13 +76,15 @@ def test_the_page_says_what_is_there(pretrained, tmp_path):
     results = tmp_path / "results.jsonl"
     for job in pretrained.jobs()[:4]:
         record = {
-            "key": job.key, "seconds": 60.0, "sets": sets, "int8": int8 if job.seed == 0 else None, "size": job.size,
-            "images": job.images, "different": pretrained.BATCH * pretrained.different(job),
+            "key": job.key, "seconds": 60.0 * (1 + job.seed), "sets": sets, "int8": int8 if job.seed == 0 else None,
+            "size": job.size, "device": "cpu" if job.seed == 0 else "NVIDIA X", "threads": 2, "images": job.images,
+            "different": pretrained.BATCH * pretrained.different(job),
         }  # fmt: skip
         with results.open("a") as file:
             file.write(json.dumps(record) + "\n")
-    page = pretrained.page(results)
-    assert "| castling (2 seeds) | 10000 (6000) | 1.0 | 166.7 | -1.0 [-1.0, -1.0] | 84.0 | 0.950, 0.940 |" in page
+    page = pretrained.page(results, pretrained.jobs())
+    assert "| castling (2 seeds) | 10000 (6000) | 1.0 | 166.7 | 2.0 | -1.0 [-1.0, -1.0] | 84.0 | 0.950, 0.940 |" in page
+    assert "A GPU is NVIDIA X," in page
     assert "-2.0, -2.0 | 83.0, 83.0 |" in page
 
 
