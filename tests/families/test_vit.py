@@ -16,7 +16,6 @@ from castling_convert.attention import CastledAttention
 from castling_convert.attention.angular import FoldedAngular
 from castling_convert.castling import castled_layers, close_masks
 from castling_convert.families import FAMILIES, castable_names, family_of
-from castling_convert.families.vit import VisionTransformerFamily
 from tests.models import KINDS, closed_student, images, recipe, shake_, tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -256,8 +255,7 @@ def test_a_subclass_of_timms_attention_is_kept() -> None:
     ("name", "why"), [("vit_base_patch16_xp_224", "share one projection"), ("vit_dwee_patch16_reg1_gap_256", "angular")]
 )
 def test_models_of_other_attention_alone_are_refused(name: str, why: str) -> None:
-    skipped = {"weight_init": "skip"} if timm.is_model_in_modules(name, VisionTransformerFamily.timm_modules) else {}
-    model = timm.create_model(name, device="meta", **skipped)
+    model = timm.create_model(name, device="meta")
     with pytest.raises(cc.CastlingError, match=why):
         cc.castle_(model, recipe())
 
