@@ -1,4 +1,4 @@
-"""Latency of castled against softmax DeiT-S in torch on a GPU, in half precision.
+"""Latency of castled against softmax DeiT-S in torch on a GPU, in float16.
 
     python benchmarks/gpu.py             224 to 2048 pixels, eager, and compiled at 1024; then gpu.md
     python benchmarks/gpu.py --quick     two small cases on a shallow model, printed
@@ -57,14 +57,14 @@ def as_graph(model: Any, images: Tensor) -> Callable[[], None]:
 
 
 @torch.inference_mode()
-def one_case(models: dict[str, Any], how: str, size: int, batch: int, dtype: torch.dtype, seconds: float) -> list[str]:
+def one_case(models: dict[str, Any], how: str, size: int, batch: int, seconds: float) -> list[str]:
     """A row of the table."""
-    images = torch.randn(batch, 3, size, size, device="cuda", dtype=dtype)
+    images = torch.randn(batch, 3, size, size, device="cuda", dtype=torch.float16)
     calls = {}
     for name, model in models.items():
         resized = copy.deepcopy(model)
         resized.set_input_size((size, size))
-        resized = resized.to("cuda", dtype)
+        resized = resized.to("cuda", torch.float16)
         if how == "compiled":
             torch.compiler.reset()  # or the limit of versions of one function is reached
             for block in resized.blocks:
@@ -88,25 +88,23 @@ def markdown(rows: list[list[str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two small cases, printed")
-    parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
-    arguments = parser.parse_args()
+    quick = parser.parse_args().quick
     if not torch.cuda.is_available():
         sys.exit("no GPU that torch can use: nothing to measure")
-    dtype = getattr(torch, arguments.dtype)
     torch.manual_seed(0)
-    plain = timm.create_model("deit_small_patch16_224", **({"depth": 2} if arguments.quick else {}))
+    plain = timm.create_model("deit_small_patch16_224", **({"depth": 2} if quick else {}))
     softmax: Any = softmax_baseline_(plain)
     models = {"softmax": softmax} | {name: castled_twin(softmax, cc.Recipe.load(name)) for name in RECIPES}
-    cases = (("eager", 224, 1), ("compiled", 224, 1)) if arguments.quick else CASES
+    cases = (("eager", 224, 1), ("compiled", 224, 1)) if quick else CASES
     rows = []
     for case in cases:
         started = time.perf_counter()
-        rows.append(one_case(models, *case, dtype, 0.2 if arguments.quick else SECONDS))
+        rows.append(one_case(models, *case, 0.2 if quick else SECONDS))
         print(" | ".join(rows[-1]), f"({time.perf_counter() - started:.0f} s)", flush=True)
         torch.cuda.empty_cache()
     text = f"""# Latency of DeiT-S in torch on a GPU
 
-{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}, one CUDA graph a call, random weights,
+{torch.cuda.get_device_name()}, torch {torch.__version__}, float16, one CUDA graph a call, random weights,
 medians of interleaved calls. Ratios are softmax, with fused attention, over castled: above 1 castling is faster; in
 brackets the 95 % bootstrap interval. Compiled is `torch.compile` of every block, of the softmax model too.
 Made by `python benchmarks/gpu.py`.
@@ -114,7 +112,7 @@ Made by `python benchmarks/gpu.py`.
 {markdown(rows)}
 """
     print(text)
-    if not arguments.quick:
+    if not quick:
         TABLE.write_text(text)
 
 

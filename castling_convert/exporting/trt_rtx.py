@@ -27,7 +27,7 @@ from .trt_slices import split_slices_
 PORTABLE = "portable: Ampere and later"
 """The target where no compute capability is asked for."""
 AMPERE = (8, 0)
-WITHOUT = "without --compute-capability the engine runs on Ampere and later"
+WITHOUT = "without --compute-capability the engine runs on all that TensorRT for RTX knows from 8.0 on"
 
 
 def missing() -> str | None:
@@ -47,7 +47,7 @@ def cannot_run() -> str | None:
     import tensorrt_rtx
 
     known = known_targets(tensorrt_rtx)
-    if runs_on(capability(), tuple(known), known) or runs_on(capability(), (), known):
+    if capability() in known or runs_on(capability(), (), known):
         return None
     return f"runs on compute capability {', '.join(known)} and newer, and {gpu()} has {capability()}"
 

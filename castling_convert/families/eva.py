@@ -6,6 +6,7 @@ of the branches that are parameters of the block.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from ..attention import Projections
 from .base import AttentionLayer, Family
 from .rotation import Rotation
-from .vit import VisionTransformerFamily, fuse_qkv, scale_outputs_
+from .vit import VisionTransformerFamily, scale_outputs_
 
 
 class EvaFamily(VisionTransformerFamily):
@@ -33,19 +34,8 @@ class EvaFamily(VisionTransformerFamily):
         rotation = None
         if model.rope is not None:
             rotation = Rotation(model.rope, attention.rotate_half, layer.block if model.rope_mixed else None)
-        return Projections(
-            qkv=_one_projection(attention),
-            proj=attention.proj,
-            num_heads=attention.num_heads,
-            head_dim=attention.head_dim,
-            softmax_scale=attention.scale,
-            q_norm=attention.q_norm,
-            k_norm=attention.k_norm,
-            norm=attention.norm,
-            gate=attention.gate,
-            rotation=rotation,
-            proj_drop=attention.proj_drop.p,
-        )
+        plain = super().projections(model, layer)
+        return replace(plain, qkv=_with_bias(plain.qkv, attention), rotation=rotation)
 
     def has_token_dropout(self, model: Any) -> bool:
         return model.patch_drop is not None
@@ -66,13 +56,11 @@ class EvaFamily(VisionTransformerFamily):
         Family.any_size_(self, model)
 
 
-def _one_projection(attention: Any) -> nn.Linear:
-    """q, k and v by one linear layer with its bias inside."""
-    if attention.qkv is None:
-        return fuse_qkv(attention)
+def _with_bias(qkv: nn.Linear, attention: Any) -> nn.Linear:
+    """`qkv` with the biases that `attention` has beside it inside, if it has any."""
     if getattr(attention, "q_bias", None) is None:
-        return attention.qkv
-    weight = attention.qkv.weight.detach()
+        return qkv
+    weight = qkv.weight.detach()
     joined = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
     with torch.no_grad():
         joined.weight.copy_(weight)

@@ -91,7 +91,7 @@ class VisionTransformerFamily(Family):
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Projections:
         attention: Any = model.get_submodule(layer.name)
         return Projections(
-            qkv=attention.qkv if attention.qkv is not None else fuse_qkv(attention),
+            qkv=attention.qkv if attention.qkv is not None else _fuse_qkv(attention),
             proj=attention.proj,
             num_heads=attention.num_heads,
             head_dim=attention.head_dim,
@@ -216,7 +216,7 @@ def _add_positions(embed: Any, inputs: tuple[Tensor, ...], tokens: Tensor) -> Te
     return tokens + resampled.reshape(1, height * width, -1).to(tokens.dtype)
 
 
-def fuse_qkv(attention: Any) -> nn.Linear:
+def _fuse_qkv(attention: Any) -> nn.Linear:
     """Separate q, k and v projections as one, exactly; a missing bias among present ones becomes zeros."""
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     has_bias = any(part.bias is not None for part in parts)
