@@ -19,9 +19,9 @@ Shapes: q, k, v are [B, heads, N, d]; s is [heads, 1, 1]; results are [B, heads,
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .castled import CastledAttention, Projections
@@ -31,6 +31,7 @@ from .folded import FoldedAttention
 from .form import FormLayers
 from .grid import TokenGrid
 from .norms import unit, wide
+from .reader import Reader
 
 GAIN_TO_SCALE = 2 / math.pi
 # Above this gain a row_sum weight 1 + (2/π)·gain·cos θ could be negative and the row sum zero.
@@ -82,8 +83,9 @@ def angular_matrix(q: Tensor, k: Tensor, scale: Tensor, config: AngularConfig) -
 def angular_cost(shape: Shape, config: AngularConfig) -> tuple[int, int]:
     """MACs of K̂ᵀV and its product with Q̂, N·d² a head each, and of a sum of weights, N·d; held are q̂ and k̂,
     centred values, and K̂ᵀV."""
-    macs = 2 * shape.tokens * shape.head_dim * shape.size
-    macs += shape.tokens * shape.size if config.normalization == "row_sum" else 0
+    keys = shape.head_dim + shape.extra
+    macs = (shape.tokens + shape.key_tokens) * keys * shape.value_size
+    macs += shape.tokens * keys * shape.num_heads if config.normalization == "row_sum" else 0
     return macs, (3 if config.center else 2) * shape.tokens * shape.size + shape.head_dim * shape.size
 
 
@@ -92,20 +94,19 @@ class AngularAttention(CastledAttention):
 
     config: AngularConfig
 
-    def __init__(self, source: Projections, config: AngularConfig, grid: TokenGrid) -> None:
+    def __init__(self, source: Projections | Reader, config: AngularConfig, grid: TokenGrid) -> None:
         super().__init__(source, config, grid)
-        self.gain = nn.Parameter(source.qkv.weight.new_ones(source.num_heads, 1, 1))
+        self.gain = nn.Parameter(source.weight.new_ones(source.num_heads, 1, 1))
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor) -> None:
-        """Set each head's gain to the least-squares fit of the linear form to softmax on tokens x, [B, N, C].
+    def calibrate(self, x: Any, *others: Any, **more: Any) -> None:
+        """Set each head's gain to the least-squares fit of the linear form to softmax.
 
         For `gain` only; with y = c + gain·u the best gain is <softmax - c, u> / <u, u>.
         """
         if self.config.normalization != "gain":
             return
-        q, k, v = self.heads(x)
-        softmax = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
+        q, k, v, softmax = self.with_softmax(x, *others, **more)
         zero = torch.zeros_like(self.gain)
         constant = linear_angular(q, k, v, zero, self.config)
         linear = linear_angular(q, k, v, zero + GAIN_TO_SCALE, self.config) - constant

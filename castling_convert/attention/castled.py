@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from .depthwise import depthwise_conv, depthwise_residual, patches_residual
 from .grid import TokenGrid
 from .local import attention, window_softmax
 from .masked_softmax import CLOSED, masked_softmax
+from .reader import Reader, Reading, Regions
 
 Rotation = Callable[[Tensor, Tensor, TokenGrid], tuple[Tensor, Tensor]]
 """q and k, [B, heads, N, d], turned by the angles of their places on the grid."""
@@ -42,6 +44,11 @@ class Projections:
     rotation: Rotation | None = None
     proj_drop: float = 0.0
 
+    @property
+    def weight(self) -> Tensor:
+        """Any of its parameters: their type and their device."""
+        return self.qkv.weight
+
 
 def merge_heads(y: Tensor) -> Tensor:
     """[B, heads, N, d] to [B, N, heads·d]."""
@@ -56,13 +63,28 @@ class CastledBase(nn.Module):
     windows_apart = True
     """Whether windows have a softmax of their own beside the linear form, and are not a part of it."""
 
-    def __init__(self, source: Projections, config: AttentionConfig, grid: TokenGrid) -> None:
+    reader: Reader | None
+
+    def __init__(self, source: Projections | Reader, config: AttentionConfig, grid: TokenGrid) -> None:
         super().__init__()
-        self.config = config
         self.grid = grid
         self.num_heads = source.num_heads
         self.head_dim = source.head_dim
         self.softmax_scale = source.softmax_scale
+        if isinstance(source, Reader):
+            self.config = possible(config, source)
+            self.reader = source
+            self.dim, self.key_dim, self.value_dim = source.dim, source.head_dim + source.extra, source.value_dim
+        else:
+            self.config = config
+            self.reader = None
+            self.dim, self.key_dim, self.value_dim = source.qkv.in_features, source.head_dim, source.head_dim
+            self._keep(source)
+        self.depthwise = depthwise_conv(self.config, self.num_heads, self.value_dim)
+        if self.depthwise is not None:
+            self.depthwise.to(source.weight)
+
+    def _keep(self, source: Projections) -> None:
         self.qkv = source.qkv
         self.q_norm = source.q_norm
         self.k_norm = source.k_norm
@@ -70,11 +92,19 @@ class CastledBase(nn.Module):
         self.gate = source.gate
         self.rotation = source.rotation
         self.proj = source.proj
-        self.depthwise = depthwise_conv(config, source.num_heads, source.head_dim)
-        if self.depthwise is not None:
-            self.depthwise.to(source.qkv.weight)
 
-    def forward(
+    def forward(self, x: Any, *others: Any, **more: Any) -> Any:
+        """What the softmax layer takes to what it returns: with projections alone tokens [B, N, C] to tokens."""
+        if self.reader is None:
+            return self.of_tokens(x, *others, **more)
+        reading = self.reader.read(x, *others, **more)
+        return self.reader.write(self.attend_reading(reading), reading)
+
+    def tokens(self, output: Any) -> Tensor:
+        """What this layer or the softmax layer returns, as tokens [B, N, C]."""
+        return output if self.reader is None else self.reader.tokens(output)
+
+    def of_tokens(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
     ) -> Tensor:
         """Tokens [B, N, C] to tokens [B, N, C]. Attention masks have no linear form and are refused. The angles `rope`
@@ -106,6 +136,10 @@ class CastledBase(nn.Module):
         """The linear form itself: q, k, v, [B, heads, N, d], to [B, heads, N, d]."""
         raise NotImplementedError
 
+    def linear_within(self, q: Tensor, k: Tensor, v: Tensor, regions: Regions) -> Tensor:
+        """The linear form within regions, [B, heads, N_q, d_v]; for forms whose `FormLayers` say that they have it."""
+        raise NotImplementedError
+
     def patches(self, y: Tensor) -> Tensor:
         """Of the output of `linear`, what is of patches."""
         return y[:, :, self.grid.prefix :]
@@ -114,11 +148,29 @@ class CastledBase(nn.Module):
         """Tokens [B, N, C] to merged heads, [B, N, heads·d]."""
         return self.attend_linearly(x, *self.heads(x))
 
-    def attend_linearly(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`attend` without the masked branch, on tokens x and their q, k and v."""
+    def attend_reading(self, reading: Reading) -> Tensor:
+        """What a reader has read to merged heads, [B, N_q, heads·d_v]."""
+        q, k = reading.extended()
+        if reading.regions is None:
+            return self.attend_linearly(None, q, k, reading.v)
+        y = merge_heads(self.linear_within(q, k, reading.v, reading.regions))
+        return y if self.depthwise is None else y + self.residual_within(reading.v, reading.regions)
+
+    def residual_within(self, v: Tensor, regions: Regions) -> Tensor:
+        """The depthwise residual on v, [B, heads, N, d], where regions do not see each other, [B, N, heads·d]."""
+        assert self.depthwise is not None
+        parts = []
+        for number in range(regions.count):
+            inside = (regions.keys == number).to(v.dtype)[:, None, :, None]
+            found = depthwise_residual(self.depthwise, v * inside, self.config, self.grid)
+            parts.append(found * inside[:, 0])
+        return torch.stack(parts).sum(0)
+
+    def attend_linearly(self, x: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` without the masked branch, on tokens x, where they were not read, and their q, k and v."""
         return self.finish(self.linear(q, k, v), x, q, k, v)
 
-    def finish(self, y: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def finish(self, y: Tensor, x: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output y of the linear form on tokens x with all that stands beside it, heads merged."""
         if self.window_share is None and not self.has_rows:
             y = merge_heads(y)
@@ -126,7 +178,7 @@ class CastledBase(nn.Module):
         patches = merge_heads(self.patches(y))
         if self.window_share is not None:
             windows = window_softmax(q, k, v, self.softmax_scale, self.grid, self.config.window)
-            patches = patches + self.window_share.flatten().repeat_interleave(self.head_dim) * (windows - patches)
+            patches = patches + self.window_share.flatten().repeat_interleave(self.value_dim) * (windows - patches)
         rows = self.rows(x, q, k, v) if self.has_rows else y[:, :, : self.grid.prefix]
         return self.joined(rows, patches, v)
 
@@ -139,12 +191,22 @@ class CastledBase(nn.Module):
         y = torch.cat([merge_heads(rows), patches], 1) if self.grid.prefix else patches
         return y if conv is None or on_grid else y + depthwise_residual(conv, v, self.config, self.grid)
 
-    def rows(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def rows(self, x: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax of the prefix tokens over all tokens, [B, heads, prefix, d]."""
         return attention(q[:, :, : self.grid.prefix], k, v, self.softmax_scale)
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj(y)
+
+
+def possible(config: AttentionConfig, reader: Reader) -> AttentionConfig:
+    """`config` without what has no meaning in a layer with such a reader."""
+    values: dict[str, Any] = {}
+    if not reader.takes_windows:
+        values["window"] = 0
+    if not reader.on_grid:
+        values |= {"window": 0, "depthwise": "none"}
+    return config.model_copy(update=values)
 
 
 class CastledAttention(CastledBase):
@@ -169,12 +231,12 @@ class CastledAttention(CastledBase):
     density: Tensor
     other: nn.Module | None
 
-    def __init__(self, source: Projections, config: AttentionConfig, grid: TokenGrid) -> None:
+    def __init__(self, source: Projections | Reader, config: AttentionConfig, grid: TokenGrid) -> None:
         super().__init__(source, config, grid)
-        weight = source.qkv.weight
+        weight = source.weight
         share = weight.new_full((source.num_heads, 1, 1), WINDOW_SHARE)
-        self.window_share = nn.Parameter(share) if config.window and self.windows_apart else None
-        self.proj_drop = nn.Dropout(source.proj_drop)
+        self.window_share = nn.Parameter(share) if self.config.window and self.windows_apart else None
+        self.proj_drop = nn.Dropout(0.0 if isinstance(source, Reader) else source.proj_drop)
         self.register_buffer("threshold", torch.zeros((), device=weight.device), persistent=False)
         self.register_buffer("mask_gate", torch.ones((), device=weight.device), persistent=False)
         self.register_buffer("density", torch.ones((), device=weight.device), persistent=False)
@@ -198,15 +260,15 @@ class CastledAttention(CastledBase):
         """Mix in the outputs of `layer` where the mask is open, in place of the softmax of this layer's q and k."""
         self.__dict__["other"] = layer  # no submodule: it is neither trained nor saved with this one
 
-    def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Any, *others: Any, **more: Any) -> Any:
         """As in folded form, with what the mask leaves open."""
-        y = super().forward(x, attn_mask, is_causal)
+        y = super().forward(x, *others, **more)
         if self.closed or self.other is None:
             return y
         self.density = self.mask_gate.clone()
-        other = self.other(x) if rope is None else self.other(x, rope=rope)
+        other = self.other(x, *others, **more)
+        if isinstance(y, tuple):
+            return (y[0] + self.mask_gate * (other[0] - y[0]), *y[1:])
         return y + self.mask_gate * (other - y)
 
     @property
@@ -217,15 +279,28 @@ class CastledAttention(CastledBase):
     def added(self) -> list[nn.Parameter]:
         """The parameters that the softmax layer did not have, which start from scratch."""
         inherited = {id(p) for module in self._inherited() for p in module.parameters()}
+        inherited -= set() if self.reader is None else {id(p) for p in self.reader.started()}
         return [parameter for parameter in self.parameters() if id(parameter) not in inherited]
 
     def _inherited(self) -> list[nn.Module]:
+        if self.reader is not None:
+            return [self.reader]
         gate = [self.gate] if self.gate is not None else []
         return [self.qkv, self.proj, self.q_norm, self.k_norm, self.norm, *gate]
 
     @torch.no_grad()
-    def calibrate(self, x: Tensor) -> None:
-        """Fit what has a closed form to the layer's own softmax on tokens x, [B, N, C]."""
+    def calibrate(self, x: Any, *others: Any, **more: Any) -> None:
+        """Fit what has a closed form to the layer's own softmax on what it is called with."""
+
+    def with_softmax(self, x: Any, *others: Any, **more: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k and v, as the linear form takes them, and the output of the layer's own softmax, [B, heads, N_q, d]."""
+        if self.reader is None:
+            q, k, v = self.heads(x)
+            return q, k, v, F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
+        reading = self.reader.read(x, *others, **more)
+        q, k, bias = reading.for_softmax()
+        softmax = F.scaled_dot_product_attention(q, k, reading.v, attn_mask=bias, scale=self.softmax_scale)
+        return *reading.extended(), reading.v, softmax
 
     def attend(self, x: Tensor) -> Tensor:
         if self.is_linear:
@@ -235,14 +310,22 @@ class CastledAttention(CastledBase):
         released = merge_heads((1 - mass).expand_as(masked))
         return merge_heads(masked) + released * self.attend_linearly(x, q, k, v)
 
-    def branch(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def attend_reading(self, reading: Reading) -> Tensor:
+        if self.is_linear:
+            return super().attend_reading(reading)
+        q, k, bias = reading.for_softmax()
+        masked, mass = self.branch(q, k, reading.v, bias)
+        released = merge_heads((1 - mass).expand_as(masked))
+        return merge_heads(masked) + released * super().attend_reading(reading)
+
+    def branch(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Masked softmax as far as it is open, and its mass, [B, heads, N, 1]; with nothing to drop by the fused
         kernel, which never holds N x N entries."""
         if self.fully_open:
-            masked = F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
+            masked = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.softmax_scale)
             mass = density = torch.ones_like(self.density)
         else:
-            masked, mass, density = masked_softmax(q, k, v, self.softmax_scale, self.threshold)
+            masked, mass, density = masked_softmax(q, k, v, self.softmax_scale, self.threshold, bias)
         self.density = density * self.mask_gate
         return masked * self.mask_gate, mass * self.mask_gate
 

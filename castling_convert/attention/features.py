@@ -33,6 +33,7 @@ from .folded import FoldedAttention
 from .form import FormLayers
 from .grid import TokenGrid
 from .norms import unit, wide
+from .reader import Reader
 
 LENGTH = 4.0
 """Of u. It drops out of y; at this length powers and their sums stay within half precision."""
@@ -67,9 +68,9 @@ class FeaturesAttention(CastledAttention):
 
     config: FeaturesConfig
 
-    def __init__(self, source: Projections, config: FeaturesConfig, grid: TokenGrid) -> None:
+    def __init__(self, source: Projections | Reader, config: FeaturesConfig, grid: TokenGrid) -> None:
         super().__init__(source, config, grid)
-        weight, d = source.qkv.weight, source.head_dim
+        weight, d = source.weight, self.key_dim
         identity = torch.eye(d, dtype=weight.dtype, device=weight.device).repeat(source.num_heads, 1, 1)
         # Adam's steps have one size, so this says how fast W turns beside the projections.
         self.rotate_q = nn.Parameter(identity * source.softmax_scale**0.5)
@@ -98,8 +99,8 @@ class FoldedFeatures(FoldedAttention):
 
     def __init__(self, trained: FeaturesAttention) -> None:
         super().__init__(trained)
-        identities = isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
-        self.merged = identities and not self.config.window
+        self.merged = self.reader is None and not self.config.window
+        self.merged = self.merged and isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
         for name in ("rotate_q", "rotate_k", "key_direction"):
             self.register_buffer(name, None if self.merged else getattr(trained, name).detach().clone())
         with_rows = self.merged and self.has_rows
@@ -121,8 +122,8 @@ class FoldedFeatures(FoldedAttention):
     def linear(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return linear_features(q @ self.rotate_q, k @ self.rotate_k, v, k @ self.key_direction, self.config)
 
-    def rows(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.row_key is None:
+    def rows(self, x: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.row_key is None or x is None:
             return super().rows(x, q, k, v)
         return self.row_weights(x).to(v.dtype) @ v
 
@@ -199,10 +200,11 @@ def _merged(trained: FeaturesAttention) -> nn.Linear:
 def features_cost(shape: Shape, config: FeaturesConfig) -> tuple[int, int]:
     """MACs of a·k, of the two products and of the sum of a row; with windows those of W, without them what rows of
     prefix tokens take in place of their keys. Held are the features of q and k and the context."""
-    size, features = shape.size, 2 * shape.head_dim
-    macs = 2 * shape.tokens * features * size + shape.tokens * features * shape.num_heads
-    if config.window:
-        macs += 2 * shape.tokens * shape.head_dim * size + shape.tokens * size
+    size, features = shape.size, 2 * (shape.head_dim + shape.extra)
+    macs = (shape.key_tokens + shape.tokens) * features * shape.value_size + shape.tokens * features * shape.num_heads
+    if config.window or shape.projections is not None:  # W stays apart
+        macs += (shape.tokens + shape.key_tokens) * (features // 2) ** 2 * shape.num_heads
+        macs += shape.key_tokens * features // 2 * shape.num_heads
     else:
         macs += shape.tokens * shape.dim * shape.num_heads
         if config.prefix_rows:

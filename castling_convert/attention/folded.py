@@ -24,23 +24,25 @@ class FoldedAttention(CastledBase):
     """Compute with channels before tokens where that can be; set at export for runtimes that are faster so."""
 
     def __init__(self, trained: CastledAttention) -> None:
-        source = Projections(
+        source = trained.reader or Projections(
             qkv=trained.qkv, proj=trained.proj, num_heads=trained.num_heads, head_dim=trained.head_dim,
             softmax_scale=trained.softmax_scale, q_norm=trained.q_norm, k_norm=trained.k_norm, norm=trained.norm,
             gate=trained.gate, rotation=trained.rotation,
         )  # fmt: skip
         super().__init__(source, trained.config, trained.grid)
+        if self.reader is not None:
+            self.reader.fold_()
         self.depthwise = trained.depthwise
         share = trained.window_share
         self.register_buffer("window_share", None if share is None else share.detach().clone())
 
-    def forward(
+    def of_tokens(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None
     ) -> Tensor:
         """As in training form."""
         if self.channels_first and attn_mask is None and not is_causal and self.can_be_channels_first:
             return self.project(self.attend_channels_first(x))
-        return super().forward(x, attn_mask, is_causal)
+        return super().of_tokens(x, attn_mask, is_causal)
 
     def projected(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.channels_first != "from_weights":
@@ -59,6 +61,8 @@ class FoldedAttention(CastledBase):
     @property
     def is_plain(self) -> bool:
         """Whether there is neither a norm or rotation of q and k nor a norm or gate behind."""
+        if self.reader is not None:
+            return False
         identities = all(isinstance(module, nn.Identity) for module in (self.q_norm, self.k_norm, self.norm))
         return identities and self.gate is None and self.rotation is None
 

@@ -14,16 +14,19 @@ from .grid import TokenGrid
 if TYPE_CHECKING:
     from .castled import CastledAttention, Projections
     from .folded import FoldedAttention
+    from .reader import Reader
 
 
 @dataclass(frozen=True)
 class FormLayers:
     """What the file of a form offers, as its `LAYERS`: the layer that is trained, the layer that is deployed, and its
-    cost by formula: MACs and values held by the linear form itself, without projections."""
+    cost by formula: MACs and values held by the linear form itself, without projections; whether it can be held within
+    regions."""
 
-    training: Callable[[Projections, Any, TokenGrid], CastledAttention]
+    training: Callable[[Projections | Reader, Any, TokenGrid], CastledAttention]
     folded: Callable[[Any], FoldedAttention]
     cost: Callable[[Shape, Any], tuple[int, int]]
+    within_regions: bool = False
 
 
 @dataclass(frozen=True)

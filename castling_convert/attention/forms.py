@@ -13,6 +13,7 @@ from .grid import TokenGrid
 if TYPE_CHECKING:
     from .castled import CastledAttention, Projections
     from .folded import FoldedAttention
+    from .reader import Reader
 
 FORMS = {
     "landmarks": Form(LandmarksConfig, ".landmarks"),
@@ -52,7 +53,7 @@ def before_forms(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"form": "angular", "normalization": normalization, "center": False, **values}
 
 
-def training_form(source: Projections, config: AttentionConfig, grid: TokenGrid) -> CastledAttention:
+def training_form(source: Projections | Reader, config: AttentionConfig, grid: TokenGrid) -> CastledAttention:
     """The layer that is trained in the place of a softmax layer."""
     return FORMS[config.form].layers.training(source, config, grid)
 
@@ -68,27 +69,27 @@ def castled_cost(shape: Shape, config: AttentionConfig) -> AttentionCost:
     macs, values = FORMS[config.form].layers.cost(shape, config)
     patches = shape.tokens - shape.prefix
     if config.prefix_rows:
-        macs += 2 * shape.prefix * shape.tokens * shape.size
+        macs += shape.prefix * shape.key_tokens * (shape.size + shape.value_size)
         values += shape.prefix * shape.tokens * shape.num_heads
     if config.window:
-        macs += 2 * patches * config.window**2 * shape.size
+        macs += patches * config.window**2 * (shape.size + shape.value_size)
         values += patches * config.window**2 * shape.num_heads
     if config.depthwise == "grid":
-        macs += patches * config.kernel_size**2 * shape.size
+        macs += shape.regions * patches * config.kernel_size**2 * shape.value_size
     elif config.depthwise == "tokens":
-        macs += shape.tokens * config.kernel_size * shape.size
-    values += shape.tokens * shape.size if config.depthwise != "none" else 0
-    return AttentionCost(projection_macs(shape) + macs, values)
+        macs += shape.regions * shape.tokens * config.kernel_size * shape.value_size
+    values += shape.tokens * shape.value_size if config.depthwise != "none" else 0
+    return AttentionCost(projection_macs(shape) + shape.windows * macs, shape.windows * values)
 
 
 def softmax_cost(shape: Shape) -> AttentionCost:
     """Softmax: Q Kᵀ and its product with V, N²·d a head each, and N² weights a head between them. A fused kernel
     computes the same and holds a part of the weights at a time."""
-    return AttentionCost(
-        projection_macs(shape) + 2 * shape.tokens**2 * shape.size, shape.num_heads * shape.tokens**2
-    )  # fmt: skip
+    weights = shape.windows * shape.tokens * shape.key_tokens
+    macs = weights * (shape.size + shape.value_size)
+    return AttentionCost(projection_macs(shape) + macs, weights * shape.num_heads)
 
 
 def projection_macs(shape: Shape) -> int:
     """q, k, v and the output."""
-    return 4 * shape.tokens * shape.dim * shape.size
+    return shape.projections if shape.projections is not None else 4 * shape.tokens * shape.dim * shape.size

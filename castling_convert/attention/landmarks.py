@@ -26,6 +26,7 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .castled import CastledAttention, CastledBase, Projections
@@ -36,15 +37,25 @@ from .form import FormLayers
 from .grid import TokenGrid
 from .local import attention, window_softmax
 from .norms import wide
+from .reader import Reader, Regions
+
+FAR = 1e4
+"""Logits of keys stay above minus that."""
 
 
-def pooled(k: Tensor, v: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """k̃ and ṽ of above, [B, heads, d, M], and H, [B, heads, M, 1], of k and v, [B, heads, d, N], and a,
-    [heads, M, d]."""
+def pooled(k: Tensor, v: Tensor, directions: Tensor, inside: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """k̃ and ṽ of above, [B, heads, d, M], and H, [B, heads, M, 1], of k and v, [B, heads, d, N], and a, [heads, M, d];
+    of the tokens that are `inside` alone, 0 or 1, [B, 1, 1, N]."""
     logits = directions @ k
+    if inside is not None:
+        logits = logits.masked_fill(inside == 0, torch.finfo(logits.dtype).min)
     largest = logits.amax(-1, keepdim=True).detach()
+    if inside is not None:  # a landmark without tokens is of no weight, and finite
+        largest = largest.clamp_min(-FAR)
     weights = (logits - largest).exp()
     total = weights.sum(-1, keepdim=True)
+    if inside is not None:
+        total = total.clamp_min(torch.finfo(total.dtype).tiny)
     keys, values = (x @ weights.transpose(-2, -1) / total.transpose(-2, -1) for x in (k, v))
     entropy = total.log() + largest - (directions * keys.transpose(-2, -1)).sum(-1, keepdim=True)
     return keys, values, entropy
@@ -67,19 +78,30 @@ class _Landmarks(CastledBase):
         patches alone; without windows."""
         return self.to_landmarks(q[:, :, self.grid.prefix :] if self.has_rows else q, *self.pool(k, v))
 
-    def pool(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What landmarks make of k and v, [B, heads, N, d]: keys and values, [B, heads, M, d], and what is added to
-        their logits, [B, heads, 1, M]."""
+    def pool(self, k: Tensor, v: Tensor, inside: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What landmarks make of k and v, [B, heads, N, d], where these are `inside`, [B, N]: keys and values,
+        [B, heads, M, d], and what is added to their logits, [B, heads, 1, M]."""
         # What is summed over tokens is float32: at 4,096 of them a weight is below what float16 holds well.
         tokens, each = (wide(x).transpose(-2, -1) for x in (k, v))
-        keys, values, entropy = pooled(tokens, each, wide(self.directions))
+        mask = None if inside is None else inside[:, None, None]
+        keys, values, entropy = pooled(tokens, each, wide(self.directions), mask)
         keys, values = (x.transpose(-2, -1).to(v.dtype) for x in (keys, values))
         return keys, values, (self.gain * entropy + self.bias).transpose(-2, -1).to(v.dtype)
 
     def to_landmarks(self, q: Tensor, keys: Tensor, values: Tensor, mass: Tensor) -> Tensor:
         return attention(q, keys, values, self.softmax_scale, mass)
 
-    def attend_linearly(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def linear_within(self, q: Tensor, k: Tensor, v: Tensor, regions: Regions) -> Tensor:
+        """Every region has landmarks of its own."""
+        keys, values, masses = zip(
+            *(self.pool(k, v, regions.keys == number) for number in range(regions.count)), strict=True
+        )
+        own = torch.stack([regions.queries == number for number in range(regions.count)], -1)  # B, N, regions
+        others = torch.zeros_like(own, dtype=q.dtype).masked_fill(~own, -torch.inf)
+        far = others.repeat_interleave(self.config.landmarks, -1)[:, None]  # B, 1, N, regions·M
+        return self.to_landmarks(q, torch.cat(keys, 2), torch.cat(values, 2), torch.cat(masses, -1) + far)
+
+    def attend_linearly(self, x: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self.config.window:
             return super().attend_linearly(x, q, k, v)
         landmarks = self.pool(k, v)
@@ -94,11 +116,12 @@ class LandmarksAttention(_Landmarks, CastledAttention):
 
     config: LandmarksConfig
 
-    def __init__(self, source: Projections, config: LandmarksConfig, grid: TokenGrid) -> None:
+    def __init__(self, source: Projections | Reader, config: LandmarksConfig, grid: TokenGrid) -> None:
         super().__init__(source, config, grid)
-        weight, shape = source.qkv.weight, (source.num_heads, config.landmarks, source.head_dim)
+        weight, shape = source.weight, (source.num_heads, config.landmarks, source.head_dim)
         chance = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        self.directions = nn.Parameter((chance * source.softmax_scale).to(weight))
+        chance = F.pad(chance * source.softmax_scale, (0, self.key_dim - source.head_dim))
+        self.directions = nn.Parameter(chance.to(weight))
         self.bias = nn.Parameter(weight.new_zeros(source.num_heads, config.landmarks, 1))
         self.gain = nn.Parameter(weight.new_ones(source.num_heads, 1, 1))
 
@@ -115,6 +138,8 @@ class FoldedLandmarks(_Landmarks, FoldedAttention):
         super().__init__(trained)
         for name in ("directions", "bias", "gain"):
             self.register_buffer(name, getattr(trained, name).detach().clone())
+        if self.reader is not None:
+            return
         plain_q, plain_k = (isinstance(norm, nn.Identity) for norm in (self.q_norm, self.k_norm))
         self.qkv = copy.deepcopy(self.qkv)
         parameters = [p for p in (self.qkv.weight, self.qkv.bias) if p is not None]
@@ -156,9 +181,10 @@ def landmarks_cost(shape: Shape, config: LandmarksConfig) -> tuple[int, int]:
     weights of both softmaxes and what is pooled."""
     rows_apart = config.prefix_rows and shape.prefix > 0
     queries = shape.tokens - shape.prefix if rows_apart else shape.tokens
-    macs = (3 * shape.tokens + 2 * queries) * config.landmarks * shape.size
-    values = (shape.tokens + queries) * config.landmarks * shape.num_heads + 2 * config.landmarks * shape.size
-    return macs, values
+    landmarks = config.landmarks * shape.regions * shape.num_heads
+    keys, values = shape.head_dim + shape.extra, shape.head_dim if shape.value_dim is None else shape.value_dim
+    macs = landmarks * (shape.key_tokens * (2 * keys + values) + queries * (keys + values))
+    return macs, landmarks * (shape.key_tokens + queries + keys + values)
 
 
-LAYERS = FormLayers(LandmarksAttention, FoldedLandmarks, landmarks_cost)
+LAYERS = FormLayers(LandmarksAttention, FoldedLandmarks, landmarks_cost, within_regions=True)

@@ -53,6 +53,7 @@ def window_softmax(
     padded = not known or (rows * side, columns * side) != (height, width)
 
     def windows(x: Tensor) -> Tensor:
+        d = x.shape[-1]
         x = x.reshape(B, heads, height, width, d)
         if padded:
             x = F.pad(x, (0, 0, 0, columns * side - width, 0, rows * side - height))

@@ -13,7 +13,7 @@ CLOSED = 1.0
 
 
 def masked_softmax(
-    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, threshold: Tensor
+    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, threshold: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax attention over the entries above `threshold`.
 
@@ -21,12 +21,14 @@ def masked_softmax(
         q, k, v: [B, heads, N, d].
         softmax_scale: 1/√d for a standard transformer.
         threshold: scalar; entries at or below it are dropped.
+        bias: what is added to the logits, [B or 1, heads or 1, N, N].
 
     Returns:
         The output [B, heads, N, d]; the softmax mass that was kept, [B, heads, N, 1] in 0..1; and the
         density of the mask, a scalar in 0..1.
     """
-    weights = ((q * softmax_scale) @ k.transpose(-2, -1)).softmax(dim=-1)  # B, heads, N, N
+    logits = (q * softmax_scale) @ k.transpose(-2, -1)
+    weights = (logits if bias is None else logits + bias).softmax(dim=-1)  # B, heads, N, N
     mask = weights > threshold
     masked = weights * mask
     return masked @ v, masked.sum(-1, keepdim=True), mask.detach().float().mean()

@@ -38,7 +38,8 @@ def linear_snippet(q: Tensor, k: Tensor, v: Tensor, config: SnippetConfig) -> Te
 
 def snippet_cost(shape: Shape, config: SnippetConfig) -> tuple[int, int]:
     """MACs of K̂ᵀV and its product with Q̂; held are q̂, k̂ and K̂ᵀV."""
-    return 2 * shape.tokens * shape.head_dim * shape.size, (2 * shape.tokens + shape.head_dim) * shape.size
+    macs = (shape.tokens + shape.key_tokens) * (shape.head_dim + shape.extra) * shape.value_size
+    return macs, (2 * shape.tokens + shape.head_dim) * shape.size
 
 
 class SnippetAttention(CastledAttention):
