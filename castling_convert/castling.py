@@ -12,7 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .attention import AttentionConfig, CastledAttention, FoldedAttention, before_forms, config_of, training_form
+from .attention import (
+    FORMS,
+    AttentionConfig,
+    CastledAttention,
+    FoldedAttention,
+    Reader,
+    before_forms,
+    config_of,
+    training_form,
+)
 from .attention.masked_softmax import CLOSED
 from .errors import ModelError, RecipeError, Wanted, takes
 from .families import AttentionLayer, Family, family_of
@@ -90,7 +99,7 @@ def castle_(model: nn.Module, recipe: Recipe | str = "castling", layers: str | N
             "distill.precision=bf16 where that is faster, and export with precision='fp16'"
         )
     family = family_of(model)
-    chosen, records, choice = plan(family, model, recipe.layers if layers is None else layers)
+    chosen, records, choice = plan(family, model, recipe.layers if layers is None else layers, recipe.attention)
     if recipe.attention.needs_grid and family.has_token_dropout(model):
         raise ModelError(
             "patch dropout takes tokens off the grid that depthwise 'grid' and windows work on; create the model "
@@ -98,14 +107,18 @@ def castle_(model: nn.Module, recipe: Recipe | str = "castling", layers: str | N
         )
     grids = family.grids(model, chosen)
     for layer in chosen:
-        castled = training_form(family.projections(model, layer), recipe.attention, grids[layer.name])
+        source = family.projections(model, layer)
+        grid = source.grid if isinstance(source, Reader) else grids[layer.name]
+        castled = training_form(source, recipe.attention, grid)
         castled.train(model.get_submodule(layer.name).training)
         model.set_submodule(layer.name, castled)
     model.castling = Castling(family.title, recipe.attention, records, choice)  # type: ignore[assignment]
     return model
 
 
-def plan(family: Family, model: nn.Module, layers: str) -> tuple[list[AttentionLayer], list[LayerRecord], str]:
+def plan(
+    family: Family, model: nn.Module, layers: str, config: AttentionConfig
+) -> tuple[list[AttentionLayer], list[LayerRecord], str]:
     """The layers to castle, the account of all of them, and the choice written out.
 
     Raises:
@@ -116,8 +129,9 @@ def plan(family: Family, model: nn.Module, layers: str) -> tuple[list[AttentionL
     wanted = choose_layers(layers, found)
     chosen, records = [], []
     for layer in found:
-        if layer.reason is not None:
-            records.append(LayerRecord(layer.name, "kept", layer.reason))
+        reason = layer.reason or refusal(config, layer)
+        if reason is not None:
+            records.append(LayerRecord(layer.name, "kept", reason))
         elif layer.name not in wanted:
             records.append(LayerRecord(layer.name, "kept", f"not chosen by layers={layers}"))
         else:
@@ -127,6 +141,15 @@ def plan(family: Family, model: nn.Module, layers: str) -> tuple[list[AttentionL
         reasons = "; ".join(sorted({record.why for record in records})) or "it has no attention layers"
         raise ModelError(f"nothing to castle in this {type(model).__name__}: {reasons}")
     return chosen, records, _written(chosen, found)
+
+
+def refusal(config: AttentionConfig, layer: AttentionLayer) -> str | None:
+    """Why such a castled layer can't stand in the place of a castable one; None where it can."""
+    if layer.regions > 1 and not FORMS[config.form].layers.within_regions:
+        return f"its windows are masked, and the linear form {config.form} has no masks"
+    if not layer.queries_are_keys and getattr(config, "constant", None) == "token":
+        return "its queries are not the tokens that it looks at, and attention.constant is 'token'"
+    return None
 
 
 def _written(chosen: list[AttentionLayer], found: list[AttentionLayer]) -> str:

@@ -98,7 +98,9 @@ def certify(student: nn.Module, images: Tensor) -> tuple[nn.Module, FoldCertific
 def _block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     outputs: dict[str, Tensor] = {}
     handles = [
-        model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
+        model.get_submodule(name).register_forward_hook(
+            lambda _m, _i, out, name=name: outputs.__setitem__(name, _tensor(out))
+        )
         for name in family_of(model).block_names(model)
     ]
     try:
@@ -106,6 +108,10 @@ def _block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _tensor(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _relative_error(actual: Tensor, expected: Tensor) -> float:

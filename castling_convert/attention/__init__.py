@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .form import Form, FormLayers
     from .forms import DEFAULT, FORMS, before_forms, castled_cost, config_of, folded_form, softmax_cost, training_form
     from .grid import TokenGrid
+    from .reader import Reader, Reading, Regions
 
 _HOMES = {
     "castled": ("CastledAttention", "Projections"),
@@ -27,6 +28,7 @@ _HOMES = {
         "DEFAULT", "FORMS", "before_forms", "castled_cost", "config_of", "folded_form", "softmax_cost", "training_form",
     ),
     "grid": ("TokenGrid",),
+    "reader": ("Reader", "Reading", "Regions"),
 }  # fmt: skip
 """The public names of each file."""
 
@@ -41,6 +43,9 @@ __all__ = [
     "Form",
     "FormLayers",
     "Projections",
+    "Reader",
+    "Reading",
+    "Regions",
     "Shape",
     "TokenGrid",
     "before_forms",

@@ -100,6 +100,12 @@ class CastledBase(nn.Module):
         reading = self.reader.read(x, *others, **more)
         return self.reader.write(self.attend_reading(reading), reading)
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers come in for one image."""
+        windows = 1 if self.reader is None else self.reader.windows
+        return windows * self.grid.tokens * self.dim
+
     def tokens(self, output: Any) -> Tensor:
         """What this layer or the softmax layer returns, as tokens [B, N, C]."""
         return output if self.reader is None else self.reader.tokens(output)

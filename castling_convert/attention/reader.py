@@ -1,8 +1,9 @@
 """Attention layers that are no plain projections of tokens: how castled attention reads their q, k and v.
 
 A plain layer is known by its `Projections`, and castled attention computes with them itself. Any other keeps its own
-modules inside a `Reader`, which a family writes: it makes q, k and v of whatever the layer is called with, says what the
-softmax adds to its logits, and makes what the layer returns of the merged heads. The linear forms see q, k and v alone.
+modules inside a `Reader`, which a family writes: it makes q, k and v of whatever the layer is called with, says what
+the softmax adds to its logits, and makes what the layer returns of the merged heads. The linear forms see q, k and v
+alone.
 
 A bias of places cannot live in a linear form as a matrix of N x N. As a product of factors it can:
 
@@ -81,17 +82,15 @@ def _beside(x: Tensor, more: Tensor) -> Tensor:
 
 
 class Reader(nn.Module):
-    """One attention layer of a family, its trained modules inside.
-
-    Args:
-        grid: of its keys, which lie on it in rows; `read` keeps it up to date where it can change.
+    """One attention layer of a family, its trained modules inside. It is made of the softmax layer alone.
 
     Attributes:
+        grid: of its keys, which lie on it in rows; `read` keeps it up to date.
         num_heads, head_dim: of q and k. value_dim: of v. extra: r of `Reading.more`.
         dim: channels of a token that comes in.
         on_grid: whether queries and keys are the same tokens, on `grid`, so that windows and a depthwise residual on v
             have a meaning. takes_windows: whether more windows have one, too.
-        masked: whether it has regions.
+        masked: whether it has regions. windows: how many of them it is called with for one image.
     """
 
     num_heads: int
@@ -103,10 +102,11 @@ class Reader(nn.Module):
     on_grid: bool = True
     takes_windows: bool = True
     masked: bool = False
+    windows: int = 1
 
-    def __init__(self, grid: TokenGrid) -> None:
+    def __init__(self, prefix: int = 0) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid = TokenGrid(0, 0, prefix)
 
     def read(self, *inputs: Any, **more: Any) -> Reading:
         """What the layer is called with, as q, k and v."""

@@ -54,6 +54,7 @@ def fuse_attention(softmax: Any) -> Any:
     fused = copy.deepcopy(softmax)
     family = family_of(fused)
     for layer in family.layers(fused):
-        if layer.castable:
-            fused.set_submodule(layer.name, FusedAttention(family.projections(fused, layer)))
+        source = family.projections(fused, layer) if layer.castable else None
+        if isinstance(source, Projections):
+            fused.set_submodule(layer.name, FusedAttention(source))
     return fused

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..castling import castled_layers
 from ..recipe import DistillConfig
-from .losses import Taps, channel_error
+from .losses import Taps, layer_error
 
 HELD_BYTES = 2**30
 """How much of the teacher's activations is kept; one batch at least."""
@@ -45,7 +45,7 @@ class Echo:
     @classmethod
     def of(cls, config: DistillConfig, student: nn.Module, steps: int) -> Echo:
         """For `steps` of layers alone; as many batches are kept as HELD_BYTES hold."""
-        numbers = sum(2 * layer.grid.tokens * layer.qkv.in_features for _, layer in castled_layers(student))
+        numbers = sum(2 * layer.numbers for _, layer in castled_layers(student))
         fitting = HELD_BYTES // (4 * config.batch_size * numbers)
         times = config.align.echo
         return cls(steps, times, 1 if times == 1 else max(1, min(HELD_BATCHES, fitting)), config.seed)
@@ -74,6 +74,13 @@ class Echo:
         return [int(place) for place in np.concatenate(orders)[:steps]]
 
 
+@dataclass(frozen=True)
+class Lesson(Taps):
+    """What the teacher's layers received and gave for so many `images`."""
+
+    images: int = 0
+
+
 class Lessons:
     """What the teacher's layers received and gave, for every step of the first phase."""
 
@@ -81,14 +88,14 @@ class Lessons:
         self.teacher, self.softmax, self.echo, self.accelerator = teacher, softmax, echo, accelerator
         self.part = -1
         self.order: list[int] = []
-        self.held: list[Taps] = []
+        self.held: list[Lesson] = []
         self.images = torch.empty(0)
         """Of the lesson that was made last."""
         self.share = self.early = 0.0
         """Seconds that the lessons of a part took, for each of its steps; and how many of the last step's were for
         others, or below zero how many an earlier one has taken for it."""
 
-    def at(self, step: int, batches: Iterator[Tensor]) -> Taps:
+    def at(self, step: int, batches: Iterator[Tensor]) -> Lesson:
         """Of one batch, for a step of the phase; `batches` stand at `Echo.first_batch` of the first one asked for."""
         part, place = divmod(step, self.echo.part)
         self.early = -self.share
@@ -103,15 +110,15 @@ class Lessons:
         return self.held[self.order[place]]
 
     @torch.no_grad()
-    def _taught(self, images: Tensor) -> Taps:
+    def _taught(self, images: Tensor) -> Lesson:
         self.images = images
         with self.accelerator.autocast():
             self.teacher(images)
-        return Taps(dict(self.softmax.inputs), dict(self.softmax.outputs))
+        return Lesson(dict(self.softmax.inputs), dict(self.softmax.outputs), len(images))
 
 
 def align_step(
-    student: nn.Module, lesson: Taps, accelerator: Accelerator
+    student: nn.Module, lesson: Lesson, accelerator: Accelerator
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Gradients of every castled layer alone; its loss, its parts, and each layer's.
 
@@ -120,8 +127,8 @@ def align_step(
     layers = {}
     for name, layer in castled_layers(student):
         with accelerator.autocast():
-            output = layer(lesson.inputs[name])
-            error = channel_error(output, lesson.outputs[name], layer.grid.prefix)
+            inputs, more = lesson.inputs[name]
+            error = layer_error(layer, layer(*inputs, **more), lesson.outputs[name])
         accelerator.backward(error)
         layers[name] = error.detach()
     loss = torch.stack(list(layers.values())).mean()

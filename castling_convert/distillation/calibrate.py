@@ -19,4 +19,5 @@ def calibrate(student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
     with tap(teacher, layers) as softmax:
         teacher(images)
     for name, layer in layers.items():
-        layer.calibrate(softmax.inputs[name])
+        inputs, more = softmax.inputs[name]
+        layer.calibrate(*inputs, **more)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import CastlingError, ModelError, RecipeError, WeightsError
 from ..recipe import DistillConfig
+from .losses import Call
 
 
 def bad_weight(model: nn.Module) -> str | None:
@@ -17,13 +18,14 @@ def bad_weight(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def bad_output(model: nn.Module, inputs: Tensor) -> str | None:
-    """The first of a model's modules, in the order they return, that makes something of `inputs` that is not finite;
+def bad_output(model: nn.Module, *inputs: Any, **more: Any) -> str | None:
+    """The first of a model's modules, in the order they return, that makes something of its inputs that is not finite;
     an empty name is the model itself."""
     found: list[str] = []
 
     def hook(name: str):  # type: ignore[no-untyped-def]
         def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
             if isinstance(output, Tensor) and not output.isfinite().all():
                 found.append(name)
 
@@ -31,7 +33,7 @@ def bad_output(model: nn.Module, inputs: Tensor) -> str | None:
 
     handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
     try:
-        model(inputs)
+        model(*inputs, **more)
     finally:
         for handle in handles:
             handle.remove()
@@ -60,13 +62,13 @@ def explained(
     teacher: nn.Module,
     student: nn.Module,
     images: Tensor,
-    layer: tuple[str, Tensor] | None = None,
+    layer: tuple[str, Call] | None = None,
 ) -> CastlingError:
     """Why the loss is not finite after `step` steps, and what helps.
 
     Args:
         images: [B, C, H, W], finite ones, of this step or another.
-        layer: which one it is in the first phase, and what its teacher's received, [B, N, C].
+        layer: which one it is in the first phase, and what its teacher's was called with.
     """
     where = f"the loss is {loss.item()} at step {step + 1}"
     precise = "" if config.precision == "fp32" else "use --set distill.precision=fp32, or "
@@ -82,9 +84,9 @@ def explained(
             return RecipeError(
                 f"{where}: distill.loss.{key} is {factor:g}, too large for a loss of {value:.3g}; lower it"
             )
-    name, inputs = layer or ("", images)
+    name, (inputs, more) = layer or ("", ((images,), {}))
     part = student.get_submodule(name)
-    weight_name, output_name = bad_weight(part), bad_output(part, inputs)
+    weight_name, output_name = bad_weight(part), bad_output(part, *inputs, **more)
     if weight_name is not None:
         what = f"{f'{name}.{weight_name}'.strip('.')} is not finite"
     elif output_name is not None:

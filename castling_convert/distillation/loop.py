@@ -36,6 +36,7 @@ from ..errors import (
     is_number,
     takes,
 )
+from ..families import family_of
 from ..files import expanded, writing_errors
 from ..recipe import A_RECIPE, DistillConfig, Recipe
 from ..tasks import task_of
@@ -243,7 +244,7 @@ def distill(
             if aligning:
                 lesson, images = lessons.at(step, batches), lessons.images
                 progress.set_aside(lessons.early)
-                size = next(iter(lesson.inputs.values())).shape[0]
+                size = lesson.images
                 loss, parts, layers = align_step(student, lesson, accelerator)
             else:
                 images = next(batches)
@@ -353,14 +354,15 @@ def distill_loss(
         expected = task.head(teacher, expected_features)
     features = task.features(student, images)
     output = task.head(student, features)
-    prefix = next((layer.grid.prefix for _, layer in castled_layers(student)), 0)
-    attention, layers = attention_loss(castled.outputs, softmax.outputs, prefix)
+    attention, layers = attention_loss(castled_layers(student), castled.outputs, softmax.outputs)
     used = {"attention": attention} if weights.attention else {}
     divergence = task.loss(output, expected, weights.temperature) if weights.logits else None
     if divergence is not None:
         used["logits"] = divergence
     if weights.features:
-        used["features"] = feature_distance(features, expected_features, prefix)
+        expected_tokens, prefix = family_of(teacher).tokens(teacher, expected_features)
+        tokens, _ = family_of(teacher).tokens(teacher, features)
+        used["features"] = feature_distance(tokens, expected_tokens, prefix)
     loss = torch.stack([getattr(weights, name) * part for name, part in used.items()]).sum()
     return Whole(loss, {name: part.detach() for name, part in used.items()}, layers, output, expected)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import CastledAttention
 from . import processes
 
 PREFIX_WEIGHT = 0.2
@@ -44,12 +46,16 @@ def feature_distance(student: Tensor, teacher: Tensor, prefix: int) -> Tensor:
     return torch.stack(parts).sum()
 
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments by place and by name."""
+
+
 @dataclass(frozen=True)
 class Taps:
-    """First inputs and outputs of the tapped modules, by name, at the last forward."""
+    """What the tapped modules, by name, were called with and returned at the last forward."""
 
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Call] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -58,12 +64,12 @@ def tap(model: nn.Module, names: Iterable[str]) -> Iterator[Taps]:
     taps = Taps()
 
     def keep(name: str):  # type: ignore[no-untyped-def]
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            taps.inputs[name], taps.outputs[name] = inputs[0], output
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], more: dict[str, Any], output: Any) -> None:
+            taps.inputs[name], taps.outputs[name] = (inputs, more), output
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    handles = [model.get_submodule(name).register_forward_hook(keep(name), with_kwargs=True) for name in names]
     try:
         yield taps
     finally:
@@ -71,9 +77,14 @@ def tap(model: nn.Module, names: Iterable[str]) -> Iterator[Taps]:
             handle.remove()
 
 
+def layer_error(layer: CastledAttention, output: Any, expected: Any) -> Tensor:
+    """`channel_error` of what a layer returned against what the softmax layer did."""
+    return channel_error(layer.tokens(output), layer.tokens(expected), layer.grid.prefix)
+
+
 def attention_loss(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], prefix: int
+    layers: Iterable[tuple[str, CastledAttention]], student: dict[str, Any], teacher: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean of `channel_error` over the tapped layers, and each layer's own."""
-    per_layer = {name: channel_error(output, teacher[name], prefix) for name, output in student.items()}
+    """The mean of `layer_error` over the tapped layers, and each layer's own."""
+    per_layer = {name: layer_error(layer, student[name], teacher[name]) for name, layer in layers}
     return torch.stack(list(per_layer.values())).mean(), {n: loss.detach() for n, loss in per_layer.items()}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..attention import Projections, Shape, TokenGrid
+from ..attention import Projections, Reader, Shape, TokenGrid
 from ..errors import ModelError
 
 Size = tuple[int, int]
@@ -30,6 +30,13 @@ class AttentionLayer:
         dim: channels of a token.
         keys: sequence length of its keys, N too where they are not reduced.
         reason: why it can't be castled; None when it can.
+        value_dim: channels of v for each head, head_dim where it is left out.
+        extra: channels that q and k have more in the linear form, for a bias of places.
+        windows: how many of them, of N tokens each, it is called with for one image. regions: the most that a window
+            has of them, parts that do not see each other.
+        queries_are_keys: whether the tokens that look are those that are looked at.
+        projections: MACs of all that makes q, k and v and takes the heads back, of one image; left out, those of q, k,
+            v and the output by `dim`.
     """
 
     name: str
@@ -43,6 +50,12 @@ class AttentionLayer:
     dim: int
     keys: int
     reason: str | None = None
+    value_dim: int | None = None
+    extra: int = 0
+    windows: int = 1
+    regions: int = 1
+    queries_are_keys: bool = True
+    projections: int | None = None
 
     @property
     def castable(self) -> bool:
@@ -51,7 +64,10 @@ class AttentionLayer:
     @property
     def shape(self) -> Shape:
         """What its cost is computed from."""
-        return Shape(self.tokens, self.dim, self.num_heads, self.head_dim, self.prefix)
+        return Shape(
+            self.tokens, self.dim, self.num_heads, self.head_dim, self.prefix, self.keys, self.value_dim, self.extra,
+            self.windows, self.regions, self.projections,
+        )  # fmt: skip
 
 
 class Family(ABC):
@@ -80,8 +96,8 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def projections(self, model: nn.Module, layer: AttentionLayer) -> Projections:
-        """The trained modules of a castable layer."""
+    def projections(self, model: nn.Module, layer: AttentionLayer) -> Projections | Reader:
+        """The trained modules of a castable layer, or what reads them."""
 
     @abstractmethod
     def grids(self, model: nn.Module, layers: Sequence[AttentionLayer]) -> dict[str, TokenGrid]:
@@ -97,6 +113,10 @@ class Family(ABC):
         """What the model is made for now."""
 
     # What follows has an answer that is right for a model without the thing it is about.
+
+    def tokens(self, model: nn.Module, features: Tensor) -> tuple[Tensor, int]:
+        """What the model's `forward_features` gives, as tokens [B, N, C], and how many of them are prefix tokens."""
+        return features, getattr(model, "num_prefix_tokens", 0)
 
     def has_token_dropout(self, model: nn.Module) -> bool:
         """Whether training drops tokens, which empties places of the patch grid."""

@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 
+import castling_convert as cc
+from castling_convert.castling import castled_layers
 from castling_convert.distillation.losses import PREFIX_WEIGHT, attention_loss, channel_error, feature_distance, tap
 from castling_convert.tasks.classify import logit_divergence
+from tests.conftest import tiny_vit
 
 
 def tokens() -> torch.Tensor:
@@ -83,7 +86,14 @@ def test_no_gradient_reaches_the_teacher():
 def test_attention_loss_is_the_mean_over_layers():
     teacher = {"a": tokens(), "b": tokens()}
     student = {"a": tokens(), "b": tokens() + 2 * tokens().std((0, 1), correction=0)}
-    loss, layers = attention_loss(student, teacher, 0)
+    castled = dict(
+        zip(
+            ("a", "b"),
+            (layer for _, layer in castled_layers(cc.castle(tiny_vit(class_token=False, global_pool="avg")))),
+            strict=True,
+        )
+    )
+    loss, layers = attention_loss(castled.items(), student, teacher)
     assert {name: value.item() for name, value in layers.items()} == pytest.approx({"a": 0.0, "b": 4.0}, rel=1e-4)
     assert loss.item() == pytest.approx(2.0, rel=1e-4)
 
@@ -91,6 +101,8 @@ def test_attention_loss_is_the_mean_over_layers():
 def test_taps_are_taken_off_even_after_an_error(teacher):
     with pytest.raises(RuntimeError), tap(teacher, ["blocks.0.attn"]) as taps:
         teacher(torch.zeros(1, 3, 32, 32))
-        assert taps.inputs["blocks.0.attn"].shape == taps.outputs["blocks.0.attn"].shape == (1, 17, 32)
+        (tokens_in, *_), more = taps.inputs["blocks.0.attn"]
+        assert more.keys() <= {"attn_mask", "is_causal"}
+        assert tokens_in.shape == taps.outputs["blocks.0.attn"].shape == (1, 17, 32)
         raise RuntimeError
     assert not any(module._forward_hooks for module in teacher.modules())

@@ -135,7 +135,7 @@ def test_a_layer_that_is_run_alone_is_the_layer_in_the_model() -> None:
         layer = student.get_submodule(name)
         assert isinstance(layer, CastledAttention)
         with torch.no_grad():
-            torch.testing.assert_close(layer(seen.inputs[name]), seen.outputs[name], rtol=0, atol=0)
+            torch.testing.assert_close(layer(seen.inputs[name][0][0]), seen.outputs[name], rtol=0, atol=0)
 
 
 def test_shared_keys_are_kept_as_softmax_with_the_reason() -> None:

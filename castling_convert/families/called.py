@@ -1,0 +1,186 @@
+"""Families whose attention layers have readers: all else is found by looking at one forward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..attention import Reader, TokenGrid
+from ..errors import ModelError
+from .base import AttentionLayer, Family, Size
+from .half import NORMS, Float32Norm
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How a module was called for one image."""
+
+    inputs: tuple[Any, ...]
+    more: dict[str, Any]
+
+
+class CalledFamily(Family):
+    """A family is its models, the readers of their attention, and why other attention in them is kept.
+
+    Attributes:
+        models: classes of models.
+        readers: by the exact class of an attention module, what reads it; made of the module alone.
+        reasons: by the class of another attention module, why it stays.
+    """
+
+    models: ClassVar[tuple[type[nn.Module], ...]]
+    readers: ClassVar[Mapping[type[nn.Module], type[Any]]]
+    reasons: ClassVar[Mapping[type[nn.Module], str]] = {}
+
+    def matches(self, model: nn.Module) -> bool:
+        return isinstance(model, self.models)
+
+    def kept_because(self, module: nn.Module) -> str | None:
+        """Why one module of a class in `readers` can't be castled all the same."""
+        return None
+
+    def layers(self, model: nn.Module, image_size: Size | None = None) -> list[AttentionLayer]:
+        size = image_size or self.image_size(model)
+        skeleton = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
+        if size != self.image_size(model):
+            self.resize_(skeleton, size)
+        kinds = (*self.readers, *self.reasons)
+        names = [name for name, module in skeleton.named_modules() if isinstance(module, kinds)]
+        found: list[AttentionLayer] = []
+        blocks: list[str] = []
+        calls, macs = _calls(skeleton, names, size)
+        for name, call in calls.items():
+            module: Any = skeleton.get_submodule(name)
+            parent = name.rpartition(".")[0]
+            blocks += [] if parent in blocks else [parent]
+            found.append(self._described(name, module, call, macs[name], blocks.index(parent)))
+        return found
+
+    def _described(self, name: str, module: Any, call: _Call, macs: int, block: int) -> AttentionLayer:
+        reason = next((why for kind, why in self.reasons.items() if type(module) is kind), None)
+        if reason is None and type(module) not in self.readers:
+            reason = f"{type(module).__name__} changes timm's attention in a way that is not known here"
+        reason = reason or self.kept_because(module)
+        if reason is not None:
+            tokens, dim = _size_of(call)
+            heads = getattr(module, "num_heads", 1)
+            return AttentionLayer(
+                name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=dim // heads,
+                tokens=tokens, grid=(1, tokens), prefix=0, dim=dim, keys=tokens, reason=reason,
+            )  # fmt: skip
+        reader: Reader = self.readers[type(module)](module)
+        reading = reader.read(*call.inputs, **call.more)
+        windows, heads, tokens, head_dim = reading.q.shape
+        keys, value_dim = reading.v.shape[2:]
+        products = windows * heads * tokens * keys * (head_dim + value_dim)
+        return AttentionLayer(
+            name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=head_dim, tokens=tokens,
+            grid=(reader.grid.height, reader.grid.width), prefix=reader.grid.prefix, dim=reader.dim, keys=keys,
+            value_dim=value_dim, extra=reader.extra, windows=windows,
+            regions=reading.regions.count if reading.regions is not None else 1,
+            queries_are_keys=reader.on_grid, projections=macs - products,
+        )  # fmt: skip
+
+    def projections(self, model: nn.Module, layer: AttentionLayer) -> Reader:
+        module = model.get_submodule(layer.name)
+        reader: Reader = self.readers[type(module)](module)
+        reader.grid.height, reader.grid.width = layer.grid
+        reader.windows = layer.windows
+        return reader
+
+    def grids(self, model: nn.Module, layers: Sequence[AttentionLayer]) -> dict[str, TokenGrid]:
+        return {}
+
+    def block_names(self, model: nn.Module) -> list[str]:
+        kinds = (*self.readers, *self.reasons)
+        found = [
+            name.rpartition(".")[0]
+            for name, module in model.named_modules()
+            if isinstance(module, kinds) or isinstance(getattr(module, "reader", None), Reader)
+        ]
+        return list(dict.fromkeys(found))
+
+    def image_size(self, model: nn.Module) -> Size:
+        from timm.models import get_model_input_config
+
+        _, height, width = get_model_input_config(model)["input_size"]
+        return height, width
+
+    def to_half_(self, model: Any, dtype: torch.dtype) -> None:
+        head = self.head_modules(model)
+        for name, module in list(model.named_modules()):
+            if name not in head and not any(name.startswith(f"{other}.") for other in head):
+                for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                    tensor.data = tensor.data.to(dtype) if tensor.is_floating_point() else tensor.data
+        norms = [name for name, module in model.named_modules() if isinstance(module, NORMS) and name not in head]
+        for name in norms:
+            if not any(name.startswith(f"{other}.") for other in head):
+                model.set_submodule(name, Float32Norm(model.get_submodule(name)))
+
+    def head_modules(self, model: Any) -> set[str]:
+        """Names of the model's own modules that `forward_head` runs, which stay in float32."""
+        skeleton = copy.deepcopy(model).eval().to("meta")
+        found: set[str] = set()
+        with _hooked(skeleton, [name for name, _ in skeleton.named_children()], lambda name, *_: found.add(name)):
+            images = torch.empty(1, 3, *self.image_size(model), device="meta", dtype=next(model.parameters()).dtype)
+            features = skeleton.forward_features(images)
+            found.clear()
+            skeleton.forward_head(features)
+        return found
+
+    def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
+        return features, 0
+
+
+def _calls(model: nn.Module, names: Sequence[str], size: Size) -> tuple[dict[str, _Call], dict[str, int]]:
+    """How these modules of a model on the meta device are called for one image, in that order, and their MACs."""
+    from timm.models import get_model_input_config
+
+    calls: dict[str, _Call] = {}
+    channels = get_model_input_config(model)["input_size"][0]
+    images = torch.empty(1, channels, *size, device="meta", dtype=next(model.parameters()).dtype)
+    # Attention as plain products: not every torch counts its fused kernels.
+    with (
+        _hooked(model, names, lambda name, inputs, more: calls.setdefault(name, _Call(inputs, more))),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+    ):
+        try:
+            model(images)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"{type(model).__name__} can't take images of {size[0]}x{size[1]}: {error}; give another --image-size"
+            ) from None
+    counts = counter.get_flop_counts()
+    whole = f"{type(model).__name__}."
+    return calls, {name: sum(counts.get(whole + name, {}).values()) // 2 for name in names}
+
+
+@contextmanager
+def _hooked(model: nn.Module, names: Sequence[str], seen: Any) -> Iterator[None]:
+    """While open, `seen` is called with the name, the arguments and the named arguments of each call of a module."""
+
+    def hook(name: str) -> Any:
+        return lambda _module, inputs, more: seen(name, inputs, more) and None
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _size_of(call: _Call) -> tuple[int, int]:
+    """Tokens and channels of what a module is called with, channels last."""
+    x = next(value for value in call.inputs if isinstance(value, Tensor))
+    return x[0, ..., 0].numel(), x.shape[-1]
