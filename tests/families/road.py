@@ -1,0 +1,154 @@
+"""What holds for every family whose layers have readers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import castling_convert as cc
+from castling_convert.attention import Reading
+from castling_convert.castling import castled_layers, close_masks
+from castling_convert.distillation.losses import tap
+from castling_convert.folding import certify
+from tests.models import LANDMARKS, recipe, shake_
+
+
+def images_for(model: Any, count: int = 2) -> Tensor:
+    from timm.models import get_model_input_config
+
+    return torch.randn(count, *get_model_input_config(model)["input_size"])
+
+
+def exact(model: Any) -> Any:
+    """A copy in float64, its parameters shaken."""
+    return shake_(copy.deepcopy(model)).double().eval()
+
+
+@torch.no_grad()
+def open_student_is_the_teacher(model: Any) -> Any:
+    """Every attention layer is accounted for; returns the student."""
+    teacher = exact(model)
+    student = cc.castle(teacher, recipe(**LANDMARKS)).eval()
+    x = images_for(model).double()
+    expected = teacher(x)
+    torch.testing.assert_close(student(x), expected, rtol=0, atol=1e-10 * expected.abs().max().item())
+    assert any(layer.status == "castled" for layer in student.castling.layers)
+    return student
+
+
+@torch.no_grad()
+def closed_student_folds(model: Any, **attention: Any) -> None:
+    """It differs from the teacher, and folding changes nothing, block by block."""
+    teacher = exact(model)
+    student = cc.castle(teacher, recipe(**(attention or LANDMARKS))).eval()
+    shake_(student, 1)
+    close_masks(student)
+    x = images_for(model).double()
+    assert (student(x) - teacher(x)).abs().max() > 1e-6
+    _, certificate = certify(student, x)
+    assert certificate.holds
+    assert certificate.float64_blocks
+
+
+def pooling_of(layer: Any, reading: Reading, region: int) -> Tensor:
+    """The shares of the keys in the landmarks of one region, [B, heads, M, N_k], written out."""
+    _, k = reading.extended()
+    logits = layer.directions @ k.transpose(-2, -1)
+    if reading.regions is not None:
+        logits = logits.masked_fill((reading.regions.keys != region)[:, None, None], -torch.inf)
+    return logits.softmax(-1)
+
+
+def matrix_of(layer: Any, reading: Reading) -> Tensor:
+    """The explicit weights of landmarks, [B, heads, N_q, N_k], for a layer without prefix rows and windows."""
+    q, k = reading.extended()
+    count = 1 if reading.regions is None else reading.regions.count
+    whole = 0.0
+    for region in range(count):
+        pooling = pooling_of(layer, reading, region).nan_to_num()
+        entropy = -torch.special.xlogy(pooling, pooling).sum(-1)
+        mass = layer.gain[..., 0] * entropy + layer.bias[..., 0]
+        scores = layer.softmax_scale * q @ (pooling @ k).transpose(-2, -1) + mass[:, :, None]
+        matrix = scores.softmax(-1) @ pooling
+        if reading.regions is not None:
+            matrix = matrix * (reading.regions.queries == region)[:, None, :, None]
+        whole = whole + matrix
+    assert isinstance(whole, Tensor)
+    return whole
+
+
+@torch.no_grad()
+def linear_form_is_its_matrix(model: Any) -> None:
+    """Of every castled layer as the model calls it: rows sum to one, no weight crosses regions, and what the layer
+    returns is what the matrix makes of v."""
+    student = cc.castle(exact(model), recipe(form="landmarks", landmarks=5, prefix_rows=False, depthwise="none")).eval()
+    shake_(student, 1)
+    close_masks(student)
+    layers = dict(castled_layers(student))
+    with tap(student, layers) as seen:
+        student(images_for(model).double())
+    for name, layer in layers.items():
+        inputs, more = seen.inputs[name]
+        assert layer.reader is not None
+        reading = layer.reader.read(*inputs, **more)
+        matrix = matrix_of(layer, reading)
+        torch.testing.assert_close(matrix.sum(-1), torch.ones_like(matrix[..., 0]))
+        y = (matrix @ reading.v).transpose(1, 2).flatten(2)
+        expected = layer.tokens(layer.reader.write(y, reading))
+        torch.testing.assert_close(layer.tokens(seen.outputs[name]), expected, rtol=0, atol=1e-9)
+        if reading.regions is not None:
+            _nothing_crosses_regions(layer, reading, matrix)
+
+
+def _nothing_crosses_regions(layer: Any, reading: Reading, matrix: Tensor) -> None:
+    assert reading.regions is not None
+    apart = reading.regions.queries[:, :, None] != reading.regions.keys[:, None]
+    assert apart.any()
+    assert (matrix.masked_select(apart[:, None]) == 0).all()
+    other = (reading.regions.keys != 0)[:, None, :, None]  # whatever is there, region 0 does not see it
+    changed = copy.copy(reading)
+    changed.k, changed.v = (torch.where(other, torch.randn_like(x), x) for x in (reading.k, reading.v))
+    before, after = layer.attend_reading(reading), layer.attend_reading(changed)
+    here = (reading.regions.queries == 0)[..., None].expand_as(before)
+    assert torch.equal(before[here], after[here])
+
+
+def from_castle_to_onnx(model: Any, folder: Path) -> Any:
+    """A few steps lower the loss of attention; fold, save, load, export with a dynamic batch and parity. Returns what
+    was loaded."""
+    torch.manual_seed(0)
+    teacher = shake_(copy.deepcopy(model)).eval()
+    x = images_for(model)
+    config = cc.Recipe.parse({"distill": {"steps": 16, "batch_size": 2}, "attention": LANDMARKS}, "test")
+    student = cc.castle(teacher, config)
+    before = attention_error(student, teacher, x)
+    cc.distill(student, teacher, [x], config, device="cpu")
+    assert attention_error(student, teacher, x) < before
+    folded = cc.fold(student)
+    cc.save(folded, folder / "bundle")
+    loaded = cc.load(folder / "bundle")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), folded(x), rtol=0, atol=0)
+    cc.export(loaded, folder / "model.onnx", batch="dynamic")
+    return loaded
+
+
+@torch.no_grad()
+def attention_error(student: Any, teacher: Any, x: Tensor) -> float:
+    """The mean error of castled layers on what the teacher's layers receive, masks closed."""
+    from castling_convert.distillation.losses import layer_error
+
+    student = copy.deepcopy(student).eval()
+    close_masks(student)
+    layers = dict(castled_layers(student))
+    with tap(teacher, layers) as seen:
+        teacher(x)
+    errors = []
+    for name, layer in layers.items():
+        inputs, more = seen.inputs[name]
+        errors.append(layer_error(layer, layer(*inputs, **more), seen.outputs[name]))
+    return torch.stack(errors).mean().item()
