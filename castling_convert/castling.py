@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from .attention import (
     FORMS,
     AttentionConfig,
+    AttentionCost,
     CastledAttention,
     FoldedAttention,
     Reader,
     before_forms,
+    castled_cost,
     config_of,
+    softmax_cost,
     training_form,
 )
 from .attention.masked_softmax import CLOSED
@@ -150,6 +153,30 @@ def refusal(config: AttentionConfig, layer: AttentionLayer) -> str | None:
     if not layer.queries_are_keys and getattr(config, "constant", None) == "token":
         return "its queries are not the tokens that it looks at, and attention.constant is 'token'"
     return None
+
+
+def costs(layer: AttentionLayer, config: AttentionConfig) -> tuple[AttentionCost, AttentionCost]:
+    """Of a layer for one image, with softmax and castled."""
+    here = config.where(on_grid=layer.queries_are_keys, takes_windows=layer.takes_windows)
+    return softmax_cost(layer.shape), castled_cost(layer.shape, here)
+
+
+def not_paying(layers: Iterable[AttentionLayer], config: AttentionConfig) -> dict[str, str]:
+    """Of castable layers those that castling makes no cheaper, by name, and their MACs in words."""
+    found = {}
+    for layer in layers:
+        softmax, castled = (cost.macs for cost in costs(layer, config))
+        if layer.castable and castled >= softmax:
+            tokens = f"windows of {layer.tokens} tokens" if layer.windows > 1 else f"{layer.tokens} tokens"
+            found[layer.name] = f"{castled / 1e6:.1f} M MACs for softmax's {softmax / 1e6:.1f} M, {tokens}"
+    return found
+
+
+def no_cheaper(dear: Mapping[str, str]) -> str:
+    """What `not_paying` has found, in a sentence."""
+    name, words = next(iter(dear.items()))
+    count = "one layer" if len(dear) == 1 else f"{len(dear)} layers"
+    return f"castling makes {count} no cheaper, {name}: {words}; --layers auto leaves such layers, or name the others"
 
 
 def _written(chosen: list[AttentionLayer], found: list[AttentionLayer]) -> str:

@@ -73,7 +73,7 @@ def page() -> str:
         ),
         "Families": table(
             ("family", "timm modules", "names left out"),
-            [(family.title, ", ".join(family.timm_modules), len(family.excluded_names)) for family in FAMILIES],
+            [(family.title, ", ".join(family.timm_modules), len(family.excluded)) for family in FAMILIES],
         ),
         "Aliases": table(("alias", "timm name"), [(f"`{alias}`", f"`{name}`") for alias, name in ALIASES.items()]),
         "Exit codes": table(("code", "when"), exits()),

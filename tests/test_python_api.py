@@ -20,7 +20,6 @@ from castling_convert.errors import (
     RecipeError,
     WeightsError,
 )
-from castling_convert.families import supported
 
 from .models import closed_student, images, recipe, tiny
 
@@ -49,8 +48,8 @@ REFUSED = [
      "timm.create_model('deit_small_patch16_224'), not the text 'deit_s'"),
     (lambda: cc.castle_(None), ModelError, "castle_() takes as model a timm model, such as "
      "timm.create_model('deit_small_patch16_224'), not None"),
-    (lambda: cc.castle(LINEAR), ModelError, "Linear can't be castled: it has no softmax attention blocks of a "
-     f"supported family ({supported()}); list the supported models with: castling models"),
+    (lambda: cc.castle(LINEAR), ModelError, "Linear can't be castled: its attention is of a kind that is not "
+     "known here; list the models that can be with: castling models"),
     (lambda: cc.castle(tiny(), {"layers": "all"}), RecipeError,
      "castle() takes as recipe a Recipe, the name of a shipped one or the path of a file, not a dict"),
     (lambda: cc.castle(tiny(), SHORT, [0, 1]), RecipeError,
@@ -137,8 +136,8 @@ REFUSED = [
      "Recipe.load() takes as overrides a list of texts such as 'distill.steps=100', not a dict"),
     (lambda: converted(None), ModelError,
      "convert() takes as model a name such as 'deit_small_patch16_224', or a timm model, not None"),
-    (lambda: converted(LINEAR), ModelError, "Linear can't be castled: it has no softmax attention blocks of a "
-     f"supported family ({supported()}); list the supported models with: castling models"),
+    (lambda: converted(LINEAR), ModelError, "Linear can't be castled: its attention is of a kind that is not "
+     "known here; list the models that can be with: castling models"),
     (lambda: converted(""), ModelError,
      "no model named '' in timm or among the aliases; list what can be castled with: castling models"),
     (lambda: converted(output=None), OutputError, "convert() takes as output a folder, not None"),

@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from ..attention import AttentionCost, Shape, castled_cost, softmax_cost
+from ..attention import AttentionCost, Shape
 from ..bench.bench import check_cases, measure, random_weights_, softmax_baseline_
 from ..bench.cases import Case, Result
 from ..bench.latency import Ratio
 from ..bench.layers import BreakEven, LayerLatency, Layers
-from ..castling import castle_, close_masks
+from ..castling import castle_, close_masks, costs
 from ..data.probe import probe_images
 from ..distillation.pace import measure_pace
 from ..families import AttentionLayer, family_of
@@ -100,42 +100,61 @@ def analyze(
         ExportError: a runtime or precision is not available.
     """
     check_cases(runtimes, precisions)
-    softmax = softmax_baseline_(copy.deepcopy(model))
-    folded = castled_twin(softmax, recipe)
-    sizes = tuple(dict.fromkeys(image_sizes)) or (family_of(softmax).image_size(softmax),)
-    found = [layer for size in sizes for layer in shapes(softmax, folded, recipe, size)]
+    model = softmax_baseline_(copy.deepcopy(model))
+    sizes = tuple(dict.fromkeys(image_sizes)) or (family_of(model).image_size(model),)
+    # Each size has models of its own: not every one can be made another size once it is castled.
+    softmax = {size: resized(model, size) for size in sizes}
+    folded = {size: castled_twin(softmax[size], recipe) for size in sizes}
+    found = [layer for size in sizes for layer in shapes(softmax[size], folded[size], recipe, size)]
     say = console.print if console is not None else lambda line: None
     break_even: list[BreakEven] = []
     for first, runtime in product(dict.fromkeys(layer.names[0] for layer in found), runtimes):
-        alone = Layers(folded, softmax, first, runtime, threads)
         for layer in (layer for layer in found if layer.names[0] == first):
             say(f"measuring {first} in {runtime}, {'x'.join(map(str, layer.image_size))} ...")
-            grids = {one.name: one.grid for one in family_of(softmax).layers(softmax, layer.image_size)}
-            layer.latency[runtime] = alone.measure(*grids[first], seconds / 10, ROUNDS)
-        say(f"looking for the break-even of {first} in {runtime} ...")
-        break_even.append(alone.break_even(seconds / 10, ROUNDS))
+            alone = Layers(folded[layer.image_size], softmax[layer.image_size], first, runtime, threads)
+            layer.latency[runtime] = alone.as_called(seconds / 10, ROUNDS)
+        if alone.any_length:
+            say(f"looking for the break-even of {first} in {runtime} ...")
+            break_even.append(alone.break_even(seconds / 10, ROUNDS))
     cases: list[Result] = []
     for size, runtime, precision in product(sizes, runtimes, precisions):
         case = Case(runtime, precision, size, batch)
         say(f"measuring the whole model, {case} ...")
         cases.append(
-            measure(case, folded, softmax, threads=threads, seconds=seconds, rounds=ROUNDS, trained=False, memory=False)
+            measure(
+                case,
+                folded[size],
+                softmax[size],
+                threads=threads,
+                seconds=seconds,
+                rounds=ROUNDS,
+                trained=False,
+                memory=False,
+            )
         )
     advice = [
         advise(result, [layer for layer in found if layer.image_size == result.case.image_size]) for result in cases
     ]
     say("timing a few training steps ...")
-    minutes = training_minutes(softmax, recipe, sizes[0])
+    minutes = training_minutes(softmax[sizes[0]], recipe)
     return Analysis(
         model=name, threads=cases[0].threads, layers=found, break_even=break_even, cases=cases, advice=advice,
         recipe=recipe.name, minutes=minutes,
     )  # fmt: skip
 
 
-def training_minutes(softmax: Any, recipe: Recipe, size: tuple[int, int]) -> float:
+def resized(softmax: Any, size: tuple[int, int]) -> Any:
+    """A copy for images of `size`, (height, width); ModelError when that holds no patch."""
+    family = family_of(softmax)
+    family.layers(softmax, size)
+    softmax = copy.deepcopy(softmax)
+    family.resize_(softmax, size)
+    return softmax
+
+
+def training_minutes(softmax: Any, recipe: Recipe) -> float:
     """How long a conversion by `recipe` trains here: from a few steps of FEW images, in proportion to the batch."""
     teacher = copy.deepcopy(softmax)
-    family_of(teacher).resize_(teacher, size)
     few = min(FEW, recipe.distill.batch_size)
     pace = measure_pace(castle_(copy.deepcopy(teacher), recipe), teacher, [probe_images(teacher, few)], recipe)
     return pace.minutes(recipe.distill) * recipe.distill.batch_size / few
@@ -158,10 +177,10 @@ def shapes(softmax: Any, folded: Any, recipe: Recipe, size: tuple[int, int]) -> 
     return [
         LayerAnalysis(
             names=[layer.name for layer in group], image_size=size, tokens=shape.tokens, num_heads=shape.num_heads,
-            head_dim=shape.head_dim, softmax=softmax_cost(shape), castled=castled_cost(shape, recipe.attention),
-            latency={},
+            head_dim=shape.head_dim, softmax=softmax, castled=castled, latency={},
         )
         for shape, group in found.items()
+        for softmax, castled in [costs(group[0], recipe.attention)]
     ]  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class CastledBase(nn.Module):
         self.head_dim = source.head_dim
         self.softmax_scale = source.softmax_scale
         if isinstance(source, Reader):
-            self.config = possible(config, source)
+            self.config = config.where(on_grid=source.on_grid, takes_windows=source.takes_windows)
             self.reader = source
             self.dim, self.key_dim, self.value_dim = source.dim, source.head_dim + source.extra, source.value_dim
         else:
@@ -203,16 +203,6 @@ class CastledBase(nn.Module):
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj(y)
-
-
-def possible(config: AttentionConfig, reader: Reader) -> AttentionConfig:
-    """`config` without what has no meaning in a layer with such a reader."""
-    values: dict[str, Any] = {}
-    if not reader.takes_windows:
-        values["window"] = 0
-    if not reader.on_grid:
-        values |= {"window": 0, "depthwise": "none"}
-    return config.model_copy(update=values)
 
 
 class CastledAttention(CastledBase):

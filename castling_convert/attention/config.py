@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,6 +34,13 @@ class AttentionConfig(BaseModel):
     def needs_grid(self) -> bool:
         """Whether patches have to lie on a grid."""
         return self.window > 0 or self.depthwise == "grid"
+
+    def where(self, *, on_grid: bool, takes_windows: bool) -> Self:
+        """Without what has no meaning in a layer whose queries are not its keys `on_grid`, or whose tokens are a window
+        already."""
+        without: dict[str, Any] = {} if on_grid and takes_windows else {"window": 0}
+        without |= {} if on_grid else {"depthwise": "none"}
+        return self.model_copy(update=without)
 
     @model_validator(mode="after")
     def _has_a_middle(self) -> AttentionConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
@@ -15,7 +15,8 @@ from torch import nn
 
 from ..artifact.options import ExportOptions
 from ..artifact.prepare import prepare
-from ..attention import FoldedAttention
+from ..data.probe import probe_images
+from ..distillation.losses import tap
 from ..families import family_of
 from .bench import baseline_of, variants
 from .cases import CASTLED
@@ -76,30 +77,51 @@ class Layers:
     def __init__(self, folded: nn.Module, softmax: nn.Module, name: str, runtime: str, threads: int | None) -> None:
         from ..exporting.onnx_graph import CHANNELS_FIRST
 
-        self.runtime, self.threads = runtime, threads
-        shape = next(layer.shape for layer in family_of(softmax).layers(softmax) if layer.name == name)
-        self.prefix, self.dim = shape.prefix, shape.dim
-        self.layers: dict[str, Any] = {
+        self.runtime, self.threads, self.name = runtime, threads, name
+        layer = next(layer for layer in family_of(softmax).layers(softmax) if layer.name == name)
+        self.prefix, self.dim = layer.prefix, layer.dim
+        self.tokens, self.grid = layer.tokens, layer.grid
+        self.models = {
             variant: prepare(
                 model,
                 ExportOptions(),
                 fused=runtime == "torch",
                 channels_first=CHANNELS_FIRST["fp32"] if runtime == "onnx" else None,
-            ).model.get_submodule(name)
+            ).model
             for variant, model in variants(folded, softmax, runtime).items()
         }
+        self.layers: dict[str, Any] = {variant: model.get_submodule(name) for variant, model in self.models.items()}
+
+    @property
+    def any_length(self) -> bool:
+        """Whether the layer can be given any grid of patches, and is not called in a way of its own."""
+        return self.layers[CASTLED].reader is None
+
+    def as_called(self, seconds: float, rounds: int) -> LayerLatency:
+        """As the model calls it for one image."""
+        if self.any_length:
+            return self.measure(*self.grid, seconds, rounds)
+        alone, x = {}, torch.empty(0)
+        for variant, model in self.models.items():
+            with tap(model, [self.name]) as seen, torch.no_grad():
+                model(probe_images(model, 1))
+            (x, *others), more = seen.inputs[self.name]
+            alone[variant] = Alone(self.layers[variant], others, more)
+        return self._timed(alone, x, self.tokens, seconds, rounds)
 
     def measure(self, height: int, width: int, seconds: float, rounds: int) -> LayerLatency:
         """On a grid of patches of that size."""
         castled = self.layers[CASTLED]
-        if isinstance(castled, FoldedAttention):
-            castled.grid.height, castled.grid.width = height, width
+        castled.grid.height, castled.grid.width = height, width
         tokens = self.prefix + height * width
         x = torch.randn(1, tokens, self.dim, generator=torch.Generator().manual_seed(0))
+        return self._timed(self.layers, x, tokens, seconds, rounds)
+
+    def _timed(self, layers: dict[str, Any], x: torch.Tensor, tokens: int, seconds: float, rounds: int) -> LayerLatency:
         with tempfile.TemporaryDirectory() as folder, torch_threads(self.threads) as used, torch.no_grad():
             runs = {
                 name: runnable(self.runtime, layer, x, used, Path(folder) / f"{index}.onnx")
-                for index, (name, layer) in enumerate(self.layers.items())
+                for index, (name, layer) in enumerate(layers.items())
             }
             times = interleave(runs, seconds, rounds)
         medians = {name: 1e3 * float(torch.tensor(values).median()) for name, values in times.items()}
@@ -115,6 +137,18 @@ class Layers:
         at = crossover([one.tokens for one in tried], [one.ratio for one in tried])
         layer = self.layers[CASTLED]
         return BreakEven(self.runtime, layer.num_heads, layer.head_dim, at, tried)
+
+
+class Alone(nn.Module):
+    """A layer as a module of one input and one output: all else that it is called with is fixed."""
+
+    def __init__(self, layer: nn.Module, others: Sequence[Any], more: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layer, self.others, self.more = layer, tuple(others), dict(more)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.layer(x, *self.others, **self.more)
+        return out[0] if isinstance(out, tuple) else out
 
 
 def runnable(runtime: str, layer: nn.Module, x: torch.Tensor, threads: int, file: Path) -> Callable[[], object]:

@@ -36,7 +36,7 @@ def command(
     from rich.table import Table
 
     from ..analysis.macs import count_macs
-    from ..castling import castle, close_masks
+    from ..castling import castle, close_masks, costs, no_cheaper, not_paying
     from ..data.loaders import count_in_memory, some_images
     from ..data.preprocessing import Preprocessing
     from ..data.spec import GENERATED, open_data
@@ -58,7 +58,7 @@ def command(
         num_classes=num_classes,
         model_args=parse_model_args(model_args),
     )
-    family = family_of(loaded, model)
+    family, attention = family_of(loaded, model), Recipe.load("castling").attention
     layers = family.layers(loaded)
     macs = {"softmax": count_macs(loaded)}
     if any(layer.castable for layer in layers):
@@ -75,9 +75,19 @@ def command(
         for entry in sensitivities(loaded, Recipe.load("castling"), images):
             click.echo(f"block {entry.block}: {entry.divergence:.3g} {unit}", err=True)
             measured |= dict.fromkeys(entry.layers, entry)
+    prices = {layer.name: costs(layer, attention) for layer in layers if layer.castable}
+    dear = not_paying(layers, attention)
     if as_json:
         values: list[dict[str, Any]] = [
-            asdict(layer) | {"castable": layer.castable} | _measured(measured, layer.name) for layer in layers
+            asdict(layer)
+            | {"castable": layer.castable}
+            | {
+                "macs": dict(
+                    zip(("softmax", "castled"), (cost.macs for cost in prices.get(layer.name, ())), strict=False)
+                )
+            }
+            | _measured(measured, layer.name)
+            for layer in layers
         ]
         print_json({"model": model, "family": family.title, "macs": macs, "layers": values})
         return
@@ -86,12 +96,15 @@ def command(
         title=f"{model}: {family.title}, {castable} of {len(layers)} layers can be castled",
         title_justify="left",
     )
-    for column in ("layer", "kind", "tokens", "heads", "head dim", "can be castled"):
+    for column in ("layer", "kind", "tokens", "heads", "head dim", "M MACs: softmax, castled", "can be castled"):
         table.add_column(column)
     for column in (f"divergence, {unit}", "agreement") if measured else ():
         table.add_column(column, justify="right")
     for layer in layers:
-        row = [layer.name, layer.kind, str(layer.tokens), str(layer.num_heads), str(layer.head_dim),
+        tokens = str(layer.tokens) if layer.windows == 1 else f"{layer.windows} x {layer.tokens}"
+        tokens += f", keys {layer.keys}" if layer.keys != layer.tokens else ""
+        price = ", ".join(f"{cost.macs / 1e6:.1f}" for cost in prices.get(layer.name, ()))
+        row = [layer.name, layer.kind, tokens, str(layer.num_heads), str(layer.head_dim), price,
                "yes" if layer.castable else f"no: {layer.reason}"]  # fmt: skip
         if layer.name in measured:
             entry = measured[layer.name]
@@ -106,6 +119,8 @@ def command(
     if "castled" in macs:
         softmax, castled = (f"{value / 1e9:.2f} G" for value in macs.values())
         click.echo(f"MACs an image: {softmax}, castled {castled} ({fewer_or_more(*macs.values())})")
+    if dear:
+        click.echo(no_cheaper(dear))
 
 
 def _measured(measured: dict[str, Any], name: str) -> dict[str, Any]:

@@ -20,11 +20,15 @@ from .options import json_option, print_json
 
 @click.command("models", epilog="Example: castling models '*dinov2*'")
 @click.argument("pattern", default="*")
+@click.option("--refused", is_flag=True, help="List the ones that can't be castled, each with the reason.")
 @json_option
-def command(pattern: str, as_json: bool) -> None:
+def command(pattern: str, refused: bool, as_json: bool) -> None:
     """List the aliases and the timm names that can be castled; PATTERN may hold * and ?."""
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     found = castable()
+    if refused:
+        _print_refused(pattern, {n: why for n, why in found["refused"].items() if fnmatch.fnmatch(n, glob)}, as_json)
+        return
     aliases = {
         alias: name
         for alias, name in found["aliases"].items()
@@ -48,19 +52,33 @@ def command(pattern: str, as_json: bool) -> None:
     )
 
 
+def _print_refused(pattern: str, refused: dict[str, str], as_json: bool) -> None:
+    """By reason."""
+    if not refused:
+        raise ModelError(f"no timm model that matches '{pattern}' is refused; list those that can be without --refused")
+    if as_json:
+        print_json({"refused": refused})
+        return
+    for why in sorted(set(refused.values())):
+        names = [name for name, reason in refused.items() if reason == why]
+        click.echo(f"{why}:")
+        click.echo("".join(f"  {name}\n" for name in names))
+    click.echo(f"{len(refused)} timm models can't be castled", err=True)
+
+
 def castable() -> dict[str, Any]:
-    """The `models` that can be castled, sorted, and the `aliases` of some: as the registries say, which needs timm and
-    takes seconds, or as they said before and was kept in the user's cache."""
+    """The `models` that can be castled, sorted, the `aliases` of some, and why the others are `refused`: as the
+    registries say, which needs timm and takes seconds, or as they said before and was kept in the user's cache."""
     file, registry = cache_folder() / "models.json", _registry()
     cached = _read(file)
     if cached.get("registry") == registry:
         return cached
-    from ..families import castable_names
+    from ..families import castable_names, refused_names
     from ..loading import ALIASES
 
     names = castable_names()
     aliases = {alias: name for alias, name in ALIASES.items() if name in names}
-    found = {"registry": registry, "aliases": aliases, "models": names}
+    found = {"registry": registry, "aliases": aliases, "models": names, "refused": refused_names()}
     with suppress(OutputError, OSError), writing_file(file) as fresh:  # without a cache it takes its seconds again
         fresh.write_text(json.dumps(found), encoding="utf-8")
     return found
@@ -70,7 +88,8 @@ def _read(file: Path) -> dict[str, Any]:
     """What is kept there, if it is what `castable` has written, else nothing."""
     try:
         cached = json.loads(file.read_text(encoding="utf-8"))
-        texts = [*cached["models"], *cached["aliases"], *cached["aliases"].values()]
+        aliases, refused = cached["aliases"].items(), cached["refused"].items()
+        texts = [*cached["models"], *(text for pair in (*aliases, *refused) for text in pair)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     return cached if all(isinstance(text, str) for text in texts) else {}

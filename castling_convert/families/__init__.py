@@ -11,43 +11,50 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .eva import EvaFamily
+from .refused import REASONS, UNKNOWN
 from .swin import SwinFamily
 from .vit import VisionTransformerFamily
 
 FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily()]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
-__all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "supported"]
-
-
-def supported() -> str:
-    """The supported families in words, for messages and help."""
-    return ", ".join(family.title for family in FAMILIES)
+__all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "reason_of", "refused_names"]
 
 
 def family_of(model: nn.Module, name: str | None = None) -> Family:
     """The family that knows `model`.
 
     Raises:
-        ModelError: no family knows it; the message names the model and what is supported.
+        ModelError: no family knows it; the message names the model and says why.
     """
     for family in reversed(FAMILIES):
         if family.matches(model):
             return family
-    called = f"{name} ({type(model).__name__})" if name else type(model).__name__
-    raise ModelError(
-        f"{called} can't be castled: it has no softmax attention blocks of a supported family "
-        f"({supported()}); list the supported models with: castling models"
-    )
+    kind = type(model)
+    called = f"{name} ({kind.__name__})" if name else kind.__name__
+    why = REASONS.get(kind.__module__.removeprefix("timm.models."), UNKNOWN)
+    raise ModelError(f"{called} can't be castled: {why}; list the models that can be with: castling models")
+
+
+def reason_of(name: str) -> str | None:
+    """Why a timm model, by its name without a pretrained tag, can't be castled; None where it can."""
+    import timm
+
+    module = timm.models.model_entrypoint(name).__module__.removeprefix("timm.models.")
+    family = next((family for family in reversed(FAMILIES) if module in family.timm_modules), None)
+    return family.excluded.get(name) if family is not None else REASONS.get(module, UNKNOWN)
 
 
 def castable_names(pattern: str = "*") -> list[str]:
     """timm names, without pretrained tags, that a family can castle."""
     import timm
 
-    names: set[str] = set()
-    for family in FAMILIES:
-        for module in family.timm_modules:
-            names.update(timm.list_models(pattern, module=module))
-        names.difference_update(family.excluded_names)
-    return sorted(names)
+    return sorted(name for name in timm.list_models(pattern) if reason_of(name) is None)
+
+
+def refused_names(pattern: str = "*") -> dict[str, str]:
+    """All other timm names and why they can't be castled."""
+    import timm
+
+    reasons = {name: reason_of(name) for name in sorted(timm.list_models(pattern))}
+    return {name: why for name, why in reasons.items() if why is not None}

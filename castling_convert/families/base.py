@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ class AttentionLayer:
         extra: channels that q and k have more in the linear form, for a bias of places.
         windows: how many of them, of N tokens each, it is called with for one image. regions: the most that a window
             has of them, parts that do not see each other.
-        queries_are_keys: whether the tokens that look are those that are looked at.
+        queries_are_keys: whether the tokens that look are those that are looked at. takes_windows: whether they are no
+            window already.
         projections: MACs of all that makes q, k and v and takes the heads back, of one image; left out, those of q, k,
             v and the output by `dim`.
     """
@@ -55,6 +56,7 @@ class AttentionLayer:
     windows: int = 1
     regions: int = 1
     queries_are_keys: bool = True
+    takes_windows: bool = True
     projections: int | None = None
 
     @property
@@ -73,12 +75,13 @@ class AttentionLayer:
 class Family(ABC):
     """One model family, and all that is known of its structure: nobody else looks inside a model.
 
-    `timm_modules` are the timm modules whose models belong to it.
+    `timm_modules` are the timm modules whose models belong to it; `excluded` are names of theirs that have nothing to
+    castle, and why.
     """
 
     title: str
     timm_modules: tuple[str, ...] = ()
-    excluded_names: frozenset[str] = frozenset()
+    excluded: Mapping[str, str] = {}
 
     @abstractmethod
     def matches(self, model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..attention import Reader, TokenGrid
 from ..errors import ModelError
-from .base import AttentionLayer, Family, Size
+from .base import AttentionLayer, Family, Size, set_input_size_
 from .half import NORMS, Float32Norm
 
 
@@ -86,7 +86,7 @@ class CalledFamily(Family):
             grid=(reader.grid.height, reader.grid.width), prefix=reader.grid.prefix, dim=reader.dim, keys=keys,
             value_dim=value_dim, extra=reader.extra, windows=windows,
             regions=reading.regions.count if reading.regions is not None else 1,
-            queries_are_keys=reader.on_grid, projections=macs - products,
+            queries_are_keys=reader.on_grid, takes_windows=reader.takes_windows, projections=macs - products,
         )  # fmt: skip
 
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Reader:
@@ -114,6 +114,16 @@ class CalledFamily(Family):
         _, height, width = get_model_input_config(model)["input_size"]
         return height, width
 
+    def resize_(self, model: nn.Module, image_size: Size) -> None:
+        if image_size == self.image_size(model):
+            return
+        if any(isinstance(getattr(module, "reader", None), Reader) for module in model.modules()):
+            raise ModelError(
+                f"a castled {self.title} stays at the size that it was castled at; castle it at another one with "
+                "castling convert --image-size"
+            )
+        set_input_size_(model, image_size)
+
     def to_half_(self, model: Any, dtype: torch.dtype) -> None:
         head = self.head_modules(model)
         for name, module in list(model.named_modules()):
@@ -130,8 +140,7 @@ class CalledFamily(Family):
         skeleton = copy.deepcopy(model).eval().to("meta")
         found: set[str] = set()
         with _hooked(skeleton, [name for name, _ in skeleton.named_children()], lambda name, *_: found.add(name)):
-            images = torch.empty(1, 3, *self.image_size(model), device="meta", dtype=next(model.parameters()).dtype)
-            features = skeleton.forward_features(images)
+            features = skeleton.forward_features(_image(skeleton, self.image_size(model)))
             found.clear()
             skeleton.forward_head(features)
         return found
@@ -142,11 +151,8 @@ class CalledFamily(Family):
 
 def _calls(model: nn.Module, names: Sequence[str], size: Size) -> tuple[dict[str, _Call], dict[str, int]]:
     """How these modules of a model on the meta device are called for one image, in that order, and their MACs."""
-    from timm.models import get_model_input_config
-
     calls: dict[str, _Call] = {}
-    channels = get_model_input_config(model)["input_size"][0]
-    images = torch.empty(1, channels, *size, device="meta", dtype=next(model.parameters()).dtype)
+    images = _image(model, size)
     # Attention as plain products: not every torch counts its fused kernels.
     with (
         _hooked(model, names, lambda name, inputs, more: calls.setdefault(name, _Call(inputs, more))),
@@ -163,6 +169,14 @@ def _calls(model: nn.Module, names: Sequence[str], size: Size) -> tuple[dict[str
     counts = counter.get_flop_counts()
     whole = f"{type(model).__name__}."
     return calls, {name: sum(counts.get(whole + name, {}).values()) // 2 for name in names}
+
+
+def _image(model: nn.Module, size: Size) -> Tensor:
+    """One image on the meta device, [1, C, H, W]."""
+    from timm.models import get_model_input_config
+
+    channels = get_model_input_config(model)["input_size"][0]
+    return torch.empty(1, channels, *size, device="meta", dtype=next(model.parameters()).dtype)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ of the branches that are parameters of the block.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ class EvaFamily(VisionTransformerFamily):
     kinds = (EvaAttention, AttentionRope)
     title = "timm Eva"
     timm_modules = ("eva",)
-    excluded_names = frozenset()
+    excluded: Mapping[str, str] = {}
 
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, Eva)

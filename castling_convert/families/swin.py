@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..attention import Reader, Reading, Regions
 from ..attention.reader import low_rank, regions_of_mask
-from .base import Size, set_input_size_
+from .base import Size
 from .called import CalledFamily
 
 RANK = 16
@@ -78,10 +78,6 @@ class SwinFamily(CalledFamily):
     def patch_size(self, model: Any) -> Size:
         height, width = model.patch_embed.patch_size
         return height, width
-
-    def resize_(self, model: Any, image_size: Size) -> None:
-        if image_size != self.image_size(model):
-            set_input_size_(model, image_size)
 
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
         return features.flatten(1, 2), 0

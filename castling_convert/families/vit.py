@@ -6,7 +6,7 @@ output norms, gates, register tokens, parallel blocks and models without a class
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,18 +39,15 @@ class VisionTransformerFamily(Family):
     """Of attention whose weights are read; subclasses of them are not."""
     title = "timm VisionTransformer"
     timm_modules: tuple[str, ...] = ("vision_transformer", "deit", "vision_transformer_hybrid")
-    # Every block of these is one of the classes in _REASONS.
-    excluded_names = frozenset(
-        {
-            "vit_base_patch16_xp_224",
-            "vit_large_patch14_xp_224",
-            "vit_huge_patch14_xp_224",
-            "vit_dlittle_patch16_reg1_gap_256",
-            "vit_pwee_patch16_reg1_gap_256",
-            "vit_dpwee_patch16_reg1_gap_256",
-            "vit_dwee_patch16_reg1_gap_256",
-        }
-    )
+    excluded: Mapping[str, str] = {
+        "vit_base_patch16_xp_224": _REASONS[ParallelScalingBlock],
+        "vit_large_patch14_xp_224": _REASONS[ParallelScalingBlock],
+        "vit_huge_patch14_xp_224": _REASONS[ParallelScalingBlock],
+        "vit_dlittle_patch16_reg1_gap_256": _REASONS[DiffAttention],
+        "vit_pwee_patch16_reg1_gap_256": _REASONS[ParallelScalingBlock],
+        "vit_dpwee_patch16_reg1_gap_256": _REASONS[DiffParallelScalingBlock],
+        "vit_dwee_patch16_reg1_gap_256": _REASONS[DiffAttention],
+    }
 
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, VisionTransformer)

@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import bundle
 from ..analysis.macs import count_macs, count_parameters
-from ..castling import LAYERS, Castling, castle
+from ..castling import LAYERS, Castling, castle, no_cheaper, not_paying
 from ..data.loaders import some_images
 from ..data.preprocessing import Preprocessing
 from ..data.spec import GENERATED, ImageData, open_data
@@ -46,6 +46,7 @@ from ..files import expanded, require_space
 from ..folding import certify
 from ..loading import load_model
 from ..planning.hybrid import Plan
+from ..planning.sensitivity import paying_blocks
 from ..recipe import A_RECIPE, Recipe
 from ..tasks import Task, find_task, task_of
 from .hybrid import carry_out_plans
@@ -187,6 +188,10 @@ def convert(
         kind.usable(validation, teacher)  # refuses what is too little to measure on
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
     student = castle(teacher, recipe, "all" if layers == "auto" else layers)
+    dear = {} if layers == "auto" else not_paying(family_of(teacher).layers(teacher), recipe.attention)
+    dear = {layer: words for layer, words in dear.items() if layer in student.castling.castled}  # type: ignore[union-attr, operator]
+    if dear and console is not None:
+        console.print(f"note: {no_cheaper(dear)}")
     require_space(output, 8 * bundle.state_bytes(student))
     begun = processes.on_first(lambda: begun_fingerprint(output) if resume else None)
     if begun is not None and minutes is not None:  # it has the steps it began with, whatever they take today
@@ -236,7 +241,7 @@ def _publish(
     teacher, recipe, output, identity = run.teacher, run.recipe, run.output, run.identity
     castling: Castling = student.castling  # type: ignore[assignment]
     if plan is not None:
-        student.castling = castling = plan.explain(castling)  # type: ignore[assignment]
+        student.castling = castling = plan.explain(castling, paying_blocks(teacher, recipe.attention)[1])  # type: ignore[assignment]
     accuracy, drop, judged = _accuracy(teacher, student, data, validation)
     images = some_images(validation, CERTIFIED_IMAGES)
     trained = student.to("cpu")

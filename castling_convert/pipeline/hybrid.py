@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import bundle
-from ..castling import layer_states
+from ..castling import layer_states, no_cheaper
 from ..data.loaders import count_in_memory, some_images
 from ..data.preprocessing import Preprocessing
 from ..data.spec import ImageData
@@ -22,7 +22,7 @@ from ..distillation.state import fingerprint, refuse_changes
 from ..errors import BundleError
 from ..files import writing_file
 from ..planning.hybrid import Plan, search, set_aside
-from ..planning.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivities
+from ..planning.sensitivity import SENSITIVITY_IMAGES, Sensitivity, paying_blocks, sensitivities
 from ..tasks import task_of
 from .run import Run, outputs_of
 
@@ -51,6 +51,9 @@ def carry_out_plans(
     file = run.output / bundle.PLAN
     identity = fingerprint(run.recipe, run.teacher, {**run.identity, "planning": run.planning})
     alone = run.recipe.distill.aligned
+    blocks, dear = paying_blocks(run.teacher, run.recipe.attention)
+    if dear and run.console is not None:
+        run.console.print(f"layers=auto: {len(dear)} layers stay softmax, {no_cheaper(dear).partition(';')[0]}")
 
     def keep(plan: Plan) -> None:
         plan.save(file)
@@ -62,9 +65,9 @@ def carry_out_plans(
         refuse_changes(plan.fingerprint, identity)
         aligned = _read_layers(run.output / bundle.ALIGNED) if alone else None
     else:
-        aligned = _aligned(run, training) if alone else None
+        aligned = _aligned(run, training, blocks) if alone else None
         images = some_images(planning, count_in_memory(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher)))
-        found = processes.on_first(lambda: _sensitivities(run, images, aligned))
+        found = processes.on_first(lambda: _sensitivities(run, images, aligned, blocks))
         plan = Plan(
             max_drop, len(planning), task.lost_in(planning), found, fingerprint=identity, unit=task.distance
         )  # fmt: skip
@@ -84,11 +87,11 @@ def carry_out_plans(
     return student, result, plan, validation
 
 
-def _aligned(run: Run, training: ImageData) -> dict[str, Tensor]:
+def _aligned(run: Run, training: ImageData, blocks: Sequence[int]) -> dict[str, Tensor]:
     """Every layer after the first phase, which is the same for all plans; also kept in the output folder."""
     if run.console is not None:
         run.console.print("layers=auto: first every layer alone, once for all plans")
-    student, _ = run.distill(training, "all", until=run.recipe.distill.aligned)
+    student, _ = run.distill(training, ",".join(map(str, blocks)), until=run.recipe.distill.aligned)
     states = {name: value.detach().cpu().clone() for name, value in layer_states(student).items()}
 
     def keep() -> None:
@@ -106,9 +109,11 @@ def _read_layers(path: Path) -> dict[str, Tensor]:
         raise BundleError(f"{path} is missing or damaged; start over with --force") from None
 
 
-def _sensitivities(run: Run, images: Tensor, aligned: Mapping[str, Tensor] | None) -> list[Sensitivity]:
+def _sensitivities(
+    run: Run, images: Tensor, aligned: Mapping[str, Tensor] | None, blocks: Sequence[int]
+) -> list[Sensitivity]:
     found, unit = [], task_of(run.teacher).distance
-    for entry in sensitivities(run.teacher.to(run.device), run.recipe, images, aligned):
+    for entry in sensitivities(run.teacher.to(run.device), run.recipe, images, aligned, blocks):
         found.append(entry)
         if run.console is not None:
             run.console.print(

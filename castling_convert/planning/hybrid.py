@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,8 +91,9 @@ class Plan:
         """The blocks to castle, in the form that `castle(layers=...)` takes."""
         return ",".join(str(entry.block) for entry in self.sensitivity if entry.block not in kept)
 
-    def explain(self, castling: Castling) -> Castling:
-        """The account of the layers, with the plan's reasons."""
+    def explain(self, castling: Castling, dear: Mapping[str, str]) -> Castling:
+        """The account of the layers, with the plan's reasons; `dear` are layers that it did not look at, see
+        `not_paying`."""
         rank = {name: (place, entry) for place, block in enumerate(self.order, 1)
                 for entry in self.sensitivity if entry.block == block for name in entry.layers}  # fmt: skip
         records = []
@@ -100,6 +101,9 @@ class Plan:
             if record.name in rank:
                 place, entry = rank[record.name]
                 why = f"layers=auto: sensitivity {entry.divergence:.3g} {self.unit}, rank {place} of {len(self.order)}"
+                record = LayerRecord(record.name, record.status, why)
+            elif record.name in dear:
+                why = f"layers=auto: castling makes it no cheaper, {dear[record.name]}"
                 record = LayerRecord(record.name, record.status, why)
             records.append(record)
         return replace(castling, layers=records)

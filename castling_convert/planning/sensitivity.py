@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..castling import adopt_layers, castle, castled_layers, close_masks
+from ..attention import AttentionConfig
+from ..castling import adopt_layers, castle, castled_layers, close_masks, not_paying
 from ..data.loaders import EVAL_BATCH
 from ..distillation.calibrate import calibrate
 from ..families import family_of
@@ -33,9 +34,31 @@ class Sensitivity:
     agreement: float
 
 
+def castable_blocks(teacher: nn.Module) -> list[int]:
+    """In forward order."""
+    found = {layer.block for layer in family_of(teacher).layers(teacher) if layer.castable}
+    return sorted(block for block in found if block is not None)
+
+
+def paying_blocks(teacher: nn.Module, config: AttentionConfig) -> tuple[list[int], dict[str, str]]:
+    """The blocks that castling makes cheaper, in forward order, or all that can be castled where it makes none so;
+    and `not_paying` of the layers that are left as they are."""
+    layers = family_of(teacher).layers(teacher)
+    dear = not_paying(layers, config)
+    paying = {layer.block for layer in layers if layer.castable and layer.name not in dear}
+    blocks = sorted(block for block in paying if block is not None)
+    left = {name: words for name, words in dear.items() for layer in layers
+            if layer.name == name and layer.block not in paying}  # fmt: skip
+    return (blocks, left) if blocks else (castable_blocks(teacher), {})
+
+
 @torch.no_grad()
 def sensitivities(
-    teacher: nn.Module, recipe: Recipe, images: Tensor, aligned: Mapping[str, Tensor] | None = None
+    teacher: nn.Module,
+    recipe: Recipe,
+    images: Tensor,
+    aligned: Mapping[str, Tensor] | None = None,
+    blocks: Sequence[int] | None = None,
 ) -> Iterator[Sensitivity]:
     """The sensitivity of every block that can be castled, in forward order.
 
@@ -43,13 +66,13 @@ def sensitivities(
         teacher: the softmax model, in eval mode; it is not changed.
         images: [B, C, H, W]; they go to the teacher's device in batches, and the first one fits the gains.
         aligned: `layer_states` of a student whose layers have learned alone; untrained ones when left out.
+        blocks: which ones; all of them when left out.
     """
     task = task_of(teacher)
     device = next(teacher.parameters()).device
     batches = images.split(EVAL_BATCH)
     expected = torch.cat([teacher(batch.to(device)) for batch in batches])
-    castable = {layer.block for layer in family_of(teacher).layers(teacher) if layer.castable}
-    for block in sorted(block for block in castable if block is not None):
+    for block in castable_blocks(teacher) if blocks is None else blocks:
         student = castle(teacher, recipe, layers=str(block)).eval()
         if aligned is None:
             calibrate(student, teacher, batches[0].to(device))

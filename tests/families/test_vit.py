@@ -15,7 +15,7 @@ import castling_convert as cc
 from castling_convert.attention import CastledAttention
 from castling_convert.attention.angular import FoldedAngular
 from castling_convert.castling import castled_layers, close_masks
-from castling_convert.families import FAMILIES, castable_names, family_of
+from castling_convert.families import FAMILIES, castable_names, family_of, reason_of
 from tests.models import KINDS, closed_student, images, recipe, shake_, tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -285,9 +285,10 @@ def test_every_listed_name_can_be_castled() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", sorted({name for family in FAMILIES for name in family.excluded_names}))
+@pytest.mark.parametrize("name", sorted({name for family in FAMILIES for name in family.excluded}))
 def test_excluded_names_have_no_castable_layer(name: str) -> None:
     layers = _on_meta(name)
     assert layers
     assert not any(layer.castable for layer in layers)
+    assert reason_of(name) in {layer.reason for layer in layers}
     assert name not in castable_names()
