@@ -15,8 +15,8 @@ REASONS: dict[str, str] = {
         (
             "convmixer", "convnext", "cspnet", "cspnext", "densenet", "dla", "dpn", "efficientnet", "fasternet",
             "ghostnet", "hardcorenas", "hgnet", "hrnet", "inception_next", "inception_resnet_v2", "inception_v3",
-            "inception_v4", "lcnetv2", "mobilenetv3", "nasnet", "nfnet", "pnasnet", "rdnet", "regnet", "repghost", "repvit",
-            "res2net", "resnet", "resnetv2", "rexnet", "selecsls", "starnet", "tresnet", "vgg", "vovnet", "xception",
+            "inception_v4", "lcnetv2", "mobilenetv3", "nasnet", "nfnet", "pnasnet", "rdnet", "regnet", "repghost",
+            "repvit", "res2net", "resnet", "resnetv2", "rexnet", "selecsls", "starnet", "tresnet", "vgg", "vovnet", "xception",
             "xception_aligned",
         ),
         CONVOLUTIONS,
