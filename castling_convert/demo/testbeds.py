@@ -24,7 +24,7 @@ MODEL = "vit_tiny_patch16_224"
 
 @dataclass(frozen=True)
 class Testbed:
-    """An embedded data set and the softmax teacher for it: `timm.create_model(MODEL, **arguments)`.
+    """An embedded data set and the softmax teacher for it: `timm.create_model(model, **arguments)`.
 
     `floor` is the accuracy in percent that a teacher has to reach to be worth converting, `overrides`
     what of the default recipe depends on this data.
@@ -38,6 +38,7 @@ class Testbed:
     lr: float
     label_smoothing: float = 0.0
     augmentation: DataConfig = field(default_factory=DataConfig)
+    model: str = field(default=MODEL, repr=False)
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ def train_teacher(
     percent on the validation part."""
     set_seed(seed)
     steps = steps or testbed.steps
-    teacher = timm.create_model(MODEL, **testbed.arguments)
+    teacher = timm.create_model(testbed.model, **testbed.arguments)
     channels, size = testbed.arguments.get("in_chans", 3), testbed.arguments["img_size"]
     teacher.pretrained_cfg.update(
         mean=(0.5,) * channels,

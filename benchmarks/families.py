@@ -1,0 +1,206 @@
+"""Other families than the plain ViT: what conversion leaves of small teachers, and what it gains at full size.
+
+    python benchmarks/families.py                every run that is not in families.jsonl yet, then families.md
+    python benchmarks/families.py --latency      the latencies alone    (--accuracy: the conversions alone)
+    python benchmarks/families.py --table        the page from the runs that are there
+    python benchmarks/families.py --quick        a few steps of one teacher, one latency for a moment; a smoke test
+
+Teachers are trained here on the relations set, whose classes are about where two shapes are, and converted by the
+default recipe, all layers. Latencies are of timm's own models with random weights, onnxruntime, float32, two threads,
+one image, one interleaved run of the softmax model and the castled one each. The machine should have nothing else to
+do. About two hours on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+
+import castling_convert as cc
+from castling_convert.analysis.analyze import castled_twin, resized
+from castling_convert.bench.bench import measure, softmax_baseline_
+from castling_convert.bench.cases import CASTLED, Case
+from castling_convert.castling import not_paying
+from castling_convert.data.preprocessing import Preprocessing
+from castling_convert.data.spec import open_data
+from castling_convert.demo.testbeds import Testbed, train_teacher
+from castling_convert.families import family_of
+from castling_convert.tasks import task_of
+
+HERE = Path(__file__).parent
+CACHE = HERE / ".cache"
+RESULTS, TABLE = HERE / "families.jsonl", HERE / "families.md"
+SEEDS, STEPS = (0, 1), 400
+THREADS, SECONDS = 2, 10
+STAGES = {"num_classes": 4, "img_size": 32}
+BEDS = {
+    "Swin": Testbed(
+        "relations", floor=90.0, steps=1500, batch_size=128, lr=2e-3, model="swin_tiny_patch4_window7_224",
+        arguments={**STAGES, "patch_size": 2, "window_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)},
+    ),
+    "LeViT": Testbed(
+        "relations", floor=90.0, steps=1500, batch_size=128, lr=2e-3, model="levit_128s",
+        arguments={
+            **STAGES, "img_size": 64, "stem_type": "s8", "embed_dim": (64, 96), "num_heads": (2, 3), "depth": (2, 2),
+        },
+    ),
+    "MViTv2": Testbed(
+        "relations", floor=90.0, steps=1500, batch_size=128, lr=2e-3, model="mvitv2_tiny",
+        arguments={**STAGES, "depths": (1, 2), "embed_dim": 48, "num_heads": 1},
+    ),
+}  # fmt: skip
+LATENCIES = (
+    ("samvit_base_patch16", 1024),
+    ("vit_small_patch16_dinov3", 512),
+    ("vit_small_patch16_dinov3", 1024),
+    ("swin_tiny_patch4_window7_224", 224),
+    ("swin_tiny_patch4_window7_224", 1024),
+    ("mvitv2_tiny", 512),
+    ("levit_384", 224),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A conversion of a small teacher, `what` of BEDS and a seed, or a latency, a timm name at an image size."""
+
+    kind: str
+    what: str
+    number: int
+
+
+def jobs() -> list[Job]:
+    found = [Job("accuracy", bed, seed) for bed in BEDS for seed in SEEDS]
+    return found + [Job("latency", name, size) for name, size in LATENCIES]
+
+
+def teacher_of(bed: str, seed: int, steps: int | None = None) -> Any:
+    """Trained once and kept in the cache; SystemExit where it does not learn its task."""
+    folder = CACHE / f"families-{bed}-{seed}"
+    if steps is None and folder.is_dir():
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    teacher, top1 = train_teacher(BEDS[bed], seed, steps=steps)
+    if steps is None:
+        print(f"{bed}, seed {seed}: the teacher reached {top1:.2f} %", flush=True)
+        if top1 < BEDS[bed].floor:
+            raise SystemExit(f"the {bed} teacher of seed {seed} reached {top1} %, {BEDS[bed].floor} % is needed")
+        save_for_hf(teacher, folder, safe_serialization=True)
+    return teacher
+
+
+def accuracy(job: Job, steps: int = STEPS, taught: int | None = None) -> dict[str, Any]:
+    teacher = teacher_of(job.what, job.number, taught)
+    recipe = cc.Recipe.load("castling", [f"distill.steps={steps}", f"distill.seed={job.number}"])
+    student = cc.castle(teacher, recipe)
+    started = time.monotonic()
+    cc.distill(student, teacher, "relations", recipe, device="cpu")
+    seconds = time.monotonic() - started
+    data = open_data("relations", Preprocessing.of(teacher), "validation")
+    found = task_of(teacher).measure({"teacher": teacher, "castled": cc.fold(student)}, data)
+    layers = family_of(teacher).layers(teacher)
+    return {
+        **asdict(job), "steps": steps, "seconds": round(seconds), "layers": len(layers),
+        "tokens": sorted({layer.tokens for layer in layers}), "images": found["teacher"].images,
+        "teacher": found["teacher"].top1, "castled": found["castled"].top1, "agreement": found["castled"].agreement,
+    }  # fmt: skip
+
+
+def latency(job: Job, seconds: float = SECONDS) -> dict[str, Any]:
+    size, recipe = (job.number, job.number), cc.Recipe.load("castling")
+    softmax = softmax_baseline_(resized(timm.create_model(job.what), size))
+    castled = castled_twin(softmax, recipe)
+    layers = [layer for layer in family_of(softmax).layers(softmax) if layer.name in castled.castling.castled]
+    result = measure(
+        Case("onnx", "fp32", size, 1), castled, softmax, threads=THREADS, seconds=seconds, trained=False, memory=False
+    )
+    return {
+        **asdict(job), "layers": len(layers), "dear": len(not_paying(layers, recipe.attention)),
+        "tokens": sorted({layer.tokens for layer in layers}),
+        "softmax": result.latency[result.baseline].median, "castled": result.latency[CASTLED].median,
+        "baseline": result.baseline, "ratio": asdict(result.ratio), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def page(records: list[dict[str, Any]]) -> str:
+    accuracies = [record for record in records if record["kind"] == "accuracy"]
+    latencies = [record for record in records if record["kind"] == "latency"]
+    lines = [
+        "# Other families", "", "Made by `python benchmarks/families.py`; the runs are in `families.jsonl`.", "",
+        "## Accuracy", "",
+        f"Small teachers of each family on the relations set, converted by `castling` in {STEPS} steps, all layers;"
+        " points of top-1 on held-out images, by seed.",
+        "", "| family | layers, tokens | teacher | castled against it | agreement |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for bed in BEDS:
+        found = [record for record in accuracies if record["what"] == bed]
+        if found:
+            columns = (
+                f"{found[0]['layers']}, {', '.join(map(str, found[0]['tokens']))}",
+                ", ".join(f"{record['teacher']:.2f} %" for record in found),
+                ", ".join(f"{record['castled'] - record['teacher']:+.2f}" for record in found),
+                ", ".join(f"{record['agreement']:.2f} %" for record in found),
+            )
+            lines.append(f"| {bed} | {' | '.join(columns)} |")
+    lines += [
+        "", "## Latency", "",
+        f"onnxruntime fp32, {THREADS} threads, one image; medians in milliseconds, softmax over castled: above 1"
+        " castling is faster. All layers castled by `castling`; of them so many take more MACs than with softmax, which"
+        " `--layers auto` leaves.",
+        "", "| model | pixels | layers (no cheaper) | tokens | softmax | castled | ratio [95 %] |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for record in latencies:
+        ratio = record["ratio"]
+        columns = (
+            record["what"], str(record["number"]), f"{record['layers']} ({record['dear']})",
+            ", ".join(map(str, record["tokens"])), f"{record['softmax']:.1f}", f"{record['castled']:.1f}",
+            f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def read() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def smoke_test() -> str:
+    """The page of a teacher that has hardly learned, and of a latency that was hardly measured."""
+    first = next(iter(BEDS))
+    name = LATENCIES[3][0]
+    records = [accuracy(Job("accuracy", first, 0), steps=4, taught=2), latency(Job("latency", name, 224), 0.1)]
+    return page(records)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--accuracy", action="store_true")
+    parser.add_argument("--latency", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        print(smoke_test())
+        return
+    kinds = [kind for kind in ("accuracy", "latency") if getattr(arguments, kind)] or ["accuracy", "latency"]
+    done = {(record["kind"], record["what"], record["number"]) for record in read()}
+    for job in jobs() if not arguments.table else ():
+        if job.kind in kinds and (job.kind, job.what, job.number) not in done:
+            record = accuracy(job) if job.kind == "accuracy" else latency(job)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(json.dumps(record), flush=True)
+    TABLE.write_text(page(read()), encoding="utf-8")
+    print(f"wrote {TABLE}")
+
+
+if __name__ == "__main__":
+    main()
