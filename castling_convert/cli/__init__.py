@@ -57,6 +57,9 @@ def _run() -> int:
     try:
         return cli.main(standalone_mode=False) or 0
     except click.ClickException as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            error.show()  # the help; before 8.2 click showed it by itself
+            return 2
         return _complain(_one_line_usage(error), 2)
     except CastlingError as error:
         if debug:
