@@ -50,7 +50,7 @@ def main() -> None:
 def _run() -> int:
     """The exit code."""
     # SIGTERM from a scheduler is treated like Ctrl-C, also where a shell started us with Ctrl-C ignored.
-    interrupt = Interrupt()
+    interrupt = Interrupt(leave=lambda: os._exit(_complain("interrupted", 130)))
     for number in stopping_signals():
         signal.signal(number, interrupt)
     debug, stdout = "--debug" in sys.argv[1:], sys.stdout

@@ -153,6 +153,31 @@ sys.meta_path.insert(0, Early())
     assert list(here.iterdir()) == []
 
 
+def test_ctrl_c_while_torch_is_imported(environment, here, tmp_path):
+    """Where its C++ calls Python, an exception is the end of the process, by abort; here it is swallowed. No handler
+    may raise there."""
+    (tmp_path / "sitecustomize.py").write_text("""
+import os, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._meta_registrations":
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:
+                pass
+
+sys.meta_path.insert(0, Early())
+""")
+    done = started_with(tmp_path, environment, "inspect", "--model", "vit_t")
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip() == "error: interrupted"
+    assert done.stdout == ""
+
+
 def test_ctrl_c_at_the_end_of_a_command_shows_no_traceback(environment, tmp_path):
     """What is printed is printed; the signal finds Python itself at its end."""
     (tmp_path / "sitecustomize.py").write_text("""
