@@ -28,6 +28,39 @@ def test_the_package_imports_nothing_heavy() -> None:
     assert run(code + f"print(*[m for m in {HEAVY.split()} if m in sys.modules])") == ""
 
 
+def test_nothing_that_takes_time_is_imported_before_ctrl_c_is_answered() -> None:
+    """Until `main` runs a Ctrl-C is a traceback; these are all the files that Python reads for it."""
+    code = "import sys; before = set(sys.modules); import castling_convert.__main__\n"
+    read = set(run(code + "print(*(set(sys.modules) - before))").split())
+    ours = {"castling_convert", "castling_convert.version", "castling_convert.__main__"}
+    assert read == {"__future__", *ours}
+
+
+TIMM = {
+    "before": "import timm, castling_convert",
+    "after": "import castling_convert, timm",
+    "after, by one of its modules": "import castling_convert, timm.layers",
+    "after it was looked for": "import castling_convert, importlib.util; importlib.util.find_spec('timm'); import timm",
+}
+
+
+@pytest.mark.parametrize("order", TIMM)
+def test_timm_knows_castled_models_in_either_order(order) -> None:
+    code = "\nimport timm, importlib.resources\nprint(timm.is_model('castled'), type(timm.__loader__).__name__,"
+    code += " timm.__loader__ is timm.__spec__.loader, importlib.resources.files('timm').joinpath('models').is_dir())"
+    assert run(TIMM[order] + code) == "True SourceFileLoader True True"
+
+
+def test_without_timm_the_error_is_of_timm() -> None:
+    code = (
+        "import sys, castling_convert\n"
+        "sys.path[:] = [path for path in sys.path if 'site-packages' not in path]\n"
+        "try: import timm\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    assert run(code) == "No module named 'timm'"
+
+
 def test_dir_and_all_import_nothing_heavy() -> None:
     code = "import sys, castling_convert as cc\nassert 'castle' in dir(cc) and 'fold' in cc.__all__\n"
     assert run(code + "print('torch' in sys.modules)") == "False"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from typing import Any
 
 _PAGE = """<!doctype html>
@@ -20,7 +21,7 @@ h1 {{ font-size: 1.4em; overflow-wrap: anywhere }} h2 {{ font-size: 1.15em; marg
 .scroll {{ overflow-x: auto }} code {{ overflow-wrap: anywhere }}
 table {{ border-collapse: collapse; margin: 1em 0 }}
 td, th {{ padding: .25em .8em; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }}
-td.number {{ text-align: right; white-space: nowrap }}
+.number {{ text-align: right }} td.number {{ white-space: nowrap }}
 figure.plot {{ margin: 1em 0; padding: .5em; background: #fff; border-radius: 4px; overflow-x: auto }}
 figure.plot svg {{ width: 100%; min-width: 34em; height: auto }}
 .samples {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5em, 1fr)); gap: .8em }}
@@ -31,21 +32,29 @@ figcaption {{ font-size: .85em; overflow-wrap: anywhere }} .good {{ color: var(-
 """
 
 
+_NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?(x\d+| ?(%|[a-zA-Z]{1,3}))?")
+"""With its unit. A text that begins with one is a text: it may be broken over lines."""
+
+
 def page(title: str, body: str) -> str:
     """The whole page; `body` is HTML, `title` text."""
     return _PAGE.format(title=html.escape(title), body=body)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """A table of texts, its first row the head; numbers stand to the right, and it scrolls where it is too wide."""
-    head, *rest = [[html.escape(cell) for cell in row] for row in rows]
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rest]
+    """A table of texts, its first row the head; numbers stand to the right, below their heads, and it scrolls where it
+    is too wide."""
+    head, *rest = rows
+    numbers = [any(map(_NUMBER.fullmatch, column)) for column in zip(*rest, strict=True)] or [False] * len(head)
+    lines = ["<tr>" + "".join(_cell(text, "th", right) for text, right in zip(head, numbers, strict=True)) + "</tr>"]
+    for row in rest:
+        lines.append("<tr>" + "".join(_cell(text, "td", bool(_NUMBER.fullmatch(text))) for text in row) + "</tr>")
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
-def _cell(text: str) -> str:
-    return f'<td class="number">{text}</td>' if text[:1] in tuple("+-0123456789") else f"<td>{text}</td>"
+def _cell(text: str, tag: str, number: bool) -> str:
+    start = f'<{tag} class="number">' if number else f"<{tag}>"
+    return f"{start}{html.escape(text)}</{tag}>"
 
 
 def svg(figure: Any) -> str:

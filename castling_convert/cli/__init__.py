@@ -50,13 +50,16 @@ def main() -> None:
 def _run() -> int:
     """The exit code."""
     # SIGTERM from a scheduler is treated like Ctrl-C, also where a shell started us with Ctrl-C ignored.
-    interrupt = Interrupt()
+    interrupt = Interrupt(leave=lambda: os._exit(_complain("interrupted", 130)))
     for number in stopping_signals():
         signal.signal(number, interrupt)
     debug, stdout = "--debug" in sys.argv[1:], sys.stdout
     try:
         return cli.main(standalone_mode=False) or 0
     except click.ClickException as error:
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            error.show()  # the help; before 8.2 click showed it by itself
+            return 2
         return _complain(_one_line_usage(error), 2)
     except CastlingError as error:
         if debug:

@@ -104,4 +104,5 @@ def command(
     if "engine" in made.notes:
         click.echo(made.notes["engine"])
         return
-    click.echo(f"next: castling verify {artifact}")
+    found = artifact.resolve().parent == path.resolve() or path.resolve().parent == Path("castled").resolve()
+    click.echo(f"next: castling verify {artifact}{'' if found else f' --bundle {path}'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -21,13 +22,31 @@ def stopping_signals() -> list[int]:
 
 class Interrupt:
     """A handler that raises KeyboardInterrupt, and remembers that it did: raised while something is imported, it may be
-    swallowed by a library that catches everything there."""
+    swallowed by a library that catches everything there.
 
-    requested = False
+    Args:
+        leave: what ends the process, called in place of that while torch is imported: its C++, where it calls Python,
+            aborts on an exception. Nothing is begun then.
+    """
 
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+    def __init__(self, leave: Callable[[], object]) -> None:
+        self.leave = leave
+        self.requested = False
+
+    def __call__(self, _number: int, frame: FrameType | None) -> None:
         self.requested = True
+        if _imports_torch(frame):
+            self.leave()
         raise KeyboardInterrupt
+
+
+def _imports_torch(frame: FrameType | None) -> bool:
+    """Whether `frame` was called, through others, by the code of torch's own `__init__.py`."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "torch":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class StopRequest:

@@ -22,17 +22,20 @@ def open_target(target: Path) -> tuple[Path, Runner | None]:
     if not target.is_file():
         raise BundleError(f"{target} not found; give a bundle or an exported artifact")
     runner = format_of(target).exporter.open_artifact(target)
-    return find_bundle(target, runner.metadata.get(IDENTITY), None), runner
+    return find_bundle(target, runner.metadata.get(IDENTITY), None, "move it into its bundle's folder"), runner
 
 
-def find_bundle(artifact: Path, identity: str | None, named: Path | None) -> Path:
-    """The bundle an artifact was made of, by the hash of its weights."""
+def find_bundle(
+    artifact: Path, identity: str | None, named: Path | None, remedy: str = "name it with --bundle"
+) -> Path:
+    """The bundle an artifact was made of, by the hash of its weights; `remedy` is what the caller's user can do where
+    it is not found."""
     if named is not None:
         if identity is not None and _identity(named) != identity:
             raise BundleError(f"{artifact} was not exported from {named}: the weights' hashes differ")
         return named
     if identity is None:
-        raise BundleError(f"{artifact} does not say which bundle it was made of; name it with --bundle")
+        raise BundleError(f"{artifact} does not say which bundle it was made of; {remedy}")
     candidates = [
         artifact.resolve().parent,
         *sorted(p.parent for p in Path("castled").glob(f"*/{bundle.SUMMARY}")),
@@ -45,7 +48,7 @@ def find_bundle(artifact: Path, identity: str | None, named: Path | None) -> Pat
             continue  # a damaged neighbour is not the one that is looked for
     raise BundleError(
         f"the bundle of {artifact} is neither beside it nor under castled/ (or was converted again since); "
-        "name it with --bundle, or export again"
+        f"{remedy}, or export again"
     )
 
 

@@ -73,3 +73,15 @@ def test_what_was_not_measured_is_said() -> None:
 
 def test_texts_of_others_are_no_html() -> None:
     assert "<script>" not in table([("a",), ("<script>alert(1)</script>",)])
+
+
+@pytest.mark.parametrize("text", ["0", "+0.5", "-3", "10.05 %", "119,194", "11.6 M", "5.4e-16", "0.57x", "32x32"])
+def test_numbers_stand_below_their_head(text: str) -> None:
+    assert table([("what", "n"), ("a", text), ("b", "none")]).count('class="number"') == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["60 steps, 72 s", "5.4e-16, 3.9e-07", "020849bf202f", "af89e5", "-", "", "3 of the layers"]
+)
+def test_texts_may_be_broken_over_lines(text: str) -> None:
+    assert 'class="number"' not in table([("what", "n"), ("a", text)])

@@ -39,6 +39,20 @@ def test_export_writes_into_the_bundle_and_verify_finds_it(castling, bundle):
     assert "trained model" in shown
 
 
+def test_the_next_command_of_an_artifact_elsewhere_works_as_it_is(castling, bundle):
+    out = castling("export", "out", "-o", "elsewhere.onnx").done().out
+    (line,) = [line for line in out.splitlines() if line.startswith("next: castling ")]
+    assert line == "next: castling verify elsewhere.onnx --bundle out"
+    castling(*line.removeprefix("next: castling ").split()).done()
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--data", "digits"), ("bench",)], ids=lambda command: command[0])
+def test_commands_without_bundle_do_not_advise_it(castling, bundle, here, command):
+    (bundle / "model.onnx").rename(here / "elsewhere.onnx")
+    line = castling(*command, "elsewhere.onnx").failed(2, "elsewhere.onnx", "move it into its bundle's folder")
+    assert "--bundle" not in line
+
+
 def test_export_takes_the_newest_bundle(castling, here, made):
     import os
 

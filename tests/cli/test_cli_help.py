@@ -86,6 +86,15 @@ def test_a_command_that_is_misspelt(castling, typed, near):
     castling(typed).refused(typed, near)
 
 
+@pytest.mark.parametrize("group", [(), ("recipes",)], ids=" ".join)
+def test_a_group_without_a_command_shows_its_help(castling, group):
+    result = castling(*group)
+    assert result.err.startswith("Usage: ")
+    assert result.err.splitlines()[-1].startswith(("  verify ", "  Example: "))
+    assert "error: " not in result.err
+    assert result.code == 2
+
+
 def test_doctor(castling):
     out = castling("doctor").done().out
     for word in ("torch", "timm", "onnxruntime", "cpu", "onnx", "CPUExecutionProvider", "castling.yaml"):

@@ -107,7 +107,7 @@ def test_a_signal_before_training_leaves_nothing(environment, here, tiny, number
 
 
 @pytest.mark.parametrize("as_text", [False, True], ids=["", "in a text run as code"])
-@pytest.mark.parametrize("imported", ["click", "castling_convert.errors", "torch"])
+@pytest.mark.parametrize("imported", ["castling_convert.cli", "click", "castling_convert.errors", "torch"])
 def test_ctrl_c_while_the_command_is_still_imported(environment, here, tmp_path, imported, as_text):
     """The signal comes from within the import: of click first, of torch by the command itself. In a text that is run as
     code, as dataclasses run theirs, Python remembers it and would end itself by another signal. (A shell's background
@@ -126,14 +126,77 @@ class Early:
 
 sys.meta_path.insert(0, Early())
 """)
-    arguments = ("convert", "--model", "vit_t", "--no-pretrained")
-    path = os.pathsep.join([str(tmp_path), *filter(None, [environment.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [*COMMAND, *arguments], env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
-    )
+    done = started_with(tmp_path, environment, "convert", "--model", "vit_t", "--no-pretrained")
     assert done.returncode == 130
     assert done.stderr.strip() == "error: interrupted"
     assert list(here.iterdir()) == []
+
+
+def test_ctrl_c_that_is_swallowed_while_the_command_is_imported(environment, here, tmp_path):
+    """As Python itself swallows what is raised in the callbacks of its own import locks, with a traceback."""
+    (tmp_path / "sitecustomize.py").write_text("""
+import os, signal, sys, weakref
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            sys.meta_path.remove(self)
+            weakref.ref(Early(), lambda _: os.kill(os.getpid(), signal.SIGINT))
+
+sys.meta_path.insert(0, Early())
+""")
+    done = started_with(tmp_path, environment, "convert", "--model", "vit_t", "--no-pretrained", "--json")
+    assert done.returncode == 130
+    assert json.loads(done.stderr) == {"error": "interrupted", "exit_code": 130}
+    assert list(here.iterdir()) == []
+
+
+def test_ctrl_c_while_torch_is_imported(environment, here, tmp_path):
+    """Where its C++ calls Python, an exception is the end of the process, by abort; here it is swallowed. No handler
+    may raise there."""
+    (tmp_path / "sitecustomize.py").write_text("""
+import os, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._meta_registrations":
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:
+                pass
+
+sys.meta_path.insert(0, Early())
+""")
+    done = started_with(tmp_path, environment, "inspect", "--model", "vit_t")
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip() == "error: interrupted"
+    assert done.stdout == ""
+
+
+def test_ctrl_c_at_the_end_of_a_command_shows_no_traceback(environment, tmp_path):
+    """What is printed is printed; the signal finds Python itself at its end."""
+    (tmp_path / "sitecustomize.py").write_text("""
+import atexit, os, signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+""")
+    done = started_with(tmp_path, environment, "--version")
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout.startswith("castling, version ")
+    assert done.stderr == ""
+
+
+def started_with(folder, environment, *arguments) -> subprocess.CompletedProcess[str]:
+    """The command, in a Python that runs the folder's `sitecustomize.py` first."""
+    path = os.pathsep.join([str(folder), *filter(None, [environment.get("PYTHONPATH")])])
+    command = [*COMMAND, *arguments]
+    return subprocess.run(command, env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
 
 
 def test_a_signal_that_a_library_swallows_still_stops_the_run(environment, here, tiny, tmp_path):

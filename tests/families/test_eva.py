@@ -116,6 +116,20 @@ def test_another_image_size(kind: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["eva02", "rope", "mixed"])
+def test_a_layer_on_another_grid_than_its_model(kind: str) -> None:
+    """As where the break-even is looked for: turned as in a model of that size, and its own model is left as it is."""
+    student: Any = cc.castle(tiny(**VARIANTS[kind]), recipe())
+    (_, layer), *_ = castled_layers(student)
+    other: Any = tiny(**{**VARIANTS[kind], "img_size": (24, 40)})
+    if kind == "mixed":
+        other.rope.freqs.copy_(student.rope.freqs)
+    before = student.rope.get_embed()
+    torch.testing.assert_close(layer.rotation.table(3, 5), other.rope.get_embed(), rtol=0, atol=0)
+    assert torch.equal(student.rope.get_embed(), before)
+
+
+@torch.no_grad()
 def test_a_copy_turns_by_its_own_positions() -> None:
     student: Any = closed_student(tiny(**VARIANTS["mixed"]), **LANDMARKS)
     other, x = copy.deepcopy(student), images()
