@@ -11,12 +11,13 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .eva import EvaFamily
+from .skeleton import skeleton
 from .vit import VisionTransformerFamily
 
 FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily()]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
-__all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "supported"]
+__all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "skeleton", "supported"]
 
 
 def supported() -> str:
