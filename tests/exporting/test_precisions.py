@@ -37,9 +37,10 @@ HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 def folded(
     kind: str = "deit", layers: str | None = None, form: dict[str, Any] = LANDMARKS, depth: int | None = None
 ) -> Any:
-    """Two blocks of the first kind and one of the others, which has all that there is of them."""
+    """Two blocks of the first kind, and of the one whose pooling would outweigh one; of the others one, which has all
+    that there is of them."""
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind], depth=depth or 1 + (kind == "deit")), layers, **form))
+    return cc.fold(closed_student(tiny(KINDS[kind], depth=depth or 1 + (kind in ("deit", "siglip"))), layers, **form))
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +149,9 @@ class LargestSum(TorchDispatchMode):
 
 @pytest.fixture(scope="module", params=["castling", "castling-fast"])
 def large(request: pytest.FixtureRequest) -> Any:
-    """Three blocks of DeiT-S at 1024x1024 with values of which a sum over 4,097 tokens, and queries and keys of which a sum of
-    squares over 64 channels, exceed float16. Landmarks are a softmax of them, so theirs are as large as softmax itself
-    bears in half precision: with logits in the hundreds it is another one, the teacher's as well."""
+    """Three blocks of DeiT-S at 1024x1024 with values of which a sum over 4,097 tokens, and queries and keys of which a
+    sum of squares over 64 channels, exceed float16. Landmarks are a softmax of them, so theirs are as large as softmax
+    itself bears in half precision: with logits in the hundreds it is another one, the teacher's as well."""
     torch.manual_seed(0)
     teacher = timm.create_model("deit_small_patch16_224", img_size=1024, depth=3).eval()
     student = cc.castle(teacher, request.param)
