@@ -18,14 +18,14 @@ from pathlib import Path
 import timm
 
 from castling_convert.errors import CastlingError
-from castling_convert.families import FAMILIES, family_of, reason_of
+from castling_convert.families import FAMILIES, family_of, reason_of, skeleton
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 
 
 def walked(name: str) -> tuple[int, Counter[str]]:
     """Of one model: how many layers can be castled, and how many stay for each reason."""
-    model = timm.create_model(name, pretrained=False, device="meta").eval()
+    model = skeleton(name).eval()
     layers = family_of(model, name).layers(model)
     return sum(layer.castable for layer in layers), Counter(layer.reason for layer in layers if layer.reason)
 

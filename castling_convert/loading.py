@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .errors import BundleError, ModelError, WeightsError, first_line
-from .families import castable_names, family_of
+from .families import castable_names, family_of, skeleton
 from .files import expanded
 from .recipe import read_yaml
 
@@ -125,17 +125,15 @@ def refuse_unsupported(name: str, arguments: Mapping[str, Any]) -> None:
 
     The model is built on the meta device, which takes no memory and no time to initialise.
     """
-    import timm
-
     if name.startswith(("hf-hub:", "local-dir:")):
         return  # their architecture is known only after the config was read
     try:
-        skeleton = timm.create_model(name, pretrained=False, device="meta", **_without_weights(arguments))
+        bare = skeleton(name, **_without_weights(arguments))
     except TypeError as error:
         raise _explained(error, name, None) from error
     except Exception:  # noqa: BLE001 - a model that can't be built on meta is built for real right after
         return
-    family_of(skeleton, name)
+    family_of(bare, name)
 
 
 def _refuse_random_head(resolved: str, num_classes: int | None) -> None:

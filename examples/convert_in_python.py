@@ -17,8 +17,8 @@ import castling_convert as cc
 
 def main() -> None:
     data = sys.argv[1] if len(sys.argv) > 1 else "generated"
-    teacher = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=96, depth=4).eval()
-    recipe = cc.Recipe.load("castling", ["distill.steps=20", "distill.batch_size=8"])
+    teacher = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=96, depth=2).eval()
+    recipe = cc.Recipe.load("castling", ["distill.steps=10", "distill.batch_size=8"])
 
     cc.convert(teacher, "castled/example", data=data, recipe=recipe, force=True)
     cc.export("castled/example", format="onnx")

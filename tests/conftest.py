@@ -1,13 +1,27 @@
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from functools import cache
 
 import pytest
 import timm
 import torch
 
 torch.set_num_threads(1)  # models this small are slower on more, and two test workers share two cores
+
+
+def _read_the_operators_of_onnx_once() -> None:
+    """torch's exporter reads the sources of its 500 operators anew for every export, which is a tenth of the time of
+    those of the tests. It only looks things up in what it makes of them."""
+    with contextlib.suppress(ImportError, AttributeError):  # a torch where this has another name is as slow as ever
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
+
+
+_read_the_operators_of_onnx_once()
 
 
 @pytest.fixture(autouse=True)

@@ -149,13 +149,13 @@ def check_structure(values: dict[str, Any], where: Path, weights: int) -> None:
     Raises:
         BundleError: it isn't so.
     """
-    import timm
+    from ..families import skeleton
 
     arguments = values["model_args"]
     settings = arguments["base_args"] | {key: value for key, value in arguments.items() if key not in _OURS}
     check_arguments(arguments["base"], settings, where)
     try:
-        model = timm.create_model(arguments["base"], pretrained=False, device="meta", **settings)
+        model = skeleton(arguments["base"], **settings)
     except Exception as error:  # noqa: BLE001 - whatever a constructor makes of strange values
         raise _refused(where, f"{arguments['base']} can't be made so: {first_line(error)}") from None
     numbers = sum(tensor.numel() for tensor in model.state_dict().values())
@@ -172,12 +172,12 @@ def check_arguments(base: str, settings: Iterable[str], where: Path) -> None:
     """
     import timm
 
-    from ..families import family_of
+    from ..families import family_of, skeleton
 
     if not timm.is_model(base):
         raise _refused(where, f"timm has no model {base}")
     try:
-        model = timm.create_model(base, pretrained=False, device="meta")
+        model = skeleton(base)
         family_of(model, base)
     except Exception as error:  # noqa: BLE001 - the same
         raise _refused(where, first_line(error)) from None

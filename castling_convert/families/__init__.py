@@ -12,13 +12,16 @@ from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .eva import EvaFamily
 from .refused import REASONS, UNKNOWN
+from .skeleton import skeleton
 from .swin import SwinFamily
 from .vit import VisionTransformerFamily
 
 FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily()]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
-__all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "reason_of", "refused_names"]
+__all__ = [
+    "FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "reason_of", "refused_names", "skeleton",
+]  # fmt: skip
 
 
 def family_of(model: nn.Module, name: str | None = None) -> Family:

@@ -20,7 +20,8 @@ RECIPE = cc.Recipe.load("castling")
 
 
 @pytest.mark.slow
-def test_layers_and_whole_models_at_every_size():
+def test_layers_and_whole_models_at_every_size(monkeypatch):
+    monkeypatch.setattr(layers_module, "SIDES", (3, 5))  # each is an export of every variant
     found = analyze(
         "tiny", tiny(), recipe=RECIPE, image_sizes=((32, 32), (16, 48)),
         runtimes=("onnx", "torch"), threads=1, seconds=0,
@@ -35,6 +36,7 @@ def test_layers_and_whole_models_at_every_size():
     ]
     assert len(found.advice) == 4
     assert {one.runtime for one in found.break_even} == {"onnx", "torch"}
+    assert all([tried.tokens for tried in one.tried] == [10, 26] for one in found.break_even)
     assert found.threads == 1
     assert found.recipe == "castling"
     assert 0 < found.minutes < 60

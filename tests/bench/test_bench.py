@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 def bundle(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("bench") / "bundle"
-    return cc.save(cc.fold(closed_student(tiny())), path)
+    return cc.save(cc.fold(closed_student(tiny(depth=1))), path)
 
 
 def test_every_combination_is_measured(bundle):
@@ -67,7 +67,7 @@ def test_castled_is_castled_and_softmax_is_softmax(bundle, monkeypatch):
 
 @pytest.mark.parametrize("kind", [*KINDS, "qk_norm"])
 def test_fused_attention_computes_what_softmax_does(tmp_path, kind):
-    model = tiny(qk_norm=True) if kind == "qk_norm" else tiny(KINDS[kind])
+    model = tiny(qk_norm=True, depth=1) if kind == "qk_norm" else tiny(KINDS[kind], depth=1)
     fused = fuse_attention(model)
     with torch.no_grad():
         torch.testing.assert_close(fused(images()), model(images()), atol=1e-4, rtol=1e-4)
@@ -75,7 +75,7 @@ def test_fused_attention_computes_what_softmax_does(tmp_path, kind):
     session = cc.Session(path)
     with torch.no_grad():
         torch.testing.assert_close(session(images()), model(images()), atol=1e-3, rtol=1e-3)
-    assert path.read_bytes().count(b"MultiHeadAttention") >= 2
+    assert path.read_bytes().count(b"MultiHeadAttention") >= len(model.blocks)
 
 
 def test_an_artifact_is_measured_as_it_is(bundle, tmp_path):

@@ -147,14 +147,14 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """A finished bundle of a tiny ViT, with its model.onnx; tests that change it copy it."""
+    """A finished bundle of a ViT of one tiny block, with its model.onnx; tests that change it copy it."""
     from castling_convert.exporting import export
     from castling_convert.loading import parse_model_args
     from castling_convert.pipeline.conversion import convert
     from castling_convert.recipe import Recipe
 
     path = tmp_path_factory.mktemp("made") / "bundle"
-    arguments = parse_model_args(("patch_size=8", "depth=2", "embed_dim=32", "num_heads=2"))
+    arguments = parse_model_args(("patch_size=8", "depth=1", "embed_dim=32", "num_heads=2"))
     recipe = Recipe.load("castling", ["distill.steps=2", "distill.batch_size=8"])
     convert(
         "vit_t", path, data="digits", recipe=recipe, pretrained=False, image_size=(32, 32), num_classes=10,

@@ -73,7 +73,8 @@ def test_inspect_sensitivity(castling, tiny):
     castling("inspect", *model, "--sensitivity", "--data", "nowhere").refused("nowhere")
 
 
-def test_report(convert, castling, here):
+def test_report(convert, castling, here, monkeypatch):
+    monkeypatch.setattr("castling_convert.analysis.report.LATENCY_SIZES", (1, 2))  # the third is as the second
     convert("--layers", "auto", "--max-drop", 100, "--steps", 5).done()
     out = castling("report", "out").done().out
     assert "out/report.html" in out

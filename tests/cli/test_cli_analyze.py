@@ -13,7 +13,8 @@ TINY = shlex.split(
 
 
 @pytest.mark.slow
-def test_analyze(castling):
+def test_analyze(castling, monkeypatch):
+    monkeypatch.setattr("castling_convert.bench.layers.SIDES", (3, 5))  # each is an export of every variant
     command = ("analyze", *TINY, "--image-size", 32, "--image-size", "16x32", "--seconds", 0, "--threads", 1)
     out = castling(*command, "--runtime", "onnx", "--runtime", "torch").done().out
     for words in ("vit_t, attention layers, 1 threads", "2 of 16", "onnx fp32, ms", "break-even in torch: a layer of",

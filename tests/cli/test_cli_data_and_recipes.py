@@ -109,7 +109,8 @@ def test_a_home_folder_that_the_shell_left_alone(castling, tiny, here, photograp
     arguments = ("--data=~/images", "--recipe=~/mine.yaml", "--steps", 1, "--output=~/out")
     castling("convert", *tiny, *arguments).done()
     assert (tmp_path / "home" / "out" / "config.json").is_file()
-    castling("report", "~/out").done()
+    castling("report", "~/out", "--no-latency", "--no-images", "--output=~/page.html").done()
+    assert (tmp_path / "home" / "page.html").is_file()
     assert cc.load("~/out").num_classes == 10
     shutil.copy(tmp_path / "home" / "out" / "model.safetensors", tmp_path / "home" / "w.safetensors")
     castling("convert", *tiny, "--weights=~/w.safetensors", "--output=~/other").failed(2, "w.safetensors doesn't fit")

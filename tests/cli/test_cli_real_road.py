@@ -21,12 +21,12 @@ def test_deit_s_from_a_file_on_photographs(castling, here, photographs):
     save_file(teacher.state_dict(), here / "deit_s.safetensors")
     smaller = shlex.split("--image-size 64 --set distill.batch_size=4 --device cpu")  # for a test's time only
 
-    arguments = ("--model", "deit_s", "--weights", "deit_s.safetensors", "--data", photographs, "--steps", 20)
+    arguments = ("--model", "deit_s", "--weights", "deit_s.safetensors", "--data", photographs, "--steps", 6)
     made = castling("convert", *arguments, "--output", "out", *smaller).done()
     assert "next: castling export out --format onnx" in made.out
     summary = json.loads((here / "out" / "summary.json").read_text())
     assert [layer["status"] for layer in summary["layers"]] == ["castled"] * 12
-    assert summary["distill"]["steps"] == 20
+    assert summary["distill"]["steps"] == 6
 
     exported = castling("export", "out", "--format", "onnx").done().out
     assert "parity with the folded model" in exported

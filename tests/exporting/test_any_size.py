@@ -28,8 +28,9 @@ FORMS = {"landmarks": LANDMARKS, "features": FEATURES, "window": WINDOW, "fast":
 
 
 def folded(kind: str = "deit", layers: str | None = None, form: str = "landmarks") -> Any:
+    """One block, for what depends on the image size is before the blocks and within each; two where one is kept."""
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **FORMS[form]))
+    return cc.fold(closed_student(tiny(KINDS[kind], depth=2 if layers else 1), layers, **FORMS[form]))
 
 
 def timm_logits(kind: str, size: tuple[int, int], x: torch.Tensor, *how: Any) -> torch.Tensor:

@@ -39,8 +39,9 @@ class Exported:
 
 
 def folded(kind: str = "deit", layers: str | None = None, **attention: Any) -> Any:
+    """Two blocks of the first kind and one of the others, which has all that there is of them."""
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers, **attention))
+    return cc.fold(closed_student(tiny(KINDS[kind], depth=1 + (kind == "deit")), layers, **attention))
 
 
 def export(model: Any, path: Path, **options: Any) -> Exported:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,21 @@ pytestmark = pytest.mark.slow
 
 
 def folded(kind: str = "deit", layers: str | None = None) -> Any:
+    """One block of a kind has all that there is of it; two where one of them is kept."""
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers))
+    return cc.fold(closed_student(tiny(KINDS[kind], depth=2 if layers else 1), layers))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """An artifact, its .bin beside it; tests that change it copy it."""
+    return cc.export(folded(), tmp_path_factory.mktemp("whole") / "model.xml", format="openvino")
+
+
+def copied(artifact: Path, folder: Path) -> Path:
+    for suffix in (".xml", ".bin"):
+        shutil.copy(artifact.with_suffix(suffix), folder)
+    return folder / artifact.name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -66,8 +80,8 @@ def clean(run: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no bin", "text", "another XML"])
-def test_a_damaged_file(tmp_path, capfd, damage):
-    path = cc.export(folded(), tmp_path / "model.xml", format="openvino")
+def test_a_damaged_file(whole, tmp_path, capfd, damage):
+    path = copied(whole, tmp_path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:1000])
     elif damage == "text":
@@ -99,15 +113,15 @@ def test_precisions_that_it_does_not_have(tmp_path):
 
 def test_a_wrong_graph_is_never_published(tmp_path: Path, monkeypatch):
     other = folded("deit3")
-    whole = openvino_ir.prepare
-    monkeypatch.setattr(openvino_ir, "prepare", lambda _model, options: whole(other, options))
+    preparing = openvino_ir.prepare
+    monkeypatch.setattr(openvino_ir, "prepare", lambda _model, options: preparing(other, options))
     with pytest.raises(cc.CastlingError, match="differs from the model"):
         cc.export(folded(), tmp_path / "model.xml", format="openvino")
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_were_changed_are_found(tmp_path):
-    path = cc.export(folded(), tmp_path / "model.xml", format="openvino")
+def test_weights_that_were_changed_are_found(whole, tmp_path):
+    path = copied(whole, tmp_path)
     assert openvino_ir.open_artifact(path).intact
     weights = bytearray(path.with_suffix(".bin").read_bytes())
     weights[len(weights) // 2] ^= 1

@@ -22,8 +22,9 @@ from tests.models import KINDS, closed_student, images, tiny
 
 
 def folded(kind: str = "deit", layers: str | None = None) -> Any:
+    """One block of a kind has all that there is of it; two where one of them is kept."""
     torch.manual_seed(0)
-    return cc.fold(closed_student(tiny(KINDS[kind]), layers))
+    return cc.fold(closed_student(tiny(KINDS[kind], depth=2 if layers else 1), layers))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import castling_convert as cc
 from castling_convert.attention import CastledAttention
 from castling_convert.attention.angular import FoldedAngular
 from castling_convert.castling import castled_layers, close_masks
-from castling_convert.families import FAMILIES, castable_names, family_of, reason_of
+from castling_convert.families import FAMILIES, castable_names, family_of, reason_of, skeleton
 from tests.models import KINDS, closed_student, images, recipe, shake_, tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -255,7 +255,7 @@ def test_a_subclass_of_timms_attention_is_kept() -> None:
     ("name", "why"), [("vit_base_patch16_xp_224", "share one projection"), ("vit_dwee_patch16_reg1_gap_256", "angular")]
 )
 def test_models_of_other_attention_alone_are_refused(name: str, why: str) -> None:
-    model = timm.create_model(name, device="meta")
+    model = skeleton(name)
     with pytest.raises(cc.CastlingError, match=why):
         cc.castle_(model, recipe())
 
@@ -273,7 +273,7 @@ def test_folded_layers_of_a_hybrid_selection() -> None:
 
 
 def _on_meta(name: str) -> list[Any]:
-    model = timm.create_model(name, device="meta")
+    model = skeleton(name)
     return family_of(model, name).layers(model)
 
 
