@@ -151,7 +151,7 @@ def regions_of_mask(mask: Tensor, count: int) -> Tensor:
         count: the most regions that a window has.
     """
     together = mask == 0
-    first = together.to(torch.int32).argmax(-1)  # each region's first token stands for it
+    first = (together.to(torch.int32).cumsum(-1) == 0).sum(-1)  # each region's first token stands for it
     places = torch.arange(mask.shape[-1], device=mask.device)
     before = (first == places).to(torch.int32).cumsum(-1)
     return (before.gather(-1, first) - 1).clamp(max=count - 1)

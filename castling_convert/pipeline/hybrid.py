@@ -51,7 +51,7 @@ def carry_out_plans(
     file = run.output / bundle.PLAN
     identity = fingerprint(run.recipe, run.teacher, {**run.identity, "planning": run.planning})
     alone = run.recipe.distill.aligned
-    blocks, dear = paying_blocks(run.teacher, run.recipe.attention)
+    numbers, dear = paying_blocks(run.teacher, run.recipe.attention)
     if dear and run.console is not None:
         run.console.print(f"layers=auto: {len(dear)} layers stay softmax, {no_cheaper(dear).partition(';')[0]}")
 
@@ -65,9 +65,9 @@ def carry_out_plans(
         refuse_changes(plan.fingerprint, identity)
         aligned = _read_layers(run.output / bundle.ALIGNED) if alone else None
     else:
-        aligned = _aligned(run, training, blocks) if alone else None
+        aligned = _aligned(run, training, numbers) if alone else None
         images = some_images(planning, count_in_memory(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher)))
-        found = processes.on_first(lambda: _sensitivities(run, images, aligned, blocks))
+        found = processes.on_first(lambda: _sensitivities(run, images, aligned, numbers))
         plan = Plan(
             max_drop, len(planning), task.lost_in(planning), found, fingerprint=identity, unit=task.distance
         )  # fmt: skip
@@ -87,11 +87,11 @@ def carry_out_plans(
     return student, result, plan, validation
 
 
-def _aligned(run: Run, training: ImageData, blocks: Sequence[int]) -> dict[str, Tensor]:
+def _aligned(run: Run, training: ImageData, numbers: Sequence[int]) -> dict[str, Tensor]:
     """Every layer after the first phase, which is the same for all plans; also kept in the output folder."""
     if run.console is not None:
         run.console.print("layers=auto: first every layer alone, once for all plans")
-    student, _ = run.distill(training, ",".join(map(str, blocks)), until=run.recipe.distill.aligned)
+    student, _ = run.distill(training, ",".join(map(str, numbers)), until=run.recipe.distill.aligned)
     states = {name: value.detach().cpu().clone() for name, value in layer_states(student).items()}
 
     def keep() -> None:
@@ -110,10 +110,10 @@ def _read_layers(path: Path) -> dict[str, Tensor]:
 
 
 def _sensitivities(
-    run: Run, images: Tensor, aligned: Mapping[str, Tensor] | None, blocks: Sequence[int]
+    run: Run, images: Tensor, aligned: Mapping[str, Tensor] | None, numbers: Sequence[int]
 ) -> list[Sensitivity]:
     found, unit = [], task_of(run.teacher).distance
-    for entry in sensitivities(run.teacher.to(run.device), run.recipe, images, aligned, blocks):
+    for entry in sensitivities(run.teacher.to(run.device), run.recipe, images, aligned, numbers):
         found.append(entry)
         if run.console is not None:
             run.console.print(

@@ -46,10 +46,10 @@ def paying_blocks(teacher: nn.Module, config: AttentionConfig) -> tuple[list[int
     layers = family_of(teacher).layers(teacher)
     dear = not_paying(layers, config)
     paying = {layer.block for layer in layers if layer.castable and layer.name not in dear}
-    blocks = sorted(block for block in paying if block is not None)
+    numbers = sorted(block for block in paying if block is not None)
     left = {name: words for name, words in dear.items() for layer in layers
             if layer.name == name and layer.block not in paying}  # fmt: skip
-    return (blocks, left) if blocks else (castable_blocks(teacher), {})
+    return (numbers, left) if numbers else (castable_blocks(teacher), {})
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def sensitivities(
     recipe: Recipe,
     images: Tensor,
     aligned: Mapping[str, Tensor] | None = None,
-    blocks: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Sensitivity]:
     """The sensitivity of every block that can be castled, in forward order.
 
@@ -66,13 +66,13 @@ def sensitivities(
         teacher: the softmax model, in eval mode; it is not changed.
         images: [B, C, H, W]; they go to the teacher's device in batches, and the first one fits the gains.
         aligned: `layer_states` of a student whose layers have learned alone; untrained ones when left out.
-        blocks: which ones; all of them when left out.
+        numbers: of which blocks; of all when left out.
     """
     task = task_of(teacher)
     device = next(teacher.parameters()).device
     batches = images.split(EVAL_BATCH)
     expected = torch.cat([teacher(batch.to(device)) for batch in batches])
-    for block in castable_blocks(teacher) if blocks is None else blocks:
+    for block in castable_blocks(teacher) if numbers is None else numbers:
         student = castle(teacher, recipe, layers=str(block)).eval()
         if aligned is None:
             calibrate(student, teacher, batches[0].to(device))
