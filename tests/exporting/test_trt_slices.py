@@ -1,22 +1,14 @@
-"""Slices as splits: the same numbers, and the few layers that they are for."""
+"""Slices as splits: the same numbers, and one node for those that take a value apart."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import castling_convert as cc
-from castling_convert.artifact.options import ExportOptions
-from castling_convert.bench.bench import softmax_baseline_
-from castling_convert.exporting.trt_engine import EngineBuild, count_layers, signature_in
 from castling_convert.exporting.trt_slices import split_slices_
-from tests.models import FAST, KINDS, LANDMARKS, WINDOW, closed_student, tiny
 
 
 def sliced(bounds: dict[str, list[int]], shape: tuple[int | str, ...]) -> onnx.ModelProto:
@@ -95,27 +87,3 @@ def test_bounds_that_are_computed_stay():
     before = proto.SerializeToString()
     split_slices_(proto)
     assert proto.SerializeToString() == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("form", "casts"), [(LANDMARKS, 1.25), (WINDOW, 1.25), (FAST, 1.4)], ids=["landmarks", "window", "fast"]
-)
-def test_shapes_cost_a_castled_model_no_more_layers_than_a_softmax_one(tmp_path, rtx, form, casts):
-    """Of a fixed batch, as TensorRT's parser reads it; and half precision adds no more than its casts."""
-    torch.manual_seed(0)
-    teacher = tiny(KINDS["deit"])
-    models = {"castled": cc.fold(closed_student(teacher, **form)), "softmax": softmax_baseline_(teacher)}
-
-    def layers(name: str, precision: str) -> dict[str, int]:
-        path = cc.export(
-            models[name], Path(tmp_path, f"{name}.{precision}.plan"), format="trt", precision=precision, batch=1,
-            onnx_only=True, verify=False,
-        )  # fmt: skip
-        options = ExportOptions.make(precision=precision, batch=1)
-        return count_layers(EngineBuild(rtx, path, signature_in(onnx.load(path)), options).network)
-
-    single, half, softmax = layers("castled", "fp32"), layers("castled", "fp16"), layers("softmax", "fp32")
-    assert single["integer"] <= softmax["integer"]
-    assert half["integer"] <= softmax["integer"]
-    assert half["all"] <= casts * single["all"]
