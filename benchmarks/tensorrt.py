@@ -1,6 +1,7 @@
 """Softmax against castled DeiT-S in TensorRT, engine against engine, in both flavours where they are installed.
 
     python benchmarks/tensorrt.py             fp16 and int8, 224 to 1024 pixels, batch 1 and 16
+    python benchmarks/tensorrt.py --layers    the layers alone, of all recipes and precisions at 224 pixels, batch 1
     python benchmarks/tensorrt.py --quick     one small case
 
 Prints a table: the layers of the network as the parser made it (of them those that give whole numbers, and the casts
@@ -47,6 +48,22 @@ def layers_in(flavour: str, graph: Path, options: ExportOptions) -> dict[str, in
     return count_layers(EngineBuild(import_module(FLAVOURS[flavour]), graph, signature, options).network)
 
 
+def count_alone(models: dict[str, Any], precisions: tuple[str, ...]) -> None:
+    """Print the layers of every model, without building anything."""
+    print("| precision | model | layers | integer | casts | times softmax | times fp32 |")
+    print("|---" * 7 + "|")
+    totals: dict[tuple[str, str], int] = {}
+    for precision, (name, model) in product(precisions, models.items()):
+        options = ExportOptions.make(precision=precision, batch=1, verify=False, latency_only=True, onnx_only=True)
+        with tempfile.TemporaryDirectory() as folder:
+            graph = FORMATS["trt-rtx"].exporter.export(model, Path(folder) / "model.rtxplan", options).artifact
+            counts = layers_in("trt-rtx", graph, options)
+        totals[precision, name] = counts["all"]
+        ratios = [f"{counts['all'] / totals[other]:.2f}" for other in ((precision, "softmax"), (precisions[0], name))]
+        row = [precision, name, *(f"{counts[kind]:,}" for kind in ("all", "integer", "casts")), *ratios]
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
 def one_case(flavour: str, models: dict[str, Any], options: ExportOptions) -> None:
     """Print a row for every model."""
     exporter = FORMATS[flavour].exporter
@@ -86,7 +103,9 @@ def measured(runs: dict[str, Callable[[], object]]) -> Callable[[str], list[str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small case")
-    quick = parser.parse_args().quick
+    parser.add_argument("--layers", action="store_true", help="count the layers alone")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     # Python looks in this folder first, and this file has the package's name.
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
     sizes, batches, precisions = ((224,), (1,), ("fp16",)) if quick else (
@@ -96,7 +115,11 @@ def main() -> None:
         timm.create_model("deit_tiny_patch16_224", depth=2) if quick else timm.create_model("deit_small_patch16_224")
     )
     torch.manual_seed(0)
-    models = {"softmax": softmax} | {name: castled_twin(softmax, cc.Recipe.load(name)) for name in RECIPES}
+    recipes = ("castling", "castling-window", "castling-fast") if arguments.layers else RECIPES
+    models = {"softmax": softmax} | {name: castled_twin(softmax, cc.Recipe.load(name)) for name in recipes}
+    if arguments.layers:
+        count_alone(models, ("fp32", "fp16", "int8"))
+        return
     here = []
     for flavour, module in FLAVOURS.items():
         reason = FORMATS[flavour].exporter.missing()

@@ -130,8 +130,12 @@ class CastledBase(nn.Module):
 
     def projected(self, x: Tensor) -> tuple[Tensor, ...]:
         """`heads` before their norms."""
-        B, N, _ = x.shape
-        return self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.apart(self.qkv(x))
+
+    def apart(self, joint: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v, each [B, heads, N, d], of [B, N, 3·heads·d]: taken apart by one node of a graph."""
+        B, N, _ = joint.shape
+        return joint.reshape(B, N, 3 * self.num_heads, self.head_dim).transpose(1, 2).split(self.num_heads, 1)
 
     @property
     def has_rows(self) -> bool:

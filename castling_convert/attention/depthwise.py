@@ -41,8 +41,7 @@ def patches_residual(conv: nn.Conv2d, v: Tensor, grid: TokenGrid) -> Tensor:
     """Convolve v, [B, heads, N, d], over the patch grid: its patches with heads merged, [B, N - prefix, heads·d]."""
     B, heads, N, d = v.shape
     height, width = grid.shape_for(N)
-    patches = v.transpose(1, 2).reshape(B, N, heads * d)[:, grid.prefix :]
-    patches = patches.transpose(1, 2).reshape(B, heads * d, height, width)
+    patches = v[:, :, grid.prefix :].transpose(2, 3).reshape(B, heads * d, height, width)
     return conv(patches).flatten(2).transpose(1, 2)
 
 

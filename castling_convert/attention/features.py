@@ -113,9 +113,8 @@ class FoldedFeatures(FoldedAttention):
     def attend(self, x: Tensor) -> Tensor:
         if not self.merged:
             return super().attend(x)
-        B, N, _ = x.shape
         joint, key_logits = self.qkv(x).split((3 * self.num_heads * self.head_dim, self.num_heads), -1)
-        z_q, z_k, v = joint.reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        z_q, z_k, v = self.apart(joint)
         y = linear_features(z_q, z_k, v, key_logits.transpose(1, 2).unsqueeze(-1), self.config)
         return self.finish(y, x, z_q, z_k, v)
 

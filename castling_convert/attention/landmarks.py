@@ -39,26 +39,18 @@ from .local import attention, window_softmax
 from .norms import wide
 from .reader import Reader, Regions
 
-FAR = 1e4
-"""Logits of keys stay above minus that."""
+OUTSIDE = -1e4
+"""The logit of a key that is not seen: its weight is zero, and where none is seen all stays finite."""
 
 
-def pooled(k: Tensor, v: Tensor, directions: Tensor, inside: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """k̃ and ṽ of above, [B, heads, d, M], and H, [B, heads, M, 1], of k and v, [B, heads, d, N], and a, [heads, M, d];
-    of the tokens that are `inside` alone, 0 or 1, [B, 1, 1, N]."""
-    logits = directions @ k
+def pooling(logits: Tensor, inside: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """p of above and log Σ exp(a·k), [B, heads, M, 1], of a·k, [B, heads, M, N]; of the tokens that are `inside` alone,
+    [B, N]."""
     if inside is not None:
-        logits = logits.masked_fill(inside == 0, torch.finfo(logits.dtype).min)
-    largest = logits.amax(-1, keepdim=True).detach()
-    if inside is not None:  # a landmark without tokens is of no weight, and finite
-        largest = largest.clamp_min(-FAR)
-    weights = (logits - largest).exp()
-    total = weights.sum(-1, keepdim=True)
-    if inside is not None:
-        total = total.clamp_min(torch.finfo(total.dtype).tiny)
-    keys, values = (x @ weights.transpose(-2, -1) / total.transpose(-2, -1) for x in (k, v))
-    entropy = total.log() + largest - (directions * keys.transpose(-2, -1)).sum(-1, keepdim=True)
-    return keys, values, entropy
+        logits = logits.masked_fill(~inside[:, None, None], OUTSIDE)
+    weights = logits.softmax(-1)
+    # The largest weight is exp(largest logit) / Σ exp, which tells the sum without another one.
+    return weights, logits.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
 
 
 class _Landmarks(CastledBase):
@@ -82,11 +74,15 @@ class _Landmarks(CastledBase):
         """What landmarks make of k and v, [B, heads, N, d], where these are `inside`, [B, N]: keys and values,
         [B, heads, M, d], and what is added to their logits, [B, heads, 1, M]."""
         # What is summed over tokens is float32: at 4,096 of them a weight is below what float16 holds well.
-        tokens, each = (wide(x).transpose(-2, -1) for x in (k, v))
-        mask = None if inside is None else inside[:, None, None]
-        keys, values, entropy = pooled(tokens, each, wide(self.directions), mask)
-        keys, values = (x.transpose(-2, -1).to(v.dtype) for x in (keys, values))
-        return keys, values, (self.gain * entropy + self.bias).transpose(-2, -1).to(v.dtype)
+        directions = wide(self.directions)
+        weights, total = pooling(directions @ wide(k).transpose(-2, -1), inside)
+        keys, values = weights @ wide(k), weights @ wide(v)
+        mass = self.mass(total, (directions * keys).sum(-1, keepdim=True))
+        return keys.to(v.dtype), values.to(v.dtype), mass.to(v.dtype)
+
+    def mass(self, total: Tensor, own: Tensor) -> Tensor:
+        """c H + b, [B, heads, 1, M], of log Σ exp(a·k) and a·k̃, [B, heads, M, 1]."""
+        return (self.gain * (total - own) + self.bias).transpose(-2, -1)
 
     def to_landmarks(self, q: Tensor, keys: Tensor, values: Tensor, mass: Tensor) -> Tensor:
         return attention(q, keys, values, self.softmax_scale, mass)
@@ -162,8 +158,9 @@ class FoldedLandmarks(_Landmarks, FoldedAttention):
         heads, d, size = self.num_heads, self.head_dim, self.num_heads * self.head_dim
         q, k, v = self.channels(x, size, size, size)
         queries, tokens, each = (z.reshape(B, heads, d, N) for z in (q, k, v))
-        keys, values, entropy = pooled(tokens, each, self.directions)
-        mass = (self.gain * entropy + self.bias).transpose(-2, -1)  # B, heads, 1, M
+        weights, total = pooling(self.directions @ tokens)
+        keys, values = (z @ weights.transpose(-2, -1) for z in (tokens, each))  # B, heads, d, M
+        mass = self.mass(total, (self.directions * keys.transpose(-2, -1)).sum(-1, keepdim=True))
         weights = (queries.transpose(-2, -1) @ keys + mass).softmax(-1)  # B, heads, N, M
         y = (values @ weights.transpose(-2, -1)).reshape(B, size, N)
         rows = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,15 @@ CHANNELS_FIRST: dict[str, ChannelsFirst] = {"fp32": "from_weights", "int8": "tra
 
 
 def export(
-    model: nn.Module, output: Path, options: ExportOptions, rewrite_: Callable[[onnx.ModelProto], None] | None = None
+    model: nn.Module,
+    output: Path,
+    options: ExportOptions,
+    rewrite_: Callable[[onnx.ModelProto], None] | None = None,
+    channels_first: Mapping[str, ChannelsFirst] = CHANNELS_FIRST,
 ) -> Exported:
     """Write `output`, an ONNX file with what `artifact.signature.Signature` says goes in and comes out; its graph as
-    `rewrite_` leaves it, where a format has one.
+    `rewrite_` leaves it, where a format has one. Castled layers have their channels first in the precisions that
+    `channels_first` names.
 
     Castled layers are already linear; layers kept as softmax are exported as MatMul and Softmax, which
     every runtime fuses, and not as the Attention operator, which some can't take apart.
@@ -48,7 +53,7 @@ def export(
     """
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file name with --output")
-    prepared = prepare(model, options, channels_first=CHANNELS_FIRST.get(options.precision))
+    prepared = prepare(model, options, channels_first=channels_first.get(options.precision))
     proto = to_proto(prepared, options)
     notes: dict[str, Any] = {}
     if options.how.quantized:

@@ -19,10 +19,9 @@ from ..artifact.runner import Exported, check
 from ..artifact.signature import Signature
 from ..errors import ExportError
 from ..files import writing_file
-from . import onnx_graph
+from . import trt_graph
 from .trt_engine import OPSET, EngineBuild, EngineModel, Profile, Sidecar, gpu, signature_in
 from .trt_operators import refused
-from .trt_slices import split_slices_
 
 OLDEST = (10, 12)
 WORKSPACE_BYTES = 4 * 2**30
@@ -87,7 +86,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
 
 def _graph(model: nn.Module, graph: Path, options: ExportOptions) -> Exported:
     """Export `graph`, and hold it against the table of TensorRT's operators."""
-    made = onnx_graph.export(model, graph, options, split_slices_)
+    made = trt_graph.export(model, graph, options)
     complaints = list(refused(onnx.load(graph)))
     if complaints:
         raise ExportError(

@@ -20,9 +20,8 @@ from ..artifact.runner import Exported, check
 from ..artifact.signature import Signature
 from ..errors import ExportError
 from ..files import writing_file
-from . import onnx_graph
+from . import trt_graph
 from .trt_engine import OPSET, EngineBuild, EngineModel, Profile, Sidecar, capability, gpu, signature_in
-from .trt_slices import split_slices_
 
 PORTABLE = "portable: Ampere and later"
 """The target where no compute capability is asked for."""
@@ -83,7 +82,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     options = replace(options, opset=options.opset or OPSET)
     beside = output.with_suffix(".rtx.onnx")
     if options.onnx_only:
-        made = onnx_graph.export(model, beside, options, split_slices_)
+        made = trt_graph.export(model, beside, options)
         line = command_line(beside, output, signature_in(onnx.load(beside)), options)
         return replace(made, notes={**made.notes, "tensorrt_rtx": line})
     reason = missing()
@@ -94,7 +93,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     refuse_unknown(tensorrt_rtx, options.compute_capabilities)
     with writing_file(output) as fresh:
         graph = fresh.with_name(beside.name)
-        made = onnx_graph.export(model, graph, options, split_slices_)
+        made = trt_graph.export(model, graph, options)
         sidecar = build(graph, fresh, signature_in(onnx.load(graph)), options)
         notes = {name: value for name, value in made.notes.items() if name != "nodes"}
         notes |= {"tensorrt": sidecar.tensorrt, "target": sidecar.target, "products": sidecar.products}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from castling_convert.attention import folded_form
-from castling_convert.attention.landmarks import LandmarksAttention, pooled
+from castling_convert.attention.landmarks import LandmarksAttention, pooling
 
 from . import formula
 from .layers import HEADS, D, config, layer, tokens
@@ -37,9 +37,28 @@ def test_entropy_is_that_of_the_weights() -> None:
     trained = layer(LANDMARKS)
     _, k, v = formula.heads_of(trained.qkv, tokens(), HEADS)
     share = (trained.directions @ k.transpose(-2, -1)).softmax(-1)
-    _, values, entropy = pooled(k.transpose(-2, -1), v.transpose(-2, -1), trained.directions)
-    torch.testing.assert_close(entropy, torch.special.entr(share).sum(-1, keepdim=True), rtol=0, atol=1e-12)
-    torch.testing.assert_close(values.transpose(-2, -1), share @ v, rtol=0, atol=1e-12)
+    keys, values, mass = trained.pool(k, v)
+    entropy = torch.special.entr(share).sum(-1, keepdim=True)
+    expected = (trained.gain * entropy + trained.bias).transpose(-2, -1)
+    torch.testing.assert_close(mass, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(keys, share @ k, rtol=0, atol=1e-12)
+    torch.testing.assert_close(values, share @ v, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_the_sum_of_exponentials_is_told_where_most_of_them_are_zero() -> None:
+    """A weight below float32's least is zero, the largest one never."""
+    logits = torch.tensor([[-1e4, 0.0, 1e4, 1e4], [3.0, 3.0, 3.0, 3.0]])
+    weights, total = pooling(logits)
+    torch.testing.assert_close(total, logits.logsumexp(-1, keepdim=True))
+    torch.testing.assert_close(weights, logits.softmax(-1))
+
+
+def test_gradients_of_the_sum_of_exponentials_are_the_weights() -> None:
+    logits = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    weights, total = pooling(logits)
+    (gradient,) = torch.autograd.grad(total.sum(), logits)
+    torch.testing.assert_close(gradient, weights.detach(), rtol=0, atol=1e-12)
 
 
 def test_castling_is_repeatable() -> None:

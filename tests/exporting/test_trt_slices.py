@@ -1,22 +1,14 @@
-"""Slices as splits: the same numbers, and the few layers that they are for."""
+"""Slices as splits: the same numbers, and one node for those that take a value apart."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
-import castling_convert as cc
-from castling_convert.artifact.options import ExportOptions
-from castling_convert.bench.bench import softmax_baseline_
-from castling_convert.exporting.trt_engine import EngineBuild, count_layers, signature_in
 from castling_convert.exporting.trt_slices import split_slices_
-from tests.models import FAST, KINDS, LANDMARKS, WINDOW, closed_student, tiny
 
 
 def sliced(bounds: dict[str, list[int]], shape: tuple[int | str, ...]) -> onnx.ModelProto:
@@ -29,10 +21,10 @@ def sliced(bounds: dict[str, list[int]], shape: tuple[int | str, ...]) -> onnx.M
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
-def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+def run(proto: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
     onnx.checker.check_model(proto, full_check=True)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})[0]
+    return session.run(None, {"x": x})
 
 
 @pytest.mark.parametrize(
@@ -51,11 +43,41 @@ def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 def test_a_split_keeps_what_the_slice_keeps(bounds, splits):
     x = np.arange(2 * 6 * 5, dtype=np.float32).reshape(2, 6, 5)
     proto = sliced(bounds, ("batch", 6, 5))
-    expected = run(proto, x)
+    (expected,) = run(proto, x)
     split_slices_(proto)
     operators = [node.op_type for node in proto.graph.node]
     assert operators == [*["Split"] * splits, *["Slice"] * (not splits), "Neg"]
-    np.testing.assert_array_equal(run(proto, x), expected)
+    np.testing.assert_array_equal(run(proto, x)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "parts"),
+    [
+        ([(0, 2), (2, 4), (4, 6)], [3]),
+        ([(4, 6), (0, 2), (2, 4)], [3]),  # in any order
+        ([(0, 1), (3, 5)], [4]),  # with what lies between and behind
+        ([(0, 3), (2, 6)], [2, 2]),  # overlapping: two Splits
+        ([(0, 3), (0, 3)], [2, 2]),
+    ],
+)
+def test_slices_that_take_a_value_apart_are_one_split(bounds, parts):
+    x = np.arange(2 * 6 * 5, dtype=np.float32).reshape(2, 6, 5)
+    nodes, tensors, expected = [], [numpy_helper.from_array(np.array([1]), "axes")], []
+    for index, (first, last) in enumerate(bounds):
+        names = [f"first_{index}", f"last_{index}"]
+        tensors += [numpy_helper.from_array(np.array([v]), n) for v, n in zip((first, last), names, strict=True)]
+        nodes.append(helper.make_node("Slice", ["x", *names, "axes"], [f"part_{index}"], name=f"cut_{index}"))
+        expected.append(x[:, first:last])
+    taken = [
+        helper.make_tensor_value_info(f"part_{index}", TensorProto.FLOAT, [2, None, 5]) for index in range(len(bounds))
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 6, 5])
+    graph = helper.make_graph(nodes, "graph", [given], taken, tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    split_slices_(proto)
+    assert [len(node.output) for node in proto.graph.node] == parts
+    for found, wanted in zip(run(proto, x), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_bounds_that_are_computed_stay():
@@ -65,27 +87,3 @@ def test_bounds_that_are_computed_stay():
     before = proto.SerializeToString()
     split_slices_(proto)
     assert proto.SerializeToString() == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("form", "casts"), [(LANDMARKS, 1.25), (WINDOW, 1.25), (FAST, 1.4)], ids=["landmarks", "window", "fast"]
-)
-def test_shapes_cost_a_castled_model_no_more_layers_than_a_softmax_one(tmp_path, rtx, form, casts):
-    """Of a fixed batch, as TensorRT's parser reads it; and half precision adds no more than its casts."""
-    torch.manual_seed(0)
-    teacher = tiny(KINDS["deit"])
-    models = {"castled": cc.fold(closed_student(teacher, **form)), "softmax": softmax_baseline_(teacher)}
-
-    def layers(name: str, precision: str) -> dict[str, int]:
-        path = cc.export(
-            models[name], Path(tmp_path, f"{name}.{precision}.plan"), format="trt", precision=precision, batch=1,
-            onnx_only=True, verify=False,
-        )  # fmt: skip
-        options = ExportOptions.make(precision=precision, batch=1)
-        return count_layers(EngineBuild(rtx, path, signature_in(onnx.load(path)), options).network)
-
-    single, half, softmax = layers("castled", "fp32"), layers("castled", "fp16"), layers("softmax", "fp32")
-    assert single["integer"] <= softmax["integer"]
-    assert half["integer"] <= softmax["integer"]
-    assert half["all"] <= casts * single["all"]
