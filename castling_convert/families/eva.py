@@ -6,6 +6,7 @@ of the branches that are parameters of the block.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from timm.layers import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import nn
 
-from ..attention import Projections
+from ..attention import Projections, Reader
 from .base import AttentionLayer, Family
 from .rotation import Rotation
 from .vit import VisionTransformerFamily, scale_outputs_
@@ -22,9 +23,9 @@ from .vit import VisionTransformerFamily, scale_outputs_
 
 class EvaFamily(VisionTransformerFamily):
     kinds = (EvaAttention, AttentionRope)
+    readers: Mapping[type[nn.Module], type[Reader]] = {}
     title = "timm Eva"
     timm_modules = ("eva",)
-    excluded_names = frozenset()
 
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, Eva)
@@ -35,6 +36,7 @@ class EvaFamily(VisionTransformerFamily):
         if model.rope is not None:
             rotation = Rotation(model.rope, attention.rotate_half, layer.block if model.rope_mixed else None)
         plain = super().projections(model, layer)
+        assert isinstance(plain, Projections)
         return replace(plain, qkv=_with_bias(plain.qkv, attention), rotation=rotation)
 
     def has_token_dropout(self, model: Any) -> bool:
