@@ -42,8 +42,12 @@ def patches_residual(conv: nn.Conv2d, v: Tensor, grid: TokenGrid) -> Tensor:
     B, heads, N, d = v.shape
     height, width = grid.shape_for(N)
     patches = v.transpose(1, 2).reshape(B, N, heads * d)[:, grid.prefix :]
+    places = None if grid.places is None else grid.places[..., None].expand_as(patches)
+    if places is not None:
+        patches = patches.new_zeros(B, height * width, heads * d).scatter_add(1, places, patches)
     patches = patches.transpose(1, 2).reshape(B, heads * d, height, width)
-    return conv(patches).flatten(2).transpose(1, 2)
+    out = conv(patches).flatten(2).transpose(1, 2)
+    return out if places is None else out.gather(1, places)
 
 
 def depthwise_matrix(conv: nn.Conv2d, n: int) -> Tensor:

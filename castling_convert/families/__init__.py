@@ -13,6 +13,7 @@ from .base import AttentionLayer, Family
 from .eva import EvaFamily
 from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
+from .naflex import NaFlexFamily
 from .relpos import RelPosFamily
 from .sam import SamFamily
 from .swin import SwinFamily
@@ -26,6 +27,7 @@ FAMILIES: list[Family] = [
     HieraFamily(),
     HieraDetFamily(),
     RelPosFamily(),
+    NaFlexFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 

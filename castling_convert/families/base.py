@@ -73,12 +73,14 @@ class AttentionLayer:
 class Family(ABC):
     """One model family, and all that is known of its structure: nobody else looks inside a model.
 
-    `timm_modules` are the timm modules whose models belong to it.
+    `timm_modules` are the timm modules whose models belong to it. `arguments` are those of its models that no signature
+    of a constructor names.
     """
 
     title: str
     timm_modules: tuple[str, ...] = ()
     excluded_names: frozenset[str] = frozenset()
+    arguments: frozenset[str] = frozenset()
 
     @abstractmethod
     def matches(self, model: nn.Module) -> bool:

@@ -37,7 +37,7 @@ class EvaFamily(VisionTransformerFamily):
             rotation = Rotation(model.rope, attention.rotate_half, layer.block if model.rope_mixed else None)
         plain = super().projections(model, layer)
         assert isinstance(plain, Projections)
-        return replace(plain, qkv=_with_bias(plain.qkv, attention), rotation=rotation)
+        return replace(plain, qkv=with_bias(plain.qkv, attention), rotation=rotation)
 
     def has_token_dropout(self, model: Any) -> bool:
         return model.patch_drop is not None
@@ -58,7 +58,7 @@ class EvaFamily(VisionTransformerFamily):
         Family.any_size_(self, model)
 
 
-def _with_bias(qkv: nn.Linear, attention: Any) -> nn.Linear:
+def with_bias(qkv: nn.Linear, attention: Any) -> nn.Linear:
     """`qkv` with the biases that `attention` has beside it inside, if it has any."""
     if getattr(attention, "q_bias", None) is None:
         return qkv
