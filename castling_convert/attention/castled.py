@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,8 @@ class CastledBase(nn.Module):
             self.config = config.where(on_grid=source.on_grid, takes_windows=source.takes_windows)
             self.reader = source
             self.dim, self.key_dim, self.value_dim = source.dim, source.head_dim + source.extra, source.value_dim
+            for name, value in source.asked.items():
+                setattr(self, name, value)
         else:
             self.config = config
             self.reader = None
@@ -148,7 +150,7 @@ class CastledBase(nn.Module):
 
     def linear_within(self, q: Tensor, k: Tensor, v: Tensor, regions: Regions) -> Tensor:
         """The linear form within regions, [B, heads, N_q, d_v]; for forms whose `FormLayers` say that they have it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"the linear form {self.config.form} has no masks")
 
     def patches(self, y: Tensor) -> Tensor:
         """Of the output of `linear`, what is of patches."""
@@ -163,7 +165,12 @@ class CastledBase(nn.Module):
         q, k = reading.extended()
         if reading.regions is None:
             return self.attend_linearly(None, q, k, reading.v)
-        y = merge_heads(self.linear_within(q, k, reading.v, reading.regions))
+        y = self.linear_within(q, k, reading.v, reading.regions)
+        if self.has_rows:
+            first, regions = q[:, :, : self.grid.prefix], reading.regions
+            apart = replace(regions, queries=regions.queries[:, : self.grid.prefix]).bias(q.dtype)
+            y = torch.cat([attention(first, k, reading.v, self.softmax_scale, apart), y[:, :, self.grid.prefix :]], 2)
+        y = merge_heads(y)
         return y if self.depthwise is None else y + self.residual_within(reading.v, reading.regions)
 
     def residual_within(self, v: Tensor, regions: Regions) -> Tensor:

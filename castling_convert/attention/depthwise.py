@@ -41,8 +41,14 @@ def patches_residual(conv: nn.Conv2d, v: Tensor, grid: TokenGrid) -> Tensor:
     """Convolve v, [B, heads, N, d], over the patch grid: its patches with heads merged, [B, N - prefix, heads·d]."""
     B, heads, N, d = v.shape
     height, width = grid.shape_for(N)
-    patches = v[:, :, grid.prefix :].transpose(2, 3).reshape(B, heads * d, height, width)
-    return conv(patches).flatten(2).transpose(1, 2)
+    if grid.places is None:
+        patches = v[:, :, grid.prefix :].transpose(2, 3).reshape(B, heads * d, height, width)
+        return conv(patches).flatten(2).transpose(1, 2)
+    patches = v.transpose(1, 2).reshape(B, N, heads * d)[:, grid.prefix :]
+    places = grid.places[..., None].expand_as(patches)
+    laid = patches.new_zeros(B, height * width, heads * d).scatter_add(1, places, patches)
+    out = conv(laid.transpose(1, 2).reshape(B, heads * d, height, width))
+    return out.flatten(2).transpose(1, 2).gather(1, places)
 
 
 def depthwise_matrix(conv: nn.Conv2d, n: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 
 class TokenGrid:
     """Height and width of the patch grid, and the number of prefix tokens before it.
@@ -10,7 +12,12 @@ class TokenGrid:
     alone does not tell a 7 x 28 grid from a 14 x 14 one, so the grid is read where it is known, at the patch
     embedding; the model's family sees to it. A model that accepts several image sizes must not run two of
     different shape at once from two threads; give each thread its own copy.
+
+    Where images of a batch have grids of their own, `places`, [B, N - prefix], says where on the grid each patch lies,
+    row by row; more than one may lie at a place if all but one are zero.
     """
+
+    places: Tensor | None = None
 
     def __init__(self, height: int, width: int, prefix: int) -> None:
         self.height = height
@@ -20,7 +27,7 @@ class TokenGrid:
     @property
     def tokens(self) -> int:
         """N, prefix tokens included."""
-        return self.prefix + self.height * self.width
+        return self.prefix + (self.height * self.width if self.places is None else self.places.shape[1])
 
     def shape_for(self, tokens: int) -> tuple[int, int]:
         """The grid for a sequence of `tokens`; RuntimeError when they do not fill it."""

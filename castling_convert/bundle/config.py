@@ -178,11 +178,11 @@ def check_arguments(base: str, settings: Iterable[str], where: Path) -> None:
         raise _refused(where, f"timm has no model {base}")
     try:
         model = skeleton(base)
-        family_of(model, base)
+        family = family_of(model, base)
     except Exception as error:  # noqa: BLE001 - the same
         raise _refused(where, first_line(error)) from None
     classes = [cls for cls in type(model).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
-    known = {name for cls in classes for name in inspect.signature(cls.__init__).parameters}
+    known = {name for cls in classes for name in inspect.signature(cls.__init__).parameters} | family.arguments
     unknown = next((name for name in settings if name not in known), None)
     if unknown is not None:
         raise _refused(where, f"{base} has no argument {unknown}")

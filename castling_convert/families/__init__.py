@@ -11,12 +11,26 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .eva import EvaFamily
+from .hiera import HieraFamily
+from .hieradet import HieraDetFamily
+from .naflex import NaFlexFamily
 from .refused import REASONS, UNKNOWN
+from .relpos import RelPosFamily
+from .sam import SamFamily
 from .skeleton import skeleton
 from .swin import SwinFamily
 from .vit import VisionTransformerFamily
 
-FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily()]
+FAMILIES: list[Family] = [
+    VisionTransformerFamily(),
+    EvaFamily(),
+    SwinFamily(),
+    SamFamily(),
+    HieraFamily(),
+    HieraDetFamily(),
+    RelPosFamily(),
+    NaFlexFamily(),
+]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = [

@@ -76,12 +76,13 @@ class Family(ABC):
     """One model family, and all that is known of its structure: nobody else looks inside a model.
 
     `timm_modules` are the timm modules whose models belong to it; `excluded` are names of theirs that have nothing to
-    castle, and why.
+    castle, and why. `arguments` are those of its models that no signature of a constructor names.
     """
 
     title: str
     timm_modules: tuple[str, ...] = ()
     excluded: Mapping[str, str] = {}
+    arguments: frozenset[str] = frozenset()
 
     @abstractmethod
     def matches(self, model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from timm.layers import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import nn
 
-from ..attention import Projections
+from ..attention import Projections, Reader
 from .base import AttentionLayer, Family
 from .rotation import Rotation
 from .vit import VisionTransformerFamily, scale_outputs_
@@ -23,9 +23,9 @@ from .vit import VisionTransformerFamily, scale_outputs_
 
 class EvaFamily(VisionTransformerFamily):
     kinds = (EvaAttention, AttentionRope)
+    readers: Mapping[type[nn.Module], type[Reader]] = {}
     title = "timm Eva"
     timm_modules = ("eva",)
-    excluded: Mapping[str, str] = {}
 
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, Eva)
@@ -36,7 +36,8 @@ class EvaFamily(VisionTransformerFamily):
         if model.rope is not None:
             rotation = Rotation(model.rope, attention.rotate_half, layer.block if model.rope_mixed else None)
         plain = super().projections(model, layer)
-        return replace(plain, qkv=_with_bias(plain.qkv, attention), rotation=rotation)
+        assert isinstance(plain, Projections)
+        return replace(plain, qkv=with_bias(plain.qkv, attention), rotation=rotation)
 
     def has_token_dropout(self, model: Any) -> bool:
         return model.patch_drop is not None
@@ -57,7 +58,7 @@ class EvaFamily(VisionTransformerFamily):
         Family.any_size_(self, model)
 
 
-def _with_bias(qkv: nn.Linear, attention: Any) -> nn.Linear:
+def with_bias(qkv: nn.Linear, attention: Any) -> nn.Linear:
     """`qkv` with the biases that `attention` has beside it inside, if it has any."""
     if getattr(attention, "q_bias", None) is None:
         return qkv

@@ -7,29 +7,22 @@ output norms, gates, register tokens, parallel blocks and models without a class
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import Attention, AttentionPoolLatent, AttentionRope, DiffAttention, LayerScale, PatchDropout
-from timm.models.vision_transformer import (
-    Block,
-    DiffParallelScalingBlock,
-    ParallelScalingBlock,
-    ParallelThingsBlock,
-    VisionTransformer,
-)
+from timm.layers import Attention, AttentionPoolLatent, AttentionRope, LayerScale, PatchDropout
+from timm.models.vision_transformer import Block, ParallelThingsBlock, VisionTransformer
 from torch import Tensor, nn
 
-from ..attention import Projections, TokenGrid
+from ..attention import Projections, Reader, TokenGrid
 from ..errors import ModelError
 from .base import AttentionLayer, Family, Size, set_input_size_
 from .half import NORMS, Float32Norm
 from .positions import cubic_weights
+from .vit_readers import READERS
 
 _REASONS: dict[type[nn.Module], str] = {
-    DiffAttention: "differential attention subtracts two softmax maps and has no angular form",
-    ParallelScalingBlock: "attention and MLP share one projection in this block",
-    DiffParallelScalingBlock: "attention and MLP share one projection in this block",
     AttentionPoolLatent: "attention pooling has a single query and is already linear in the tokens",
 }
 
@@ -37,17 +30,10 @@ _REASONS: dict[type[nn.Module], str] = {
 class VisionTransformerFamily(Family):
     kinds: tuple[type[nn.Module], ...] = (Attention, AttentionRope)
     """Of attention whose weights are read; subclasses of them are not."""
+    readers: Mapping[type[nn.Module], type[Reader]] = READERS
+    """Of other attention, by its exact class."""
     title = "timm VisionTransformer"
     timm_modules: tuple[str, ...] = ("vision_transformer", "deit", "vision_transformer_hybrid")
-    excluded: Mapping[str, str] = {
-        "vit_base_patch16_xp_224": _REASONS[ParallelScalingBlock],
-        "vit_large_patch14_xp_224": _REASONS[ParallelScalingBlock],
-        "vit_huge_patch14_xp_224": _REASONS[ParallelScalingBlock],
-        "vit_dlittle_patch16_reg1_gap_256": _REASONS[DiffAttention],
-        "vit_pwee_patch16_reg1_gap_256": _REASONS[ParallelScalingBlock],
-        "vit_dpwee_patch16_reg1_gap_256": _REASONS[DiffParallelScalingBlock],
-        "vit_dwee_patch16_reg1_gap_256": _REASONS[DiffAttention],
-    }
 
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, VisionTransformer)
@@ -61,6 +47,8 @@ class VisionTransformerFamily(Family):
             if type(module) in self.kinds:
                 grouped = getattr(module, "num_kv_groups", 1) > 1
                 reason = "grouped-query attention shares keys between heads" if grouped else None
+            elif type(module) in self.readers:
+                reason = None
             elif type(module) in _REASONS:
                 reason = _REASONS[type(module)]
             elif isinstance(module, self.kinds):
@@ -68,25 +56,38 @@ class VisionTransformerFamily(Family):
             else:
                 continue
             parts = name.split(".")
-            found.append(
-                AttentionLayer(
-                    name=name,
-                    block=int(parts[1]) if parts[0] == "blocks" else None,
-                    kind=type(module).__name__,
-                    num_heads=module.num_heads,
-                    head_dim=module.head_dim,
-                    tokens=tokens,
-                    grid=(height, width),
-                    prefix=prefix,
-                    dim=model.embed_dim,  # type: ignore[arg-type]
-                    keys=tokens,
-                    reason=reason,
-                )
+            layer = AttentionLayer(
+                name=name,
+                block=int(parts[1]) if parts[0] == "blocks" else None,
+                kind=type(module).__name__,
+                num_heads=module.num_heads,
+                head_dim=module.head_dim,
+                tokens=tokens,
+                grid=(height, width),
+                prefix=prefix,
+                dim=model.embed_dim,  # type: ignore[arg-type]
+                keys=tokens,
+                reason=reason,
             )
+            found.append(self._as_read(layer, module) if type(module) in self.readers else layer)
         return found
 
-    def projections(self, model: nn.Module, layer: AttentionLayer) -> Projections:
+    def _as_read(self, layer: AttentionLayer, module: nn.Module) -> AttentionLayer:
+        """With the heads that its reader makes, and the MACs of all its weights."""
+        reader = self.readers[type(module)](module)  # type: ignore[arg-type]
+        weights = sum(part.weight.numel() for part in reader.modules() if isinstance(part, nn.Linear))
+        return replace(
+            layer,
+            num_heads=reader.num_heads,
+            head_dim=reader.head_dim,
+            value_dim=reader.value_dim,
+            projections=layer.tokens * weights,
+        )
+
+    def projections(self, model: nn.Module, layer: AttentionLayer) -> Projections | Reader:
         attention: Any = model.get_submodule(layer.name)
+        if type(attention) in self.readers:
+            return self.readers[type(attention)](attention)
         return Projections(
             qkv=attention.qkv if attention.qkv is not None else _fuse_qkv(attention),
             proj=attention.proj,
@@ -172,7 +173,7 @@ def _layer_scales(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module 
     block: Any
     for block in model.modules():
         if type(block) is Block:
-            yield block, "ls1", block.attn.proj
+            yield block, "ls1", (getattr(block.attn, "reader", None) or block.attn).proj
             yield block, "ls2", getattr(block.mlp, "fc2", None)
         elif type(block) is ParallelThingsBlock:
             for branch in block.attns:

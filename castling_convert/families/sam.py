@@ -1,0 +1,91 @@
+"""timm's `VisionTransformerSAM`, the image encoder of Segment Anything: windows, and four blocks that see all.
+
+Its decomposed relative positions are exact in the linear form, as factors of rows and columns. Windows that reach over
+the border hold padding that takes part, as it does in the softmax model.
+
+Source: Kirillov et al., "Segment Anything", ICCV 2023, arXiv 2304.02643; Li et al., "Exploring Plain Vision Transformer
+Backbones for Object Detection", ECCV 2022, arXiv 2203.16527.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from timm.layers import apply_rot_embed_cat
+from timm.models.vision_transformer_sam import Attention, VisionTransformerSAM
+from torch import Tensor, nn
+
+from ..attention import Reader, Reading
+from .base import Size
+from .called import CalledFamily
+from .places import bias_of_rows_and_columns, distances, one_hot_places
+
+
+class SamReader(Reader):
+    row_distances: Tensor
+    column_distances: Tensor
+    places: Tensor
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.proj_drop = attention.qkv, attention.proj, attention.proj_drop
+        self.q_norm, self.k_norm, self.rope = attention.q_norm, attention.k_norm, attention.rope
+        self.num_heads, self.softmax_scale = attention.num_heads, attention.scale
+        self.head_dim = self.value_dim = attention.head_dim
+        self.dim = attention.qkv.in_features
+        self.relative = attention.use_rel_pos
+        if self.relative:
+            self.rows, self.columns = attention.rel_pos_h, attention.rel_pos_w
+            height, width = ((table.shape[0] + 1) // 2 for table in (self.rows, self.columns))
+            self.extra = height + width
+            device = self.rows.device
+            self.register_buffer("row_distances", distances(height, device), persistent=False)
+            self.register_buffer("column_distances", distances(width, device), persistent=False)
+            places = one_hot_places(height, width, device).to(self.rows) / self.softmax_scale**0.5
+            self.register_buffer("places", places, persistent=False)
+
+    @property
+    def takes_windows(self) -> bool:  # type: ignore[override]
+        return self.windows == 1
+
+    def read(self, x: Tensor) -> Reading:
+        """Tokens of images or of windows, [B, H, W, C]."""
+        B, H, W, _ = x.shape
+        self.grid.height, self.grid.width = H, W
+        q, k, v = self.qkv(x).reshape(B, H * W, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        more = None
+        if self.relative:
+            of_rows, of_columns = self.rows[self.row_distances], self.columns[self.column_distances]
+            bias = bias_of_rows_and_columns(q, of_rows, of_columns)
+            more = bias / self.softmax_scale**0.5, self.places[None, None].expand(-1, self.num_heads, -1, -1)
+        elif self.rope is not None:
+            angles = self.rope.get_embed()
+            q, k = (apply_rot_embed_cat(each, angles).type_as(v) for each in (q, k))
+        return Reading(q, k, v, more, rest=(H, W))
+
+    def write(self, y: Tensor, reading: Reading) -> Tensor:
+        H, W = reading.rest
+        y = self.proj_drop(self.proj(y))
+        return y.reshape(-1, H, W, y.shape[-1])
+
+    def tokens(self, output: Tensor) -> Tensor:
+        return output.flatten(1, 2)
+
+
+class SamFamily(CalledFamily):
+    title = "timm SAM"
+    timm_modules = ("vision_transformer_sam",)
+    models = (VisionTransformerSAM,)
+    readers: ClassVar[Mapping[type[nn.Module], type[Reader]]] = {Attention: SamReader}
+
+    def has_token_dropout(self, model: Any) -> bool:
+        return not isinstance(model.patch_drop, nn.Identity)
+
+    def patch_size(self, model: Any) -> Size:
+        height, width = model.patch_embed.patch_size
+        return height, width
+
+    def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
+        return features.flatten(2).transpose(1, 2), 0
