@@ -128,6 +128,12 @@ class Reader(nn.Module):
         """Drop what the softmax alone needs, in place."""
 
     @property
+    def tokens_in(self) -> int:
+        """How many tokens of `dim` channels it is called with for one image; more than its keys where these are
+        pooled."""
+        return self.windows * self.grid.tokens
+
+    @property
     def weight(self) -> Tensor:
         """Any of its parameters: their type and their device."""
         return next(self.parameters())

@@ -12,10 +12,11 @@ from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .eva import EvaFamily
 from .levit import LevitFamily
+from .mvit import MultiScaleFamily
 from .swin import SwinFamily
 from .vit import VisionTransformerFamily
 
-FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily(), LevitFamily()]
+FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily(), LevitFamily(), MultiScaleFamily()]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "supported"]

@@ -93,7 +93,7 @@ class CalledFamily(Family):
         module = model.get_submodule(layer.name)
         reader: Reader = self.readers[type(module)](module)
         reader.grid.height, reader.grid.width = layer.grid
-        reader.windows = layer.windows
+        reader.windows, reader.extra = layer.windows, layer.extra
         return reader
 
     def grids(self, model: nn.Module, layers: Sequence[AttentionLayer]) -> dict[str, TokenGrid]:
