@@ -75,6 +75,8 @@ class CastledBase(nn.Module):
             self.config = possible(config, source)
             self.reader = source
             self.dim, self.key_dim, self.value_dim = source.dim, source.head_dim + source.extra, source.value_dim
+            for name, value in source.asked.items():
+                setattr(self, name, value)
         else:
             self.config = config
             self.reader = None

@@ -91,6 +91,7 @@ class Reader(nn.Module):
         on_grid: whether queries and keys are the same tokens, on `grid`, so that windows and a depthwise residual on v
             have a meaning. takes_windows: whether more windows have one, too.
         masked: whether it has regions. windows: how many of them it is called with for one image.
+        asked: attributes of the softmax layer that the model around it looks at.
     """
 
     num_heads: int
@@ -107,6 +108,7 @@ class Reader(nn.Module):
     def __init__(self, prefix: int = 0) -> None:
         super().__init__()
         self.grid = TokenGrid(0, 0, prefix)
+        self.asked: dict[str, Any] = {}
 
     def read(self, *inputs: Any, **more: Any) -> Reading:
         """What the layer is called with, as q, k and v."""

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..attention import Reader, TokenGrid
 from ..errors import ModelError
-from .base import AttentionLayer, Family, Size
+from .base import AttentionLayer, Family, Size, set_input_size_
 from .half import NORMS, Float32Norm
 
 
@@ -47,6 +47,12 @@ class CalledFamily(Family):
         """Why one module of a class in `readers` can't be castled all the same."""
         return None
 
+    def reader(self, model: nn.Module, name: str) -> Reader:
+        """What reads the attention module `name` of a softmax model, which it may look at for what the module does not
+        know."""
+        module = model.get_submodule(name)
+        return self.readers[type(module)](module)
+
     def layers(self, model: nn.Module, image_size: Size | None = None) -> list[AttentionLayer]:
         size = image_size or self.image_size(model)
         skeleton = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
@@ -58,13 +64,13 @@ class CalledFamily(Family):
         blocks: list[str] = []
         calls, macs = _calls(skeleton, names, size)
         for name, call in calls.items():
-            module: Any = skeleton.get_submodule(name)
             parent = name.rpartition(".")[0]
             blocks += [] if parent in blocks else [parent]
-            found.append(self._described(name, module, call, macs[name], blocks.index(parent)))
+            found.append(self._described(skeleton, name, call, macs[name], blocks.index(parent)))
         return found
 
-    def _described(self, name: str, module: Any, call: _Call, macs: int, block: int) -> AttentionLayer:
+    def _described(self, model: nn.Module, name: str, call: _Call, macs: int, block: int) -> AttentionLayer:
+        module: Any = model.get_submodule(name)
         reason = next((why for kind, why in self.reasons.items() if type(module) is kind), None)
         if reason is None and type(module) not in self.readers:
             reason = f"{type(module).__name__} changes timm's attention in a way that is not known here"
@@ -76,7 +82,7 @@ class CalledFamily(Family):
                 name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=dim // heads,
                 tokens=tokens, grid=(1, tokens), prefix=0, dim=dim, keys=tokens, reason=reason,
             )  # fmt: skip
-        reader: Reader = self.readers[type(module)](module)
+        reader = self.reader(model, name)
         reading = reader.read(*call.inputs, **call.more)
         windows, heads, tokens, head_dim = reading.q.shape
         keys, value_dim = reading.v.shape[2:]
@@ -90,8 +96,7 @@ class CalledFamily(Family):
         )  # fmt: skip
 
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Reader:
-        module = model.get_submodule(layer.name)
-        reader: Reader = self.readers[type(module)](module)
+        reader = self.reader(model, layer.name)
         reader.grid.height, reader.grid.width = layer.grid
         reader.windows, reader.extra = layer.windows, layer.extra
         return reader
@@ -113,6 +118,17 @@ class CalledFamily(Family):
 
         _, height, width = get_model_input_config(model)["input_size"]
         return height, width
+
+    def resize_(self, model: nn.Module, image_size: Size) -> None:
+        if image_size == self.image_size(model):
+            return
+        if any(isinstance(getattr(module, "reader", None), Reader) for module in model.modules()):
+            height, width = image_size
+            raise ModelError(
+                f"a castled {type(model).__name__} has learned places of one image size; convert the original again "
+                f"with --image-size {height}x{width}"
+            )
+        set_input_size_(model, image_size)
 
     def to_half_(self, model: Any, dtype: torch.dtype) -> None:
         head = self.head_modules(model)
