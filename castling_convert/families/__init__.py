@@ -10,13 +10,21 @@ from torch import nn
 
 from ..errors import ModelError
 from .base import AttentionLayer, Family
+from .beit import BeitFamily
 from .eva import EvaFamily
 from .levit import LevitFamily
 from .mvit import MultiScaleFamily
 from .swin import SwinFamily
 from .vit import VisionTransformerFamily
 
-FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily(), LevitFamily(), MultiScaleFamily()]
+FAMILIES: list[Family] = [
+    VisionTransformerFamily(),
+    EvaFamily(),
+    SwinFamily(),
+    LevitFamily(),
+    MultiScaleFamily(),
+    BeitFamily(),
+]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "supported"]
