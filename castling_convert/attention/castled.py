@@ -105,8 +105,7 @@ class CastledBase(nn.Module):
     @property
     def numbers(self) -> int:
         """How many numbers come in for one image."""
-        windows = 1 if self.reader is None else self.reader.windows
-        return windows * self.grid.tokens * self.dim
+        return self.dim * (self.grid.tokens if self.reader is None else self.reader.tokens_in)
 
     def tokens(self, output: Any) -> Tensor:
         """What this layer or the softmax layer returns, as tokens [B, N, C]."""

@@ -22,6 +22,10 @@ from torch import Tensor, nn
 
 from .grid import TokenGrid
 
+LARGE = 256
+"""Rows and columns of a bias from which on its singular values are iterated for: all of them take N³ steps a head."""
+ROUNDS = 4
+
 
 @dataclass
 class Regions:
@@ -130,6 +134,12 @@ class Reader(nn.Module):
         """Drop what the softmax alone needs, in place."""
 
     @property
+    def tokens_in(self) -> int:
+        """How many tokens of `dim` channels it is called with for one image; more than its keys where these are
+        pooled."""
+        return self.windows * self.grid.tokens
+
+    @property
     def weight(self) -> Tensor:
         """Any of its parameters: their type and their device."""
         return next(self.parameters())
@@ -139,11 +149,27 @@ class Reader(nn.Module):
 def low_rank(bias: Tensor, rank: int, softmax_scale: float) -> tuple[Tensor, Tensor]:
     """The factors of `Reading.more` that come closest to a bias, [heads, N_q, N_k], by its singular values:
     [heads, N_q, rank] and [heads, N_k, rank]."""
-    u, s, vh = torch.linalg.svd(bias.double() / softmax_scale, full_matrices=False)
+    u, s, vh = _leading(bias.double() / softmax_scale, rank)
     root = s[:, None, :rank].sqrt()
     f, g = u[..., :rank] * root, vh.transpose(-2, -1)[..., :rank] * root
     missing = rank - f.shape[-1]  # of a bias with fewer rows than that
     return tuple(nn.functional.pad(x, (0, missing)).to(bias) for x in (f, g))  # type: ignore[return-value]
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition of [heads, N, M], as far as its first `rank` values need it: of a large one by
+    subspace iteration from directions that are the same every time.
+
+    Source: Halko et al., SIAM Review 53 (2011), arXiv 0909.4061, algorithm 4.4.
+    """
+    if min(matrix.shape[-2:]) <= LARGE:
+        return torch.linalg.svd(matrix, full_matrices=False)
+    directions = torch.randn(matrix.shape[-1], 2 * rank, generator=torch.Generator().manual_seed(0), dtype=matrix.dtype)
+    basis = torch.linalg.qr(matrix @ directions.to(matrix.device)).Q  # heads, N, 2·rank
+    for _ in range(ROUNDS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.transpose(-2, -1) @ basis).Q).Q
+    u, s, vh = torch.linalg.svd(basis.transpose(-2, -1) @ matrix, full_matrices=False)
+    return basis @ u, s, vh
 
 
 def regions_of_mask(mask: Tensor, count: int) -> Tensor:

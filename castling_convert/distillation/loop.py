@@ -49,6 +49,7 @@ from .guard import JUDGED, TRIED, settle_rate
 from .intake import A_BATCH, Intake, refuse_other_teacher
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, tap
+from .mode import to_train_
 from .optimizers import ALIGN_WARMUP, align_optimizer, falling_rate, trained_parameters, update, whole_optimizer
 from .progress import Progress
 from .readout import Readout
@@ -179,7 +180,7 @@ def distill(
 
     if config.refit:
         accelerator.register_for_checkpointing(readout)
-    student, *optimizers = accelerator.prepare(student.train(), *optimizers)
+    student, *optimizers = accelerator.prepare(to_train_(student), *optimizers)
     processes.same_weights(student)
     # The steps say themselves what is autocast; what is probed, folded and used later is the real float32 model.
     plain = accelerator.unwrap_model(student, keep_fp32_wrapper=False)
@@ -310,7 +311,7 @@ def _probed(probe: Any, student: nn.Module) -> dict[str, float]:
     """What the probe measures with every mask closed. The next step opens them again, as far as they are."""
     close_masks(student.eval())
     values = probe(student)
-    student.train()
+    to_train_(student)
     return values
 
 

@@ -10,9 +10,12 @@ from torch import nn
 
 from ..errors import ModelError
 from .base import AttentionLayer, Family
+from .beit import BeitFamily
 from .eva import EvaFamily
 from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
+from .levit import LevitFamily
+from .mvit import MultiScaleFamily
 from .naflex import NaFlexFamily
 from .refused import REASONS, UNKNOWN
 from .relpos import RelPosFamily
@@ -30,6 +33,9 @@ FAMILIES: list[Family] = [
     HieraDetFamily(),
     RelPosFamily(),
     NaFlexFamily(),
+    LevitFamily(),
+    MultiScaleFamily(),
+    BeitFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 

@@ -98,7 +98,7 @@ class CalledFamily(Family):
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Reader:
         reader = self.reader(model, layer.name)
         reader.grid.height, reader.grid.width = layer.grid
-        reader.windows = layer.windows
+        reader.windows, reader.extra = layer.windows, layer.extra
         return reader
 
     def grids(self, model: nn.Module, layers: Sequence[AttentionLayer]) -> dict[str, TokenGrid]:

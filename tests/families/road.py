@@ -117,13 +117,13 @@ def _nothing_crosses_regions(layer: Any, reading: Reading, matrix: Tensor) -> No
     assert torch.equal(before[here], after[here])
 
 
-def from_castle_to_onnx(model: Any, folder: Path) -> Any:
+def from_castle_to_onnx(model: Any, folder: Path, steps: int = 16) -> Any:
     """A few steps lower the loss of attention; fold, save, load, export with a dynamic batch and parity. Returns what
     was loaded."""
     torch.manual_seed(0)
     teacher = shake_(copy.deepcopy(model)).eval()
     x = images_for(model)
-    config = cc.Recipe.parse({"distill": {"steps": 16, "batch_size": 2}, "attention": LANDMARKS}, "test")
+    config = cc.Recipe.parse({"distill": {"steps": steps, "batch_size": 2}, "attention": LANDMARKS}, "test")
     student = cc.castle(teacher, config)
     before = attention_error(student, teacher, x)
     cc.distill(student, teacher, [x], config, device="cpu")
