@@ -179,7 +179,7 @@ def distill(
 
     if config.refit:
         accelerator.register_for_checkpointing(readout)
-    student, *optimizers = accelerator.prepare(student.train(), *optimizers)
+    student, *optimizers = accelerator.prepare(training_(student), *optimizers)
     processes.same_weights(student)
     # The steps say themselves what is autocast; what is probed, folded and used later is the real float32 model.
     plain = accelerator.unwrap_model(student, keep_fp32_wrapper=False)
@@ -310,8 +310,17 @@ def _probed(probe: Any, student: nn.Module) -> dict[str, float]:
     """What the probe measures with every mask closed. The next step opens them again, as far as they are."""
     close_masks(student.eval())
     values = probe(student)
-    student.train()
+    training_(student)
     return values
+
+
+def training_(student: nn.Module) -> nn.Module:
+    """In training mode, batch norms excepted: their statistics are the teacher's, of more images than a run sees."""
+    student.train()
+    for module in student.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return student
 
 
 def _is_probed(step: int, config: DistillConfig) -> bool:

@@ -10,11 +10,21 @@ from torch import nn
 
 from ..errors import ModelError
 from .base import AttentionLayer, Family
+from .crossvit import CrossVitFamily
 from .eva import EvaFamily
+from .pit import PitFamily
+from .pvt import PvtFamily
 from .swin import SwinFamily
 from .vit import VisionTransformerFamily
 
-FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily()]
+FAMILIES: list[Family] = [
+    VisionTransformerFamily(),
+    EvaFamily(),
+    SwinFamily(),
+    PvtFamily(),
+    PitFamily(),
+    CrossVitFamily(),
+]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "supported"]
