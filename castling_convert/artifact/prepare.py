@@ -46,10 +46,15 @@ class Deployable(nn.Module):
             # Cast first: TensorRT does nothing else with uint8.
             x = x.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
         features = self.task.features(self.model, x.to(self.dtype))
-        out = self.task.head(self.model, features.float())
+        out = self.task.head(self.model, _float32(features))
         if self.signature.output == "probabilities":
             out = self.task.probabilities(out)
         return out.to(getattr(torch, self.signature.dtype))
+
+
+def _float32(features: Any) -> Any:
+    """Of all branches, where a model has several."""
+    return features.float() if isinstance(features, Tensor) else [branch.float() for branch in features]
 
 
 def prepare(

@@ -11,12 +11,15 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .beit import BeitFamily
+from .crossvit import CrossVitFamily
 from .eva import EvaFamily
 from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
 from .levit import LevitFamily
 from .mvit import MultiScaleFamily
 from .naflex import NaFlexFamily
+from .pit import PitFamily
+from .pvt import PvtFamily
 from .refused import REASONS, UNKNOWN
 from .relpos import RelPosFamily
 from .sam import SamFamily
@@ -36,6 +39,9 @@ FAMILIES: list[Family] = [
     LevitFamily(),
     MultiScaleFamily(),
     BeitFamily(),
+    PvtFamily(),
+    PitFamily(),
+    CrossVitFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 

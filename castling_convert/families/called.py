@@ -33,12 +33,14 @@ class CalledFamily(Family):
     Attributes:
         models: classes of models.
         readers: by the exact class of an attention module, what reads it; made of the module alone.
-        reasons: by the class of another attention module, why it stays.
+        reasons: by the class of another attention module, why it stays. on_maps: those of them that are called with
+            channels before places.
     """
 
     models: ClassVar[tuple[type[nn.Module], ...]]
     readers: ClassVar[Mapping[type[nn.Module], type[Any]]]
     reasons: ClassVar[Mapping[type[nn.Module], str]] = {}
+    on_maps: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, self.models)
@@ -46,12 +48,6 @@ class CalledFamily(Family):
     def kept_because(self, module: nn.Module) -> str | None:
         """Why one module of a class in `readers` can't be castled all the same."""
         return None
-
-    def reader(self, model: nn.Module, name: str) -> Reader:
-        """What reads the attention module `name` of a softmax model, which it may look at for what the module does not
-        know."""
-        module = model.get_submodule(name)
-        return self.readers[type(module)](module)
 
     def layers(self, model: nn.Module, image_size: Size | None = None) -> list[AttentionLayer]:
         size = image_size or self.image_size(model)
@@ -62,38 +58,41 @@ class CalledFamily(Family):
         names = [name for name, module in skeleton.named_modules() if isinstance(module, kinds)]
         found: list[AttentionLayer] = []
         blocks: list[str] = []
+        # Before the forward, which they may follow.
+        readers = {name: self.reader(skeleton, name) for name in names if self._why(skeleton, name) is None}
         calls, macs = _calls(skeleton, names, size)
         for name, call in calls.items():
+            module: Any = skeleton.get_submodule(name)
             parent = name.rpartition(".")[0]
             blocks += [] if parent in blocks else [parent]
-            found.append(self._described(skeleton, name, call, macs[name], blocks.index(parent)))
+            if name in readers:
+                found.append(_described(name, module, call, macs[name], blocks.index(parent), readers[name]))
+                continue
+            tokens, dim = _size_of(call, 1 if isinstance(module, self.on_maps) else -1)
+            heads = getattr(module, "num_heads", 1)
+            kept = AttentionLayer(
+                name=name, block=blocks.index(parent), kind=type(module).__name__, num_heads=heads,
+                head_dim=dim // heads, tokens=tokens, grid=(1, tokens), prefix=0, dim=dim, keys=tokens,
+                reason=self._why(skeleton, name),
+            )  # fmt: skip
+            found.append(kept)
         return found
 
-    def _described(self, model: nn.Module, name: str, call: _Call, macs: int, block: int) -> AttentionLayer:
-        module: Any = model.get_submodule(name)
-        reason = next((why for kind, why in self.reasons.items() if type(module) is kind), None)
-        if reason is None and type(module) not in self.readers:
-            reason = f"{type(module).__name__} changes timm's attention in a way that is not known here"
-        reason = reason or self.kept_because(module)
-        if reason is not None:
-            tokens, dim = _size_of(call)
-            heads = getattr(module, "num_heads", 1)
-            return AttentionLayer(
-                name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=dim // heads,
-                tokens=tokens, grid=(1, tokens), prefix=0, dim=dim, keys=tokens, reason=reason,
-            )  # fmt: skip
-        reader = self.reader(model, name)
-        reading = reader.read(*call.inputs, **call.more)
-        windows, heads, tokens, head_dim = reading.q.shape
-        keys, value_dim = reading.v.shape[2:]
-        products = windows * heads * tokens * keys * (head_dim + value_dim)
-        return AttentionLayer(
-            name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=head_dim, tokens=tokens,
-            grid=(reader.grid.height, reader.grid.width), prefix=reader.grid.prefix, dim=reader.dim, keys=keys,
-            value_dim=value_dim, extra=reader.extra, windows=windows,
-            regions=reading.regions.count if reading.regions is not None else 1,
-            queries_are_keys=reader.on_grid, takes_windows=reader.takes_windows, projections=macs - products,
-        )  # fmt: skip
+    def _why(self, model: nn.Module, name: str) -> str | None:
+        """Why the layer of this name can't be castled."""
+        module = model.get_submodule(name)
+        if type(module) in self.reasons:
+            return self.reasons[type(module)]
+        if type(module) not in self.readers:
+            return f"{type(module).__name__} changes timm's attention in a way that is not known here"
+        return self.kept_because(module)
+
+    def reader(self, model: nn.Module, name: str) -> Reader:
+        """What reads the castable layer of this name. A family may look at the model for what the module does not know,
+        such as where the tokens lie that it is called with."""
+        module = model.get_submodule(name)
+        reader: Reader = self.readers[type(module)](module)
+        return reader
 
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Reader:
         reader = self.reader(model, layer.name)
@@ -155,6 +154,21 @@ class CalledFamily(Family):
         return features, 0
 
 
+def _described(name: str, module: nn.Module, call: _Call, macs: int, block: int, reader: Reader) -> AttentionLayer:
+    """A castable layer, after a forward of the model."""
+    reading = reader.read(*call.inputs, **call.more)
+    windows, heads, tokens, head_dim = reading.q.shape
+    keys, value_dim = reading.v.shape[2:]
+    products = windows * heads * tokens * keys * (head_dim + value_dim)
+    return AttentionLayer(
+        name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=head_dim, tokens=tokens,
+        grid=(reader.grid.height, reader.grid.width), prefix=reader.grid.prefix, dim=reader.dim, keys=keys,
+        value_dim=value_dim, extra=reader.extra, windows=windows,
+        regions=reading.regions.count if reading.regions is not None else 1,
+        queries_are_keys=reader.on_grid, takes_windows=reader.takes_windows, projections=macs - products,
+    )  # fmt: skip
+
+
 def _calls(model: nn.Module, names: Sequence[str], size: Size) -> tuple[dict[str, _Call], dict[str, int]]:
     """How these modules of a model on the meta device are called for one image, in that order, and their MACs."""
     calls: dict[str, _Call] = {}
@@ -200,7 +214,7 @@ def _hooked(model: nn.Module, names: Sequence[str], seen: Any) -> Iterator[None]
             handle.remove()
 
 
-def _size_of(call: _Call) -> tuple[int, int]:
-    """Tokens and channels of what a module is called with, channels last."""
+def _size_of(call: _Call, channels: int) -> tuple[int, int]:
+    """Tokens and channels of what a module is called with, from this axis of it."""
     x = next(value for value in call.inputs if isinstance(value, Tensor))
-    return x[0, ..., 0].numel(), x.shape[-1]
+    return x[0].numel() // x.shape[channels], x.shape[channels]

@@ -1,0 +1,74 @@
+"""timm's PVTv2: keys of a map reduced by a strided convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import castling_convert as cc
+from castling_convert.errors import ModelError
+from castling_convert.families import family_of
+from tests.families import road
+from tests.models import LANDMARKS
+
+VARIANTS: dict[str, tuple[int, int]] = {"square": (64, 64), "odd": (72, 40)}
+
+
+def small(size: tuple[int, int], **arguments: Any) -> Any:
+    torch.manual_seed(0)
+    values = {"depths": (1, 1, 1), "embed_dims": (16, 16, 32), "num_heads": (1, 2, 2), "sr_ratios": (4, 2, 1)}
+    values |= {"mlp_ratios": (2, 2, 2)}
+    overlay = {"input_size": (3, *size)}
+    model = timm.create_model("pvt_v2_b0", num_classes=10, pretrained_cfg_overlay=overlay, **values, **arguments)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request: pytest.FixtureRequest) -> Any:
+    return small(VARIANTS[request.param])
+
+
+def test_open_student_is_the_teacher(model: Any) -> None:
+    student = road.open_student_is_the_teacher(model)
+    assert all(layer.status == "castled" for layer in student.castling.layers)
+
+
+def test_closed_student_folds(model: Any) -> None:
+    road.closed_student_folds(model)
+
+
+def test_linear_form_is_its_matrix(model: Any) -> None:
+    road.linear_form_is_its_matrix(model)
+
+
+@pytest.mark.slow
+def test_from_castle_to_onnx(tmp_path) -> None:
+    road.from_castle_to_onnx(small(VARIANTS["odd"]), tmp_path)
+
+
+def test_only_unreduced_keys_have_a_residual_on_the_grid() -> None:
+    model = small((64, 64))
+    layers = family_of(model).layers(model)
+    assert [(layer.tokens, layer.keys, layer.grid) for layer in layers] == [
+        (256, 16, (4, 4)), (64, 16, (4, 4)), (16, 16, (4, 4)),
+    ]  # fmt: skip
+    student: Any = cc.castle(model, cc.Recipe.parse({"attention": LANDMARKS}, "test"))
+    found = [student.get_submodule(layer.name).depthwise is not None for layer in layers]
+    assert found == [layer.queries_are_keys for layer in layers] == [False, False, True]
+
+
+def test_keys_pooled_to_a_constant_are_kept_with_the_reason() -> None:
+    with pytest.raises(ModelError, match="pooled to 7x7 places whatever the image"):
+        cc.castle(small((64, 64), linear=True))
+
+
+def test_another_image_size_needs_nothing() -> None:
+    model = small((64, 64))
+    family = family_of(model)
+    assert [layer.tokens for layer in family.layers(model, (96, 64))] == [384, 96, 24]
+    family.resize_(model, (96, 64))
+    assert family.image_size(model) == (96, 64)
+    road.open_student_is_the_teacher(model)
