@@ -11,10 +11,12 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .beit import BeitFamily
+from .convit import ConvitFamily
 from .eva import EvaFamily
 from .levit import LevitFamily
 from .mvit import MultiScaleFamily
 from .swin import SwinFamily
+from .volo import VoloFamily
 from .vit import VisionTransformerFamily
 
 FAMILIES: list[Family] = [
@@ -24,6 +26,8 @@ FAMILIES: list[Family] = [
     LevitFamily(),
     MultiScaleFamily(),
     BeitFamily(),
+    ConvitFamily(),
+    VoloFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
