@@ -16,8 +16,8 @@ from .eva import EvaFamily
 from .levit import LevitFamily
 from .mvit import MultiScaleFamily
 from .swin import SwinFamily
-from .volo import VoloFamily
 from .vit import VisionTransformerFamily
+from .volo import VoloFamily
 
 FAMILIES: list[Family] = [
     VisionTransformerFamily(),
