@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .beit import BeitFamily
+from .convit import ConvitFamily
 from .crossvit import CrossVitFamily
 from .eva import EvaFamily
 from .hiera import HieraFamily
@@ -26,6 +27,7 @@ from .sam import SamFamily
 from .skeleton import skeleton
 from .swin import SwinFamily
 from .vit import VisionTransformerFamily
+from .volo import VoloFamily
 
 FAMILIES: list[Family] = [
     VisionTransformerFamily(),
@@ -42,6 +44,8 @@ FAMILIES: list[Family] = [
     PvtFamily(),
     PitFamily(),
     CrossVitFamily(),
+    ConvitFamily(),
+    VoloFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
