@@ -106,4 +106,4 @@ def _with_others(
     far = q.reshape(B, heads, windows * size, d) @ keys.transpose(-2, -1) + added
     weights = torch.cat([near, far.reshape(B, groups, size, M)], -1).softmax(-1)
     near, far = weights.split((size, M), -1)
-    return near @ v + (far.reshape(B, heads, windows * size, M) @ values).reshape(B, groups, size, d)
+    return near @ v + (far.reshape(B, heads, windows * size, M) @ values).reshape(v.shape)

@@ -11,10 +11,11 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .eva import EvaFamily
+from .maxxvit import MaxxVitFamily
 from .swin import SwinFamily
 from .vit import VisionTransformerFamily
 
-FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily()]
+FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily(), MaxxVitFamily()]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "supported"]
