@@ -17,6 +17,7 @@ from .eva import EvaFamily
 from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
 from .levit import LevitFamily
+from .maxxvit import MaxxVitFamily
 from .mvit import MultiScaleFamily
 from .naflex import NaFlexFamily
 from .pit import PitFamily
@@ -46,6 +47,7 @@ FAMILIES: list[Family] = [
     CrossVitFamily(),
     ConvitFamily(),
     VoloFamily(),
+    MaxxVitFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
