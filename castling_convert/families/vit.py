@@ -33,7 +33,7 @@ class VisionTransformerFamily(Family):
     readers: Mapping[type[nn.Module], type[Reader]] = READERS
     """Of other attention, by its exact class."""
     title = "timm VisionTransformer"
-    timm_modules: tuple[str, ...] = ("vision_transformer", "deit", "vision_transformer_hybrid")
+    timm_modules: tuple[str, ...] = ("vision_transformer", "deit", "vision_transformer_hybrid", "vitamin")
 
     def matches(self, model: nn.Module) -> bool:
         return isinstance(model, VisionTransformer)
