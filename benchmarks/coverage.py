@@ -10,6 +10,7 @@ finds is held against the list of names that `castling models` shows. Some twent
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import sys
 import time
 from collections import Counter, defaultdict
@@ -50,7 +51,11 @@ def page(found: dict[str, tuple[int, Counter[str]]], refused: dict[str, str], mi
         lines.append(
             f"| {family.title} | {', '.join(family.timm_modules)} | {len(names)} | {castled} | {why or 'none'} |"
         )
-    lines += ["", "## Refused", "", "| names | why | of timm's modules |", "|---|---|---|"]
+    lines += ["", "## What becomes of their attention", ""]
+    for family in FAMILIES:
+        about = (inspect.getmodule(type(family)).__doc__ or "").strip()  # type: ignore[union-attr]
+        lines += [f"### {family.title}", "", about, ""]
+    lines += ["## Refused", "", "| names | why | of timm's modules |", "|---|---|---|"]
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name, why in refused.items():
         by_reason[why].append(name)

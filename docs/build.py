@@ -1,21 +1,27 @@
-"""Writes docs/reference.md from the registries: `python docs/build.py`."""
+"""Writes docs/reference.md and the README's table of models from the registries: `python docs/build.py`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import timm
 
 from castling_convert import errors
 from castling_convert.artifact.precision import PRECISIONS
 from castling_convert.attention import FORMS, AttentionConfig
 from castling_convert.exporting import FORMATS
-from castling_convert.families import FAMILIES
+from castling_convert.families import FAMILIES, castable_names
 from castling_convert.loading import ALIASES
 from castling_convert.quantize import QUANTIZERS
 from castling_convert.recipe import Recipe, shipped
 from castling_convert.tasks import TASKS
 
-FILE = Path(__file__).parent / "reference.md"
+FILE, README = Path(__file__).parent / "reference.md", Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- models: made by docs/build.py -->", "<!-- end of models -->"
+ABREAST = 3
+"""Families in a row of the README's table."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -82,6 +88,32 @@ def page() -> str:
     return f"# Reference\n\nMade from the registries by `python docs/build.py`; a test holds it current.\n\n{body}\n"
 
 
+def counts() -> dict[str, int]:
+    """How many timm names of each family can be castled, the largest family first."""
+    found: Counter[str] = Counter()
+    for name in castable_names():
+        module = timm.models.model_entrypoint(name).__module__.removeprefix("timm.models.")
+        family = next(family for family in reversed(FAMILIES) if module in family.timm_modules)
+        found[family.title.removeprefix("timm ")] += 1
+    return dict(found.most_common())
+
+
+def models() -> str:
+    """The README's table: some families abreast, so that it fits on a screen."""
+    cells = [(title, str(count)) for title, count in counts().items()]
+    cells += [("", "")] * (-len(cells) % ABREAST)
+    height = len(cells) // ABREAST
+    rows = [[text for column in range(ABREAST) for text in cells[row + column * height]] for row in range(height)]
+    return table(("family", "names") * ABREAST, rows)
+
+
+def readme(text: str) -> str:
+    """`text` with today's table of models."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{models()}\n{END}{rest.split(END)[1]}"
+
+
 if __name__ == "__main__":
     FILE.write_text(page(), encoding="utf-8")
-    print(f"wrote {FILE}")
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {FILE} and {README}")

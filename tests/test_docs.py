@@ -16,6 +16,13 @@ def test_the_reference_is_current() -> None:
     assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == build["page"](), "run: python docs/build.py"
 
 
+def test_the_readmes_table_of_models_is_current() -> None:
+    build = runpy.run_path(str(ROOT / "docs" / "build.py"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == build["readme"](text), "run: python docs/build.py"
+    assert build["models"]().count("\n") < 24  # a screen
+
+
 @pytest.mark.parametrize(
     "file", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 )
