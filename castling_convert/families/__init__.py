@@ -13,9 +13,10 @@ from .base import AttentionLayer, Family
 from .eva import EvaFamily
 from .maxxvit import MaxxVitFamily
 from .swin import SwinFamily
+from .swin_v2 import SwinV2Family
 from .vit import VisionTransformerFamily
 
-FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily(), MaxxVitFamily()]
+FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily(), MaxxVitFamily(), SwinV2Family()]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "supported"]
