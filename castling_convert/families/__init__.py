@@ -10,13 +10,29 @@ from torch import nn
 
 from ..errors import ModelError
 from .base import AttentionLayer, Family
+from .davit import DaVitFamily
 from .eva import EvaFamily
+from .gcvit import GcVitFamily
 from .maxxvit import MaxxVitFamily
+from .nest import NestFamily
 from .swin import SwinFamily
 from .swin_v2 import SwinV2Family
+from .tiny_vit import TinyVitFamily
+from .twins import TwinsFamily
 from .vit import VisionTransformerFamily
 
-FAMILIES: list[Family] = [VisionTransformerFamily(), EvaFamily(), SwinFamily(), MaxxVitFamily(), SwinV2Family()]
+FAMILIES: list[Family] = [
+    VisionTransformerFamily(),
+    EvaFamily(),
+    SwinFamily(),
+    MaxxVitFamily(),
+    SwinV2Family(),
+    DaVitFamily(),
+    GcVitFamily(),
+    TinyVitFamily(),
+    TwinsFamily(),
+    NestFamily(),
+]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = ["FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "supported"]

@@ -33,7 +33,7 @@ class CosineReader(WindowReader):
     def projected(self, x: Tensor) -> Tensor:
         return self.qkv(x)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         q, k, v = split_heads(self.projected(x), self.num_heads)
         return *cosine(q, k, self.logit_scale), v
 
