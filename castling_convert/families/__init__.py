@@ -13,13 +13,16 @@ from .base import AttentionLayer, Family
 from .beit import BeitFamily
 from .convit import ConvitFamily
 from .crossvit import CrossVitFamily
+from .davit import DaVitFamily
 from .eva import EvaFamily
+from .gcvit import GcVitFamily
 from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
 from .levit import LevitFamily
 from .maxxvit import MaxxVitFamily
 from .mvit import MultiScaleFamily
 from .naflex import NaFlexFamily
+from .nest import NestFamily
 from .pit import PitFamily
 from .pvt import PvtFamily
 from .refused import REASONS, UNKNOWN
@@ -27,6 +30,9 @@ from .relpos import RelPosFamily
 from .sam import SamFamily
 from .skeleton import skeleton
 from .swin import SwinFamily
+from .swin_v2 import SwinV2Family
+from .tiny_vit import TinyVitFamily
+from .twins import TwinsFamily
 from .vit import VisionTransformerFamily
 from .volo import VoloFamily
 
@@ -48,6 +54,12 @@ FAMILIES: list[Family] = [
     ConvitFamily(),
     VoloFamily(),
     MaxxVitFamily(),
+    SwinV2Family(),
+    DaVitFamily(),
+    GcVitFamily(),
+    TinyVitFamily(),
+    TwinsFamily(),
+    NestFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 

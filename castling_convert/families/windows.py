@@ -70,21 +70,22 @@ class WindowReader(BiasedReader):
         self.grid.height, self.grid.width = attention.window_size
         self.start_(bias)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """q, k and v, each [B·W, heads, N, d]."""
         return split_heads(self.qkv(x), self.num_heads)
 
     def read(self, x: Tensor, mask: Tensor | None = None) -> Reading:
-        return self.reading(*self.heads(x), mask)
+        q, k, v = self.heads(x)
+        return self.reading(q, k, v, mask)
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         return self.proj_drop(self.proj(y))
 
 
-def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, N, 3·heads·d], ordered q, k, v, as each of these, [B, heads, N, d]."""
-    B, N, _ = qkv.shape
-    return qkv.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # type: ignore[return-value]
+def split_heads(x: Tensor, num_heads: int, parts: int = 3) -> tuple[Tensor, ...]:
+    """[B, N, parts·heads·d], such as q, k and v in this order, as each of these, [B, heads, N, d]."""
+    B, N, _ = x.shape
+    return x.reshape(B, N, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def cosine(q: Tensor, k: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
