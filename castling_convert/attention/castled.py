@@ -74,6 +74,7 @@ class CastledBase(nn.Module):
         if isinstance(source, Reader):
             self.config = config.where(on_grid=source.on_grid, takes_windows=source.takes_windows)
             self.reader = source
+            vars(self).update(source.seen)
             self.dim, self.key_dim, self.value_dim = source.dim, source.head_dim + source.extra, source.value_dim
         else:
             self.config = config

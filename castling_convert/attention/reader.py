@@ -14,7 +14,9 @@ exactly, for r more dimensions of q and of k.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -91,6 +93,7 @@ class Reader(nn.Module):
         on_grid: whether queries and keys are the same tokens, on `grid`, so that windows and a depthwise residual on v
             have a meaning. takes_windows: whether more windows have one, too.
         masked: whether it has regions. windows: how many of them it is called with for one image.
+        seen: attributes of the softmax layer that the model around it looks at.
     """
 
     num_heads: int
@@ -103,6 +106,7 @@ class Reader(nn.Module):
     takes_windows: bool = True
     masked: bool = False
     windows: int = 1
+    seen: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, prefix: int = 0) -> None:
         super().__init__()
@@ -111,6 +115,10 @@ class Reader(nn.Module):
     def read(self, *inputs: Any, **more: Any) -> Reading:
         """What the layer is called with, as q, k and v."""
         raise NotImplementedError
+
+    def refuses(self, *inputs: Any, **more: Any) -> str | None:
+        """Why a layer that is called so can't be castled; None where it can."""
+        return None
 
     def write(self, y: Tensor, reading: Reading) -> Any:
         """What the layer returns, of merged heads y, [B, N_q, heads·d_v]."""

@@ -36,7 +36,7 @@ class CalledFamily(Family):
         reasons: by the class of another attention module, why it stays.
     """
 
-    models: ClassVar[tuple[type[nn.Module], ...]]
+    models: ClassVar[tuple[type[nn.Module], ...]] = ()
     readers: ClassVar[Mapping[type[nn.Module], type[Any]]]
     reasons: ClassVar[Mapping[type[nn.Module], str]] = {}
 
@@ -47,6 +47,18 @@ class CalledFamily(Family):
         """Why one module of a class in `readers` can't be castled all the same."""
         return None
 
+    def token_grid(self, model: nn.Module) -> TokenGrid | None:
+        """Where the patches of all its layers lie, where the readers can't tell."""
+        return None
+
+    def reader(self, model: nn.Module, module: nn.Module) -> Reader:
+        """Of one attention module of `model`."""
+        reader: Reader = self.readers[type(module)](module)
+        grid = self.token_grid(model)
+        if grid is not None:
+            reader.grid = grid
+        return reader
+
     def layers(self, model: nn.Module, image_size: Size | None = None) -> list[AttentionLayer]:
         size = image_size or self.image_size(model)
         skeleton = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
@@ -56,29 +68,37 @@ class CalledFamily(Family):
         names = [name for name, module in skeleton.named_modules() if isinstance(module, kinds)]
         found: list[AttentionLayer] = []
         blocks: list[str] = []
-        calls, macs = _calls(skeleton, names, size)
+        calls, macs = _calls(skeleton, names, (self.channels(model), *size))
         for name, call in calls.items():
-            module: Any = skeleton.get_submodule(name)
             parent = name.rpartition(".")[0]
             blocks += [] if parent in blocks else [parent]
-            found.append(self._described(name, module, call, macs[name], blocks.index(parent)))
+            found.append(self._described(skeleton, name, call, macs[name], blocks.index(parent)))
         return found
 
-    def _described(self, name: str, module: Any, call: _Call, macs: int, block: int) -> AttentionLayer:
+    def _described(self, model: nn.Module, name: str, call: _Call, macs: int, block: int) -> AttentionLayer:
+        module: Any = model.get_submodule(name)
         reason = next((why for kind, why in self.reasons.items() if type(module) is kind), None)
         if reason is None and type(module) not in self.readers:
             reason = f"{type(module).__name__} changes timm's attention in a way that is not known here"
         reason = reason or self.kept_because(module)
-        if reason is not None:
+        reader = self.reader(model, module) if reason is None else None
+        if reader is not None:
+            reason = reader.refuses(*call.inputs, **call.more)
+        if reader is None or reason is not None:
             tokens, dim = _size_of(call)
             heads = getattr(module, "num_heads", 1)
             return AttentionLayer(
                 name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=dim // heads,
                 tokens=tokens, grid=(1, tokens), prefix=0, dim=dim, keys=tokens, reason=reason,
             )  # fmt: skip
-        reader: Reader = self.readers[type(module)](module)
         reading = reader.read(*call.inputs, **call.more)
         windows, heads, tokens, head_dim = reading.q.shape
+        if reader.on_grid and reader.grid.tokens != tokens:
+            grid = reader.grid
+            raise ModelError(
+                f"{name} has {tokens} tokens, and {self.title} says that they are {grid.height}x{grid.width} patches "
+                f"and {grid.prefix} prefix tokens; correct the family's token_grid(model), or the grid in its reader"
+            )
         keys, value_dim = reading.v.shape[2:]
         products = windows * heads * tokens * keys * (head_dim + value_dim)
         return AttentionLayer(
@@ -91,7 +111,7 @@ class CalledFamily(Family):
 
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Reader:
         module = model.get_submodule(layer.name)
-        reader: Reader = self.readers[type(module)](module)
+        reader = self.reader(model, module)
         reader.grid.height, reader.grid.width = layer.grid
         reader.windows = layer.windows
         return reader
@@ -109,8 +129,13 @@ class CalledFamily(Family):
         return list(dict.fromkeys(found))
 
     def image_size(self, model: nn.Module) -> Size:
-        from timm.models import get_model_input_config
+        from timm.models import get_model_input_config, get_model_traits
 
+        said = getattr(model, "pretrained_cfg", None) or {}
+        if "input_size" not in said and not get_model_traits(model).get("img_size"):
+            raise ModelError(
+                f"{type(model).__name__} does not say how large its images are; give its family an image_size(model)"
+            )
         _, height, width = get_model_input_config(model)["input_size"]
         return height, width
 
@@ -136,20 +161,23 @@ class CalledFamily(Family):
                 model.set_submodule(name, Float32Norm(model.get_submodule(name)))
 
     def head_modules(self, model: Any) -> set[str]:
-        """Names of the model's own modules that `forward_head` runs, which stay in float32."""
+        """Names of the model's own modules that `head` runs, which stay in float32."""
         skeleton = copy.deepcopy(model).eval().to("meta")
         found: set[str] = set()
         with _hooked(skeleton, [name for name, _ in skeleton.named_children()], lambda name, *_: found.add(name)):
-            features = skeleton.forward_features(_image(skeleton, self.image_size(model)))
+            features = self.features(skeleton, _image(skeleton, self.input_size(skeleton)))
             found.clear()
-            skeleton.forward_head(features)
+            self.head(skeleton, features)
         return found
 
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
-        return features, 0
+        grid = self.token_grid(model)
+        return super().tokens(model, features)[0], grid.prefix if grid is not None and features.ndim == 3 else 0
 
 
-def _calls(model: nn.Module, names: Sequence[str], size: Size) -> tuple[dict[str, _Call], dict[str, int]]:
+def _calls(
+    model: nn.Module, names: Sequence[str], size: tuple[int, int, int]
+) -> tuple[dict[str, _Call], dict[str, int]]:
     """How these modules of a model on the meta device are called for one image, in that order, and their MACs."""
     calls: dict[str, _Call] = {}
     images = _image(model, size)
@@ -164,19 +192,16 @@ def _calls(model: nn.Module, names: Sequence[str], size: Size) -> tuple[dict[str
             model(images)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ModelError(
-                f"{type(model).__name__} can't take images of {size[0]}x{size[1]}: {error}; give another --image-size"
+                f"{type(model).__name__} can't take images of {size[1]}x{size[2]}: {error}; give another --image-size"
             ) from None
     counts = counter.get_flop_counts()
     whole = f"{type(model).__name__}."
     return calls, {name: sum(counts.get(whole + name, {}).values()) // 2 for name in names}
 
 
-def _image(model: nn.Module, size: Size) -> Tensor:
+def _image(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
     """One image on the meta device, [1, C, H, W]."""
-    from timm.models import get_model_input_config
-
-    channels = get_model_input_config(model)["input_size"][0]
-    return torch.empty(1, channels, *size, device="meta", dtype=next(model.parameters()).dtype)
+    return torch.empty(1, *size, device="meta", dtype=next(model.parameters()).dtype)
 
 
 @contextmanager
