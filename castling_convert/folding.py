@@ -97,14 +97,15 @@ def certify(student: nn.Module, images: Tensor) -> tuple[nn.Module, FoldCertific
 
 def _block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     outputs: dict[str, Tensor] = {}
+    family = family_of(model)
     handles = [
         model.get_submodule(name).register_forward_hook(
             lambda _m, _i, out, name=name: outputs.__setitem__(name, _tensor(out))
         )
-        for name in family_of(model).block_names(model)
+        for name in family.block_names(model)
     ]
     try:
-        return model(images), outputs
+        return family.head(model, family.features(model, images)), outputs
     finally:
         for handle in handles:
             handle.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import urllib.error
@@ -77,3 +78,11 @@ def test_convert_in_python():
     out = run("convert_in_python.py")
     assert "model.onnx" in out
     assert "differs from torch by" in out
+
+
+@pytest.mark.parametrize("name", ["custom_model.py", "custom_transformer.py"])
+def test_your_own_model(name):
+    out = run(name)
+    assert out.count(": castled, ") == 2
+    error = float(re.search(r"onnx differs from torch by (\S+),", out)[1])
+    assert error < 1e-4

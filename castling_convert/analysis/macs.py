@@ -9,16 +9,16 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..families import input_size_of
+
 
 def count_macs(model: nn.Module) -> int:
     """MACs of one forward of one image at the model's own input size, matrix products and convolutions.
 
     Counted on the meta device, so nothing is computed; a multiply-accumulate is two of torch's FLOPs.
     """
-    from timm.models import get_model_input_config
-
     skeleton = copy.deepcopy(model).eval().requires_grad_(False).to("meta")
-    images = torch.empty(1, *get_model_input_config(model)["input_size"], device="meta")
+    images = torch.empty(1, *input_size_of(model), device="meta")
     dtype = next(model.parameters()).dtype
     # Attention as plain products: not every torch counts its fused kernels.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..attention import CastledAttention, ChannelsFirst, FoldedAttention
 from ..data.preprocessing import Preprocessing
 from ..errors import DataError, ExportError, FoldError, ModelError
-from ..families import family_of
+from ..families import family_of, input_size_of
 from ..tasks import task_of
 from .options import ExportOptions
 from .signature import Signature
@@ -105,9 +105,7 @@ def signature_of(model: Any, options: ExportOptions) -> Signature:
     Raises:
         ExportError: there is no preprocessing to bake in, or image sizes are no multiples of the patch.
     """
-    from timm.models import get_model_input_config
-
-    size = tuple(get_model_input_config(model)["input_size"])
+    size = input_size_of(model)
     dtype = "float32" if options.io == "fp32" else str(options.how.dtype).removeprefix("torch.")
     output = task_of(model).output
     signature = Signature(size, output=output, dtype=dtype)

@@ -75,8 +75,7 @@ class CastledBase(nn.Module):
             self.config = config.where(on_grid=source.on_grid, takes_windows=source.takes_windows)
             self.reader = source
             self.dim, self.key_dim, self.value_dim = source.dim, source.head_dim + source.extra, source.value_dim
-            for name, value in source.asked.items():
-                setattr(self, name, value)
+            vars(self).update(source.asked)
         else:
             self.config = config
             self.reader = None

@@ -118,6 +118,10 @@ class Reader(nn.Module):
         """What the layer is called with, as q, k and v."""
         raise NotImplementedError
 
+    def refuses(self, *inputs: Any, **more: Any) -> str | None:
+        """Why a layer that is called so can't be castled; None where it can."""
+        return None
+
     def write(self, y: Tensor, reading: Reading) -> Any:
         """What the layer returns, of merged heads y, [B, N_q, heads·d_v]."""
         raise NotImplementedError

@@ -19,7 +19,7 @@ from .layout import (
 )
 from .reading import load, load_trained, newest
 from .versions import version_of, versions
-from .writing import bundle_sha256, recover_from_kill, refuse_in_the_way, save, state_bytes
+from .writing import bundle_sha256, recover_from_kill, refuse_in_the_way, refuse_nameless, save, state_bytes
 
 __all__ = [
     "ALIGNED",
@@ -45,6 +45,7 @@ __all__ = [
     "read_summary",
     "recover_from_kill",
     "refuse_in_the_way",
+    "refuse_nameless",
     "save",
     "state_bytes",
     "version_of",

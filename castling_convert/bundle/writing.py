@@ -146,14 +146,22 @@ def _is_ours(path: Path) -> bool:
     return {written_half(file) or file.name for file in (path / TRAIN).iterdir()} <= IN_TRAIN
 
 
+def refuse_nameless(model: nn.Module) -> None:
+    """Raise BundleError for a model that timm did not create."""
+    if not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
+        raise BundleError(
+            f"only models from timm.create_model can be saved: a bundle is rebuilt by timm from its name, and this "
+            f"{type(model).__name__} has none; export() it as it is, and keep its state_dict()"
+        )
+
+
 def _config(model: nn.Module) -> dict[str, Any]:
     """timm's own description of the model, with the softmax architecture moved to `model_args.base`."""
     import tempfile
 
     from timm.models._hub import save_config_for_hf
 
-    if not getattr(model, "pretrained_cfg", None):
-        raise BundleError("only models from timm.create_model can be saved: a bundle is rebuilt by timm from its name")
+    refuse_nameless(model)
     castling: Castling = model.castling  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         save_config_for_hf(model, f"{folder}/{CONFIG}")

@@ -30,13 +30,19 @@ class Preprocessing:
         """From `model.pretrained_cfg` and the size the model was built for.
 
         Raises:
-            DataError: the model takes neither one nor three channels.
+            DataError: the model takes neither one nor three channels, or has no `pretrained_cfg`.
         """
         from timm.data import resolve_model_data_config
-        from timm.models import get_model_input_config
 
+        from ..families import input_size_of
+
+        if not getattr(model, "pretrained_cfg", None):
+            raise DataError(
+                f"{type(model).__name__} does not say how its images are normalised; pass a loader of tensors, or set "
+                "model.pretrained_cfg = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}, with its own values"
+            )
         config = resolve_model_data_config(model)
-        channels, height, width = get_model_input_config(model)["input_size"]
+        channels, height, width = input_size_of(model)
         mean, std = tuple(config["mean"]), tuple(config["std"])
         if channels == 1 and len(mean) == 3:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)

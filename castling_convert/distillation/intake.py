@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attention import CastledAttention, FoldedAttention
 from ..castling import castled_layers
 from ..errors import DataError, ModelError, described
-from ..families import family_of
+from ..families import family_of, input_size_of
 from ..tasks import task_of
 
 A_BATCH = "a batch is a float tensor or array [B, C, H, W], or a tuple that starts with one"
@@ -37,10 +37,8 @@ class Intake:
     """Images from whatever a loader gives, in the type of the model's weights."""
 
     def __init__(self, teacher: nn.Module) -> None:
-        from timm.models import get_model_input_config
-
         self.dtype = next(teacher.parameters()).dtype
-        self.shape = list(get_model_input_config(teacher)["input_size"])
+        self.shape = list(input_size_of(teacher))
 
     def images(self, batch: Any) -> Tensor:
         """[B, C, H, W], where the batch is.

@@ -7,13 +7,13 @@ from typing import Any
 
 from accelerate.utils import set_seed
 from rich.console import Console
-from timm.models import get_model_input_config
 from torch import nn
 
 from .. import bundle
 from ..data.randomness import undone_randomness
 from ..distillation.state import weights_sha256
 from ..errors import BundleError, WeightsError
+from ..families import input_size_of
 from ..files import expanded
 from ..loading import load_model
 from ..recipe import Recipe
@@ -60,7 +60,7 @@ def teacher_of(
         )
     if console is not None:
         console.print(f"loading the teacher {name} ...")
-    size = get_model_input_config(folded)["input_size"]
+    size = input_size_of(folded)
     left_out = ("img_size", "num_classes", "in_chans", "global_pool")
     extra = {key: value for key, value in _arguments(path).items() if key not in left_out}
     if name.startswith(("local-dir:", "hf-hub:")):

@@ -30,6 +30,10 @@ CHATTY = ("onnxscript", "onnx_ir", "torch.onnx", "torch.onnx._internal.exporter.
 QUANTIZER = "qdq"
 """What int8 is made by where nothing else is asked for."""
 SINGLE_FILE_LIMIT = 2 * 1024**3 - 2**20
+FIXED_BATCH = (
+    "the model's own code fixes the batch at that of one example, as len(x) and int(x.shape[0]) do; write x.shape[0] "
+    "there, or export with --batch N"
+)
 CHANNELS_FIRST: dict[str, ChannelsFirst] = {"fp32": "from_weights", "int8": "transposed"}
 """How castled layers are faster in onnxruntime; its int8 kernels need the weights on the right."""
 
@@ -77,9 +81,12 @@ def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
     batch = options.fixed_batch or 2
     signature = prepared.signature
     example = signature.inputs(probe_images(prepared.model, batch, size=signature.input_size[1:]))
-    return trace(
+    proto = trace(
         prepared, example, options, (signature.input, signature.output), (dynamic_axes(signature, options),)
     )  # fmt: skip
+    if options.dynamic and proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value:  # torch says nothing of it
+        raise ExportError(FIXED_BATCH)
+    return proto
 
 
 def trace(

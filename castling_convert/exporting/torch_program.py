@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._dynamo.exc import UserError
 
 from ..artifact.options import ExportOptions
 from ..artifact.prepare import prepare
@@ -22,7 +23,7 @@ from ..attention import FoldedAttention
 from ..data.probe import probe_images
 from ..errors import ExportError, OutputError, first_line
 from ..files import writing_file
-from .onnx_graph import dynamic_axes
+from .onnx_graph import FIXED_BATCH, dynamic_axes
 from .torch_trust import trusted
 
 METADATA = "castling.json"
@@ -55,8 +56,11 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     batch = options.fixed_batch or 2
     example = prepared.signature.inputs(probe_images(prepared.model, batch, size=prepared.signature.input_size[1:]))
     shapes = (dynamic_axes(prepared.signature, options),)
-    with torch.no_grad():
-        program = torch.export.export(prepared, (example,), dynamic_shapes=shapes)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(prepared, (example,), dynamic_shapes=shapes)
+    except UserError:
+        raise ExportError(FIXED_BATCH) from None
     metadata: dict[str, Any] = {
         PRECISION: options.precision, SIGNATURE: prepared.signature.to_json(), "batch": options.fixed_batch,
     }  # fmt: skip

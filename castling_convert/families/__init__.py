@@ -1,7 +1,7 @@
 """Model families: how to find attention layers and read their weights, one small file each.
 
-A new family is one new file with a subclass of `Family` and one line in `FAMILIES`. The command line's
-help, `castling models`, `doctor` and the tests are made from this registry.
+A new family is one new file with a subclass of `Family` and one line in `FAMILIES`, or `register(family)` from
+outside. The command line's help, `castling models`, `doctor` and the tests are made from this registry.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .beit import BeitFamily
+from .called import CalledFamily
 from .convit import ConvitFamily
 from .crossvit import CrossVitFamily
 from .davit import DaVitFamily
@@ -20,6 +21,7 @@ from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
 from .levit import LevitFamily
 from .maxxvit import MaxxVitFamily
+from .multihead import MultiheadReader
 from .mvit import MultiScaleFamily
 from .naflex import NaFlexFamily
 from .nest import NestFamily
@@ -32,6 +34,8 @@ from .skeleton import skeleton
 from .swin import SwinFamily
 from .swin_v2 import SwinV2Family
 from .tiny_vit import TinyVitFamily
+from .torchvision_swin import TorchvisionSwinFamily
+from .torchvision_vit import TorchvisionVitFamily
 from .twins import TwinsFamily
 from .vit import VisionTransformerFamily
 from .volo import VoloFamily
@@ -60,12 +64,33 @@ FAMILIES: list[Family] = [
     TinyVitFamily(),
     TwinsFamily(),
     NestFamily(),
+    TorchvisionVitFamily(),
+    TorchvisionSwinFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = [
-    "FAMILIES", "AttentionLayer", "Family", "castable_names", "family_of", "reason_of", "refused_names", "skeleton",
+    "FAMILIES", "AttentionLayer", "CalledFamily", "Family", "MultiheadReader", "castable_names", "family_of",
+    "input_size_of", "known_family", "reason_of", "refused_names", "register", "skeleton",
 ]  # fmt: skip
+
+
+def register(family: Family) -> None:
+    """Let every verb know the models of `family`; it is asked before those that were there."""
+    FAMILIES.append(family)
+
+
+def known_family(model: nn.Module) -> Family | None:
+    """The family that knows `model`, if one does."""
+    return next((family for family in reversed(FAMILIES) if family.matches(model)), None)
+
+
+def input_size_of(model: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of the images that `model` is made for now; of a model that no family knows what timm says."""
+    from timm.models import get_model_input_config
+
+    family = known_family(model)
+    return family.input_size(model) if family is not None else tuple(get_model_input_config(model)["input_size"])
 
 
 def family_of(model: nn.Module, name: str | None = None) -> Family:
@@ -74,9 +99,9 @@ def family_of(model: nn.Module, name: str | None = None) -> Family:
     Raises:
         ModelError: no family knows it; the message names the model and says why.
     """
-    for family in reversed(FAMILIES):
-        if family.matches(model):
-            return family
+    family = known_family(model)
+    if family is not None:
+        return family
     kind = type(model)
     called = f"{name} ({kind.__name__})" if name else kind.__name__
     why = REASONS.get(kind.__module__.removeprefix("timm.models."), UNKNOWN)

@@ -116,11 +116,35 @@ class Family(ABC):
     def image_size(self, model: nn.Module) -> Size:
         """What the model is made for now."""
 
+    def input_size(self, model: nn.Module) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.channels(model), *self.image_size(model)
+
     # What follows has an answer that is right for a model without the thing it is about.
 
+    def channels(self, model: nn.Module) -> int:
+        """Of the images that it takes."""
+        from timm.models import get_model_input_config
+
+        return get_model_input_config(model)["input_size"][0]
+
+    def classes(self, model: nn.Module) -> int | None:
+        """How many it tells apart, 0 where what it returns is features; None: as the model says itself."""
+        return None
+
+    def features(self, model: Any, images: Tensor) -> Tensor:
+        """What the head takes of images, [B, C, H, W]; all that the model returns where it has no two parts."""
+        return model.forward_features(images) if hasattr(model, "forward_features") else model(images)
+
+    def head(self, model: Any, features: Tensor) -> Tensor:
+        """What the model returns for images with these `features`, one tensor."""
+        return model.forward_head(features) if hasattr(model, "forward_head") else features
+
     def tokens(self, model: nn.Module, features: Tensor) -> tuple[Tensor, int]:
-        """What the model's `forward_features` gives, as tokens [B, N, C], and how many of them are prefix tokens."""
-        return features, getattr(model, "num_prefix_tokens", 0)
+        """What `features` gives, as tokens [B, N, C], and how many of them are prefix tokens. What is no tokens counts
+        as one."""
+        tokens = features if features.ndim == 3 else features.flatten(1)[:, None]
+        return tokens, getattr(model, "num_prefix_tokens", 0) if features.ndim == 3 else 0
 
     def has_token_dropout(self, model: nn.Module) -> bool:
         """Whether training drops tokens, which empties places of the patch grid."""

@@ -37,7 +37,7 @@ class CalledFamily(Family):
             channels before places.
     """
 
-    models: ClassVar[tuple[type[nn.Module], ...]]
+    models: ClassVar[tuple[type[nn.Module], ...]] = ()
     readers: ClassVar[Mapping[type[nn.Module], type[Any]]]
     reasons: ClassVar[Mapping[type[nn.Module], str]] = {}
     on_maps: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -47,6 +47,10 @@ class CalledFamily(Family):
 
     def kept_because(self, module: nn.Module) -> str | None:
         """Why one module of a class in `readers` can't be castled all the same."""
+        return None
+
+    def token_grid(self, model: nn.Module) -> TokenGrid | None:
+        """Where the patches of all its layers lie, where the readers can't tell."""
         return None
 
     def layers(self, model: nn.Module, image_size: Size | None = None) -> list[AttentionLayer]:
@@ -60,26 +64,26 @@ class CalledFamily(Family):
         blocks: list[str] = []
         # Before the forward, which they may follow.
         readers = {name: self.reader(skeleton, name) for name in names if self._why(skeleton, name) is None}
-        calls, macs = _calls(skeleton, names, size)
+        calls, macs = _calls(skeleton, names, (self.channels(model), *size))
         for name, call in calls.items():
-            module: Any = skeleton.get_submodule(name)
             parent = name.rpartition(".")[0]
             blocks += [] if parent in blocks else [parent]
-            if name in readers:
-                found.append(_described(name, module, call, macs[name], blocks.index(parent), readers[name]))
+            module: Any = skeleton.get_submodule(name)
+            reason = self._why(skeleton, name) or readers[name].refuses(*call.inputs, **call.more)
+            if reason is None:
+                found.append(self._described(name, module, call, macs[name], blocks.index(parent), readers[name]))
                 continue
             tokens, dim = _size_of(call, 1 if isinstance(module, self.on_maps) else -1)
             heads = getattr(module, "num_heads", 1)
             kept = AttentionLayer(
                 name=name, block=blocks.index(parent), kind=type(module).__name__, num_heads=heads,
-                head_dim=dim // heads, tokens=tokens, grid=(1, tokens), prefix=0, dim=dim, keys=tokens,
-                reason=self._why(skeleton, name),
+                head_dim=dim // heads, tokens=tokens, grid=(1, tokens), prefix=0, dim=dim, keys=tokens, reason=reason,
             )  # fmt: skip
             found.append(kept)
         return found
 
     def _why(self, model: nn.Module, name: str) -> str | None:
-        """Why the layer of this name can't be castled."""
+        """Why the layer of this name can't be castled, however it is called."""
         module = model.get_submodule(name)
         if type(module) in self.reasons:
             return self.reasons[type(module)]
@@ -90,9 +94,33 @@ class CalledFamily(Family):
     def reader(self, model: nn.Module, name: str) -> Reader:
         """What reads the castable layer of this name. A family may look at the model for what the module does not know,
         such as where the tokens lie that it is called with."""
-        module = model.get_submodule(name)
-        reader: Reader = self.readers[type(module)](module)
+        reader: Reader = self.readers[type(model.get_submodule(name))](model.get_submodule(name))
+        grid = self.token_grid(model)
+        if grid is not None:
+            reader.grid = grid
         return reader
+
+    def _described(
+        self, name: str, module: nn.Module, call: _Call, macs: int, block: int, reader: Reader
+    ) -> AttentionLayer:
+        """A castable layer, after a forward of the model."""
+        reading = reader.read(*call.inputs, **call.more)
+        windows, heads, tokens, head_dim = reading.q.shape
+        if reader.on_grid and reader.grid.tokens != tokens:
+            grid = reader.grid
+            raise ModelError(
+                f"{name} has {tokens} tokens, and {self.title} says that they are {grid.height}x{grid.width} patches "
+                f"and {grid.prefix} prefix tokens; correct the family's token_grid(model), or the grid in its reader"
+            )
+        keys, value_dim = reading.v.shape[2:]
+        products = windows * heads * tokens * keys * (head_dim + value_dim)
+        return AttentionLayer(
+            name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=head_dim, tokens=tokens,
+            grid=(reader.grid.height, reader.grid.width), prefix=reader.grid.prefix, dim=reader.dim, keys=keys,
+            value_dim=value_dim, extra=reader.extra, windows=windows,
+            regions=reading.regions.count if reading.regions is not None else 1,
+            queries_are_keys=reader.on_grid, takes_windows=reader.takes_windows, projections=macs - products,
+        )  # fmt: skip
 
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Reader:
         reader = self.reader(model, layer.name)
@@ -113,8 +141,13 @@ class CalledFamily(Family):
         return list(dict.fromkeys(found))
 
     def image_size(self, model: nn.Module) -> Size:
-        from timm.models import get_model_input_config
+        from timm.models import get_model_input_config, get_model_traits
 
+        said = getattr(model, "pretrained_cfg", None) or {}
+        if "input_size" not in said and not get_model_traits(model).get("img_size"):
+            raise ModelError(
+                f"{type(model).__name__} does not say how large its images are; give its family an image_size(model)"
+            )
         _, height, width = get_model_input_config(model)["input_size"]
         return height, width
 
@@ -141,35 +174,23 @@ class CalledFamily(Family):
                 model.set_submodule(name, Float32Norm(model.get_submodule(name)))
 
     def head_modules(self, model: Any) -> set[str]:
-        """Names of the model's own modules that `forward_head` runs, which stay in float32."""
+        """Names of the model's own modules that `head` runs, which stay in float32."""
         skeleton = copy.deepcopy(model).eval().to("meta")
         found: set[str] = set()
         with _hooked(skeleton, [name for name, _ in skeleton.named_children()], lambda name, *_: found.add(name)):
-            features = skeleton.forward_features(_image(skeleton, self.image_size(model)))
+            features = self.features(skeleton, _image(skeleton, self.input_size(skeleton)))
             found.clear()
-            skeleton.forward_head(features)
+            self.head(skeleton, features)
         return found
 
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
-        return features, 0
+        grid = self.token_grid(model)
+        return super().tokens(model, features)[0], grid.prefix if grid is not None and features.ndim == 3 else 0
 
 
-def _described(name: str, module: nn.Module, call: _Call, macs: int, block: int, reader: Reader) -> AttentionLayer:
-    """A castable layer, after a forward of the model."""
-    reading = reader.read(*call.inputs, **call.more)
-    windows, heads, tokens, head_dim = reading.q.shape
-    keys, value_dim = reading.v.shape[2:]
-    products = windows * heads * tokens * keys * (head_dim + value_dim)
-    return AttentionLayer(
-        name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=head_dim, tokens=tokens,
-        grid=(reader.grid.height, reader.grid.width), prefix=reader.grid.prefix, dim=reader.dim, keys=keys,
-        value_dim=value_dim, extra=reader.extra, windows=windows,
-        regions=reading.regions.count if reading.regions is not None else 1,
-        queries_are_keys=reader.on_grid, takes_windows=reader.takes_windows, projections=macs - products,
-    )  # fmt: skip
-
-
-def _calls(model: nn.Module, names: Sequence[str], size: Size) -> tuple[dict[str, _Call], dict[str, int]]:
+def _calls(
+    model: nn.Module, names: Sequence[str], size: tuple[int, int, int]
+) -> tuple[dict[str, _Call], dict[str, int]]:
     """How these modules of a model on the meta device are called for one image, in that order, and their MACs."""
     calls: dict[str, _Call] = {}
     images = _image(model, size)
@@ -184,19 +205,16 @@ def _calls(model: nn.Module, names: Sequence[str], size: Size) -> tuple[dict[str
             model(images)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ModelError(
-                f"{type(model).__name__} can't take images of {size[0]}x{size[1]}: {error}; give another --image-size"
+                f"{type(model).__name__} can't take images of {size[1]}x{size[2]}: {error}; give another --image-size"
             ) from None
     counts = counter.get_flop_counts()
     whole = f"{type(model).__name__}."
     return calls, {name: sum(counts.get(whole + name, {}).values()) // 2 for name in names}
 
 
-def _image(model: nn.Module, size: Size) -> Tensor:
+def _image(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
     """One image on the meta device, [1, C, H, W]."""
-    from timm.models import get_model_input_config
-
-    channels = get_model_input_config(model)["input_size"][0]
-    return torch.empty(1, channels, *size, device="meta", dtype=next(model.parameters()).dtype)
+    return torch.empty(1, *size, device="meta", dtype=next(model.parameters()).dtype)
 
 
 @contextmanager

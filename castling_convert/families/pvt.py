@@ -41,14 +41,17 @@ class PvtReader(Reader):
         return self.proj_drop(self.proj(y))
 
 
+POOLED = "its keys are pooled to 7x7 places whatever the image, which is linear in the tokens already"
+
+
 class PvtFamily(MapsFamily):
     title = "timm PVTv2"
     timm_modules = ("pvt_v2",)
     models = (PyramidVisionTransformerV2,)
     readers: ClassVar[Mapping[type[nn.Module], type[Reader]]] = {Attention: PvtReader}
-    excluded_names = frozenset({"pvt_v2_b2_li"})  # every layer of it is what `kept_because` says
+    excluded: Mapping[str, str] = {"pvt_v2_b2_li": POOLED}
 
     def kept_because(self, module: Any) -> str | None:
         if module.pool is None:
             return None
-        return "its keys are pooled to 7x7 places whatever the image, which is linear in the tokens already"
+        return POOLED

@@ -171,7 +171,8 @@ def convert(
         )
     else:
         family_of(model)
-        name, source = str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)), "given"
+        bundle.refuse_nameless(model)
+        name, source = str(model.pretrained_cfg["architecture"]), "given"
         teacher = copy.deepcopy(model).eval()
     kind = _task(teacher, task, name)
     preprocessing = Preprocessing.of(teacher)

@@ -9,9 +9,17 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..data.spec import ImageData
+from ..families import family_of, known_family
 
 Outputs = Callable[[Tensor], Tensor]
 """From images, [B, C, H, W], to what a model or an artifact returns."""
+
+
+def classes_of(model: nn.Module) -> int | None:
+    """How many classes a model tells apart: 0 where what it returns is features, None where nobody says."""
+    family = known_family(model)
+    said = family.classes(model) if family is not None else None
+    return getattr(model, "num_classes", None) if said is None else said
 
 
 class Score(Protocol):
@@ -45,12 +53,12 @@ class Task(ABC):
         return None
 
     def features(self, model: Any, images: Tensor) -> Tensor:
-        """The last tokens, [B, N, C], of images [B, C, H, W]."""
-        return model.forward_features(images)
+        """The last tokens, [B, N, C], of images [B, C, H, W]; what `head` takes."""
+        return family_of(model).features(model, images)
 
     def head(self, model: Any, features: Tensor) -> Tensor:
         """What `model` returns for images with these `features`."""
-        return model.forward_head(features)
+        return family_of(model).head(model, features)
 
     def probabilities(self, output: Tensor) -> Tensor:
         """What an artifact with its preprocessing baked in returns in place of `output`."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.loaders import eval_loader
 from ..data.spec import ImageData
 from ..errors import DataError
-from .base import Outputs, Task
+from .base import Outputs, Task, classes_of
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Classify(Task):
     name, output, distance = "classify", "logits", "nats"
 
     def matches(self, model: nn.Module) -> bool:
-        return getattr(model, "num_classes", 1) != 0
+        return classes_of(model) != 0
 
     def classes(self, model: Any) -> int | None:
-        return getattr(model, "num_classes", None)
+        return classes_of(model)
 
     def probabilities(self, output: Tensor) -> Tensor:
         return output.softmax(-1)
@@ -63,8 +63,9 @@ class Classify(Task):
     def usable(self, data: ImageData, model: Any) -> tuple[ImageData, str | None]:
         if data.classes is None:
             return data, "the data has no labels: agreement with the teacher only"
-        if data.classes != model.num_classes:
-            why = f"the data has {data.classes} classes and the model {model.num_classes}, so labels can't be compared"
+        classes = classes_of(model)
+        if data.classes != classes:
+            why = f"the data has {data.classes} classes and the model {classes}, so labels can't be compared"
             return replace(data, classes=None), f"{why}: agreement with the teacher only"
         return data, None
 

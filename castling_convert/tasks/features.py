@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.loaders import eval_loader
 from ..data.spec import ImageData
 from ..errors import DataError
-from .base import Outputs, Task
+from .base import Outputs, Task, classes_of
 
 FEWEST = 3
 """Images to compare features on: of two there is no choice of a nearest one."""
@@ -42,7 +42,7 @@ class Features(Task):
     name, output, distance = "features", "features", "cosine distance"
 
     def matches(self, model: nn.Module) -> bool:
-        return getattr(model, "num_classes", 1) == 0
+        return classes_of(model) == 0
 
     def loss(self, output: Tensor, expected: Tensor, temperature: float) -> None:
         """Nothing beside the last tokens, which the features are made of."""
