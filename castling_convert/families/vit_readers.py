@@ -34,15 +34,14 @@ class Difference(nn.Module):
     def __init__(self, attention: Any) -> None:
         super().__init__()
         self.sub_norm, self.start = attention.sub_norm, attention.lambda_init
-        self.scalars = attention.dual_lambda
+        self.scalars, self.value_dim = attention.dual_lambda, 2 * attention.head_dim
         names = ("lambda_a", "lambda_b") if self.scalars else ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
         for name in names:
             self.register_parameter(name, getattr(attention, name))
 
     def forward(self, y: Tensor) -> Tensor:
         """Merged heads, [B, N, heads·2·2d], to [B, N, heads·2d]."""
-        size = self.sub_norm.weight.shape[0]
-        first, second = y.reshape(*y.shape[:2], -1, 2, size).unbind(3)
+        first, second = y.reshape(*y.shape[:2], -1, 2, self.value_dim).unbind(3)
         return (self.sub_norm(first - self.share().to(y.dtype) * second) * (1 - self.start)).flatten(2)
 
     def share(self) -> Tensor:

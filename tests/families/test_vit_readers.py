@@ -12,6 +12,8 @@ from timm.layers import DiffAttention
 
 import castling_convert as cc
 from castling_convert.analysis.macs import count_macs
+from castling_convert.artifact.options import ExportOptions
+from castling_convert.artifact.prepare import prepare
 from castling_convert.attention import softmax_cost
 from castling_convert.families import family_of
 from castling_convert.families.vit_readers import Difference
@@ -61,6 +63,17 @@ def test_the_share_of_the_second_map_is_timms() -> None:
         attention = small(kind).blocks[1].attn
         assert attention.dual_lambda == kind.endswith("scalars")
         torch.testing.assert_close(Difference(attention).share(), attention._compute_lambda())
+
+
+@torch.no_grad()
+def test_half_precision_is_close(model: Any) -> None:
+    folded = cc.fold(closed_student(model, **LANDMARKS))
+    x = road.images_for(model)
+    half = prepare(folded, ExportOptions(precision="fp16"), fused=True)
+    expected = folded(x)
+    assert half.model.patch_embed.proj.weight.dtype == torch.float16
+    error = (half(x.half()).float() - expected).abs().max() / expected.abs().max()
+    assert 0 < error < 0.02
 
 
 class Through(torch.nn.Module):
