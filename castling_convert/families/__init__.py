@@ -11,10 +11,12 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .beit import BeitFamily
+from .cait import CaitFamily
 from .convit import ConvitFamily
 from .eva import EvaFamily
 from .levit import LevitFamily
 from .mvit import MultiScaleFamily
+from .rotary import RotaryFamily
 from .swin import SwinFamily
 from .vit import VisionTransformerFamily
 from .volo import VoloFamily
@@ -26,8 +28,10 @@ FAMILIES: list[Family] = [
     LevitFamily(),
     MultiScaleFamily(),
     BeitFamily(),
+    CaitFamily(),
     ConvitFamily(),
     VoloFamily(),
+    RotaryFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 

@@ -41,7 +41,8 @@ class PlainReader(Reader):
 
     def read(self, x: Tensor) -> Reading:
         """Tokens x, [B, N, C]."""
-        return Reading(*self.heads(self.qkv(x)))
+        q, k, v = self.heads(self.qkv(x))
+        return Reading(q, k, v)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """[B, N, parts·heads·d] as parts, [B, heads, N, d]."""

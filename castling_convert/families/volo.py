@@ -29,7 +29,8 @@ class VoloReader(Reader):
         """A map x, [B, H, W, C]."""
         self.grid.height, self.grid.width = x.shape[1:3]
         qkv = self.qkv(x).flatten(1, 2).unflatten(2, (3, self.num_heads, -1))
-        return Reading(*qkv.permute(2, 0, 3, 1, 4).unbind(0), rest=tuple(x.shape[1:3]))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return Reading(q, k, v, rest=tuple(x.shape[1:3]))
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         return self.proj_drop(self.proj(y.unflatten(1, reading.rest)))
