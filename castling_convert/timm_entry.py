@@ -11,8 +11,9 @@ from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, register_model
-from timm.models.vision_transformer import checkpoint_filter_fn
-from torch import nn
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
 
 ARCHITECTURE = "castled"
 """As in `bundle.layout`."""
@@ -34,10 +35,15 @@ def castled(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         build,
         ARCHITECTURE,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=_resampled,
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **kwargs,
     )
+
+
+def _resampled(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A bundle's weights, with positions resampled to another image size in the families where timm does it so."""
+    return checkpoint_filter_fn(state, model) if isinstance(model, VisionTransformer | Eva) else state
 
 
 def build(base: str, base_args: dict[str, Any], castling: dict[str, Any], **kwargs: Any) -> nn.Module:

@@ -13,8 +13,14 @@ from .losses import Call
 
 
 def bad_weight(model: nn.Module) -> str | None:
-    """The first of a model's parameters and buffers that holds a number that is not finite."""
-    return next((name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()), None)
+    """The first of a model's parameters and buffers that holds a number that is not finite. Buffers may be infinite:
+    bounds of clamps that clamp nothing are."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in model.state_dict().items():
+        bad = ~tensor.isfinite() if name in parameters else tensor.isnan()
+        if bad.any():
+            return name
+    return None
 
 
 @torch.no_grad()

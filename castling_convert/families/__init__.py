@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .beit import BeitFamily
+from .cait import CaitFamily
 from .called import CalledFamily
 from .convit import ConvitFamily
 from .crossvit import CrossVitFamily
@@ -29,6 +30,7 @@ from .pit import PitFamily
 from .pvt import PvtFamily
 from .refused import REASONS, UNKNOWN
 from .relpos import RelPosFamily
+from .rotary import RotaryFamily
 from .sam import SamFamily
 from .skeleton import skeleton
 from .swin import SwinFamily
@@ -66,6 +68,8 @@ FAMILIES: list[Family] = [
     NestFamily(),
     TorchvisionVitFamily(),
     TorchvisionSwinFamily(),
+    CaitFamily(),
+    RotaryFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
