@@ -10,11 +10,19 @@ from torch import nn
 
 from ..errors import ModelError
 from .base import AttentionLayer, Family
+from .byob import ByobFamily
 from .crossvit import CrossVitFamily
+from .efficientformer import EfficientFormerFamily
 from .eva import EvaFamily
+from .fastvit import FastVitFamily
+from .metaformer import MetaFormerFamily
+from .mobilenet import MobileNetFamily
+from .nextvit import NextVitFamily
 from .pit import PitFamily
 from .pvt import PvtFamily
 from .swin import SwinFamily
+from .tnt import TntFamily
+from .visformer import VisformerFamily
 from .vit import VisionTransformerFamily
 
 FAMILIES: list[Family] = [
@@ -24,6 +32,14 @@ FAMILIES: list[Family] = [
     PvtFamily(),
     PitFamily(),
     CrossVitFamily(),
+    VisformerFamily(),
+    TntFamily(),
+    NextVitFamily(),
+    MobileNetFamily(),
+    MetaFormerFamily(),
+    FastVitFamily(),
+    EfficientFormerFamily(),
+    ByobFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
