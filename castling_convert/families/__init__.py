@@ -11,21 +11,27 @@ from torch import nn
 from ..errors import ModelError
 from .base import AttentionLayer, Family
 from .beit import BeitFamily
+from .byob import ByobFamily
 from .cait import CaitFamily
 from .called import CalledFamily
 from .convit import ConvitFamily
 from .crossvit import CrossVitFamily
 from .davit import DaVitFamily
+from .efficientformer import EfficientFormerFamily
 from .eva import EvaFamily
+from .fastvit import FastVitFamily
 from .gcvit import GcVitFamily
 from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
 from .levit import LevitFamily
 from .maxxvit import MaxxVitFamily
+from .metaformer import MetaFormerFamily
+from .mobilenet import MobileNetFamily
 from .multihead import MultiheadReader
 from .mvit import MultiScaleFamily
 from .naflex import NaFlexFamily
 from .nest import NestFamily
+from .nextvit import NextVitFamily
 from .pit import PitFamily
 from .pvt import PvtFamily
 from .refused import REASONS, UNKNOWN
@@ -36,9 +42,11 @@ from .skeleton import skeleton
 from .swin import SwinFamily
 from .swin_v2 import SwinV2Family
 from .tiny_vit import TinyVitFamily
+from .tnt import TntFamily
 from .torchvision_swin import TorchvisionSwinFamily
 from .torchvision_vit import TorchvisionVitFamily
 from .twins import TwinsFamily
+from .visformer import VisformerFamily
 from .vit import VisionTransformerFamily
 from .volo import VoloFamily
 
@@ -70,6 +78,14 @@ FAMILIES: list[Family] = [
     TorchvisionSwinFamily(),
     CaitFamily(),
     RotaryFamily(),
+    VisformerFamily(),
+    TntFamily(),
+    NextVitFamily(),
+    MobileNetFamily(),
+    MetaFormerFamily(),
+    FastVitFamily(),
+    EfficientFormerFamily(),
+    ByobFamily(),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 

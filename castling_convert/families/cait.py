@@ -21,15 +21,19 @@ from torch import nn
 
 from .called import CalledFamily
 
+_TALKING = (
+    "talking heads mix the logits of all heads: without softmax each would be as wide as all of them, which costs more "
+    "than softmax at any size that timm's models of this kind have"
+)
+
 
 class CaitFamily(CalledFamily):
     title = "timm CaiT"
     timm_modules = ("cait",)
-    excluded_names = frozenset(timm.list_models(module="cait"))
+    excluded: Mapping[str, str] = dict.fromkeys(timm.list_models(module="cait"), _TALKING)
     models = (Cait,)
     readers: ClassVar[Mapping[type[nn.Module], type[Any]]] = {}
     reasons: ClassVar[Mapping[type[nn.Module], str]] = {
-        TalkingHeadAttn: "talking heads mix the logits of all heads: without softmax each would be as wide as all of "
-        "them, which costs more than softmax at any size that timm's models of this kind have",
+        TalkingHeadAttn: _TALKING,
         ClassAttn: "class attention has a single query and is already linear in the tokens",
     }

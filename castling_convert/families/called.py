@@ -43,7 +43,8 @@ class CalledFamily(Family):
     on_maps: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     def matches(self, model: nn.Module) -> bool:
-        return isinstance(model, self.models)
+        """Of one of its classes, with attention: some of them are of models of convolutions, too."""
+        return isinstance(model, self.models) and bool(self.block_names(model))
 
     def kept_because(self, module: nn.Module) -> str | None:
         """Why one module of a class in `readers` can't be castled all the same."""
