@@ -34,7 +34,7 @@ from .nest import NestFamily
 from .nextvit import NextVitFamily
 from .pit import PitFamily
 from .pvt import PvtFamily
-from .refused import REASONS, UNKNOWN
+from .refused import REASONS, UNKNOWN, WITHOUT
 from .relpos import RelPosFamily
 from .rotary import RotaryFamily
 from .sam import SamFamily
@@ -124,7 +124,8 @@ def family_of(model: nn.Module, name: str | None = None) -> Family:
         return family
     kind = type(model)
     called = f"{name} ({kind.__name__})" if name else kind.__name__
-    why = REASONS.get(kind.__module__.removeprefix("timm.models."), UNKNOWN)
+    module = kind.__module__.removeprefix("timm.models.")
+    why = REASONS.get(module, WITHOUT if any(module in family.timm_modules for family in FAMILIES) else UNKNOWN)
     raise ModelError(f"{called} can't be castled: {why}; list the models that can be with: castling models")
 
 

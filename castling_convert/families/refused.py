@@ -8,6 +8,8 @@ from __future__ import annotations
 
 CONVOLUTIONS = "no attention between tokens: it is made of convolutions"
 
+WITHOUT = "no attention between tokens"
+"""Of a model whose architecture has some in other sizes."""
 UNKNOWN = "its attention is of a kind that is not known here"
 
 REASONS: dict[str, str] = {
