@@ -9,9 +9,11 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import ModelError
+from .backbones import GetterFamily, ListFamily
 from .base import AttentionLayer, Family
 from .called import CalledFamily
 from .eva import EvaFamily
+from .hub import HubFamily
 from .multihead import MultiheadReader
 from .refused import REASONS, UNKNOWN
 from .skeleton import skeleton
@@ -21,7 +23,8 @@ from .torchvision_vit import TorchvisionVitFamily
 from .vit import VisionTransformerFamily
 
 FAMILIES: list[Family] = [
-    VisionTransformerFamily(), EvaFamily(), SwinFamily(), TorchvisionVitFamily(), TorchvisionSwinFamily(),
+    VisionTransformerFamily(), EvaFamily(), SwinFamily(), TorchvisionVitFamily(), TorchvisionSwinFamily(), HubFamily(),
+    GetterFamily(lambda model: known_family(model)), ListFamily(lambda: FAMILIES),
 ]  # fmt: skip
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
