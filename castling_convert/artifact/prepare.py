@@ -73,6 +73,9 @@ def prepare(
         raise FoldError("the model still has its training branches; fold() it before exporting")
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     family = family_of(model)
+    several = family.several(model)
+    if several is not None:
+        raise ExportError(f"{type(model).__name__} can't be exported: {several}")
     if options.image_size is not None and options.image_range is None:
         try:
             family.resize_(model, options.image_size)

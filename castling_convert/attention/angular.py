@@ -99,14 +99,14 @@ class AngularAttention(CastledAttention):
         self.gain = nn.Parameter(source.weight.new_ones(source.num_heads, 1, 1))
 
     @torch.no_grad()
-    def calibrate(self, x: Any, *others: Any, **more: Any) -> None:
+    def calibrate(self, *inputs: Any, **more: Any) -> None:
         """Set each head's gain to the least-squares fit of the linear form to softmax.
 
         For `gain` only; with y = c + gain·u the best gain is <softmax - c, u> / <u, u>.
         """
         if self.config.normalization != "gain":
             return
-        q, k, v, softmax = self.with_softmax(x, *others, **more)
+        q, k, v, softmax = self.with_softmax(*inputs, **more)
         zero = torch.zeros_like(self.gain)
         constant = linear_angular(q, k, v, zero, self.config)
         linear = linear_angular(q, k, v, zero + GAIN_TO_SCALE, self.config) - constant

@@ -94,11 +94,11 @@ class CastledBase(nn.Module):
         self.rotation = source.rotation
         self.proj = source.proj
 
-    def forward(self, x: Any, *others: Any, **more: Any) -> Any:
+    def forward(self, *inputs: Any, **more: Any) -> Any:
         """What the softmax layer takes to what it returns: with projections alone tokens [B, N, C] to tokens."""
         if self.reader is None:
-            return self.of_tokens(x, *others, **more)
-        reading = self.reader.read(x, *others, **more)
+            return self.of_tokens(*inputs, **more)
+        reading = self.reader.read(*inputs, **more)
         return self.reader.write(self.attend_reading(reading), reading)
 
     @property
@@ -265,13 +265,13 @@ class CastledAttention(CastledBase):
         """Mix in the outputs of `layer` where the mask is open, in place of the softmax of this layer's q and k."""
         self.__dict__["other"] = layer  # no submodule: it is neither trained nor saved with this one
 
-    def forward(self, x: Any, *others: Any, **more: Any) -> Any:
+    def forward(self, *inputs: Any, **more: Any) -> Any:
         """As in folded form, with what the mask leaves open."""
-        y = super().forward(x, *others, **more)
+        y = super().forward(*inputs, **more)
         if self.closed or self.other is None:
             return y
         self.density = self.mask_gate.clone()
-        other = self.other(x, *others, **more)
+        other = self.other(*inputs, **more)
         if isinstance(y, tuple):
             return (y[0] + self.mask_gate * (other[0] - y[0]), *y[1:])
         return y + self.mask_gate * (other - y)
@@ -294,15 +294,15 @@ class CastledAttention(CastledBase):
         return [self.qkv, self.proj, self.q_norm, self.k_norm, self.norm, *gate]
 
     @torch.no_grad()
-    def calibrate(self, x: Any, *others: Any, **more: Any) -> None:
+    def calibrate(self, *inputs: Any, **more: Any) -> None:
         """Fit what has a closed form to the layer's own softmax on what it is called with."""
 
-    def with_softmax(self, x: Any, *others: Any, **more: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def with_softmax(self, *inputs: Any, **more: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k and v, as the linear form takes them, and the output of the layer's own softmax, [B, heads, N_q, d]."""
         if self.reader is None:
-            q, k, v = self.heads(x)
+            q, k, v = self.heads(*inputs)
             return q, k, v, F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale)
-        reading = self.reader.read(x, *others, **more)
+        reading = self.reader.read(*inputs, **more)
         q, k, bias = reading.for_softmax()
         softmax = F.scaled_dot_product_attention(q, k, reading.v, attn_mask=bias, scale=self.softmax_scale)
         return *reading.extended(), reading.v, softmax

@@ -19,7 +19,7 @@ from .layout import (
 )
 from .reading import load, load_trained, newest
 from .versions import version_of, versions
-from .writing import bundle_sha256, recover_from_kill, refuse_in_the_way, refuse_nameless, save, state_bytes
+from .writing import bundle_sha256, named_by_timm, recover_from_kill, refuse_in_the_way, save, state_bytes
 
 __all__ = [
     "ALIGNED",
@@ -40,12 +40,12 @@ __all__ = [
     "check",
     "load",
     "load_trained",
+    "named_by_timm",
     "newest",
     "read_config",
     "read_summary",
     "recover_from_kill",
     "refuse_in_the_way",
-    "refuse_nameless",
     "save",
     "state_bytes",
     "version_of",

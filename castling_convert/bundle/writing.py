@@ -16,6 +16,7 @@ from torch import nn
 from ..attention import FoldedAttention
 from ..castling import Castling
 from ..errors import PATH, BundleError, FoldError, ModelError, RecipeError, Wanted, takes
+from ..families import family_of
 from ..files import expanded, recover, refuse_long_name, require_space, sha256, writing, written_half
 from ..recipe import Recipe
 from ..version import __version__
@@ -146,13 +147,22 @@ def _is_ours(path: Path) -> bool:
     return {written_half(file) or file.name for file in (path / TRAIN).iterdir()} <= IN_TRAIN
 
 
-def refuse_nameless(model: nn.Module) -> None:
-    """Raise BundleError for a model that timm did not create."""
-    if not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
+def named_by_timm(model: nn.Module) -> str:
+    """The name of the architecture that timm knows `model` by.
+
+    Raises:
+        BundleError: timm did not create it, or it returns more than a bundle's model does.
+    """
+    several = family_of(model).several(model)
+    if several is not None:
+        raise BundleError(f"{type(model).__name__} can't be saved: {several}")
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if not name:
         raise BundleError(
             f"only models from timm.create_model can be saved: a bundle is rebuilt by timm from its name, and this "
             f"{type(model).__name__} has none; export() it as it is, and keep its state_dict()"
         )
+    return str(name)
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
@@ -161,7 +171,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
 
     from timm.models._hub import save_config_for_hf
 
-    refuse_nameless(model)
+    named_by_timm(model)
     castling: Castling = model.castling  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         save_config_for_hf(model, f"{folder}/{CONFIG}")

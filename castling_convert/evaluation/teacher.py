@@ -60,13 +60,13 @@ def teacher_of(
         )
     if console is not None:
         console.print(f"loading the teacher {name} ...")
-    size = input_size_of(folded)
+    _, *size = input_size_of(folded)
     left_out = ("img_size", "num_classes", "in_chans", "global_pool")
     extra = {key: value for key, value in _arguments(path).items() if key not in left_out}
     if name.startswith(("local-dir:", "hf-hub:")):
         extra = {}
     try:
-        return _for_task_of(folded, load_model(name, weights=weights, image_size=tuple(size[1:]), model_args=extra))
+        return _for_task_of(folded, load_model(name, weights=weights, image_size=(size[0], size[1]), model_args=extra))
     except WeightsError as error:  # which speaks of the options of convert
         raise WeightsError(f"{str(error).partition('; ')[0]}; give them with --teacher-weights FILE") from error
 

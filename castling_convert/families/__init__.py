@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import ModelError
+from .backbones import GetterFamily, ListFamily
 from .base import AttentionLayer, Family
 from .beit import BeitFamily
 from .byob import ByobFamily
@@ -23,6 +24,7 @@ from .fastvit import FastVitFamily
 from .gcvit import GcVitFamily
 from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
+from .hub import HubFamily
 from .levit import LevitFamily
 from .maxxvit import MaxxVitFamily
 from .metaformer import MetaFormerFamily
@@ -86,6 +88,9 @@ FAMILIES: list[Family] = [
     FastVitFamily(),
     EfficientFormerFamily(),
     ByobFamily(),
+    HubFamily(),
+    GetterFamily(lambda model: known_family(model)),
+    ListFamily(lambda: FAMILIES),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 

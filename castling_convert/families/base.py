@@ -146,6 +146,10 @@ class Family(ABC):
         tokens = features if features.ndim == 3 else features.flatten(1)[:, None]
         return tokens, getattr(model, "num_prefix_tokens", 0) if features.ndim == 3 else 0
 
+    def several(self, model: nn.Module) -> str | None:
+        """Why no bundle and no artifact can be made of what it returns; None where they can."""
+        return None
+
     def has_token_dropout(self, model: nn.Module) -> bool:
         """Whether training drops tokens, which empties places of the patch grid."""
         return False

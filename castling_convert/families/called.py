@@ -235,5 +235,5 @@ def _hooked(model: nn.Module, names: Sequence[str], seen: Any) -> Iterator[None]
 
 def _size_of(call: _Call, channels: int) -> tuple[int, int]:
     """Tokens and channels of what a module is called with, from this axis of it."""
-    x = next(value for value in call.inputs if isinstance(value, Tensor))
+    x = next(value for value in (*call.inputs, *call.more.values()) if isinstance(value, Tensor))
     return x[0].numel() // x.shape[channels], x.shape[channels]

@@ -12,6 +12,7 @@ from ..attention import Reader, Reading, Regions
 
 
 class MultiheadReader(Reader):
+    in_proj_bias: nn.Parameter | None
     """Self-attention alone, in either order of axes. Keys that a padding mask hides are a region that nobody sees.
 
     What it returns for the weights is None, as with `need_weights=False`: a linear form has none.
@@ -48,7 +49,8 @@ class MultiheadReader(Reader):
         if key is query and value is query:
             parts = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
         else:
-            biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+            bias = self.in_proj_bias
+            biases = (None,) * 3 if bias is None else bias.chunk(3)
             weights = self.in_proj_weight.chunk(3)
             parts = tuple(F.linear(*each) for each in zip((query, key, value), weights, biases, strict=True))
         q, k, v = (self._heads(part) for part in parts)

@@ -97,7 +97,7 @@ class TorchvisionSwinReader(Reader):
         rest = (B, H, W, *padded, down, right)
         if not (down or right):
             return Reading(q, k, v, more, bias, rest=rest)
-        numbers = self._regions(*padded, down, right).to(x.device).repeat(B, 1)
+        numbers = self._regions(x.shape[1], x.shape[2], down, right).to(x.device).repeat(B, 1)
         regions = Regions(numbers, numbers, REGIONS)
         bias = None if bias is None else bias + regions.bias(q.dtype)
         return Reading(q, k, v, more, bias, regions, rest)

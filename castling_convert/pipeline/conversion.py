@@ -171,9 +171,9 @@ def convert(
         )
     else:
         family_of(model)
-        bundle.refuse_nameless(model)
-        name, source = str(model.pretrained_cfg["architecture"]), "given"
+        name, source = bundle.named_by_timm(model), "given"
         teacher = copy.deepcopy(model).eval()
+    bundle.named_by_timm(teacher)  # what can't be saved is not trained
     kind = _task(teacher, task, name)
     preprocessing = Preprocessing.of(teacher)
     spec = data or GENERATED

@@ -1,0 +1,130 @@
+"""The attention of Hugging Face's vision models: three projections to q, k and v, one back, and an additive mask."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import Reader, Reading, Regions
+from ..attention.reader import low_rank, regions_of_mask
+
+RANK = 16
+"""Of a bias in the linear form."""
+REGIONS = 4
+"""A shifted window holds two parts of the image along each axis at most."""
+
+
+class HubReader(Reader):
+    """ViT, DeiT, DINOv2, CLIP, SigLIP: nothing is added to the logits. DINOv3: q and k of patches are turned by the
+    angles that the layer is called with."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
+        self.out = attention.out_proj if hasattr(attention, "out_proj") else attention.o_proj
+        self.num_heads = getattr(attention, "num_attention_heads", None) or attention.num_heads
+        self.head_dim = self.value_dim = attention.head_dim
+        self.softmax_scale = attention.scaling if hasattr(attention, "scaling") else attention.scale
+        self.dim = attention.q_proj.in_features
+
+    def refuses(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> str | None:
+        if attention_mask is None:
+            return None
+        return "it is called with a mask of pairs of tokens, which a linear form has no entries for"
+
+    def read(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **more: Any,
+    ) -> Reading:
+        """Tokens [B, N, C], and the cosines and sines of the patches' angles, [N - prefix, d] each."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (part(hidden_states).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for part in projections)
+        if position_embeddings is not None:
+            q, k = turned(q, *position_embeddings), turned(k, *position_embeddings)
+        return Reading(q, k, v)
+
+    def write(self, y: Tensor, reading: Reading) -> tuple[Tensor, None]:
+        return self.out(y), None
+
+    def tokens(self, output: tuple[Tensor, Any]) -> Tensor:
+        return output[0]
+
+
+class BiasedReader(HubReader):
+    """BEiT: the model makes a bias of places and hands it over as the mask. The linear form has it as factors that
+    start from its singular values and are trained."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__(attention)
+        self.query_places: nn.Parameter | None = None
+        self.key_places: nn.Parameter | None = None
+
+    def start(self, bias: Tensor) -> None:
+        """With what the model adds now, [heads, N, N]."""
+        f, g = low_rank(bias.detach(), RANK, self.softmax_scale)
+        self.query_places, self.key_places = nn.Parameter(f), nn.Parameter(g)
+        self.extra = RANK
+
+    def started(self) -> list[nn.Parameter]:
+        return [] if self.query_places is None or self.key_places is None else [self.query_places, self.key_places]
+
+    def refuses(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> str | None:
+        if self.query_places is None:
+            return super().refuses(hidden_states, attention_mask)
+        if attention_mask is None or attention_mask.shape[0] != 1:
+            return "it is called with another mask than its bias of places"
+        return None
+
+    def read(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **more: Any) -> Reading:
+        """Tokens [B, N, C] and the bias, [1, heads, N, N]."""
+        reading = super().read(hidden_states)
+        if self.query_places is not None and self.key_places is not None:
+            reading.more, reading.bias = (self.query_places[None], self.key_places[None]), attention_mask
+        return reading
+
+
+class WindowReader(BiasedReader):
+    """Swin: the bias is the layer's own, and the masks of shifted windows are regions, where transformers adds -100 to
+    logits: on logits of a usual size that is the same to 1e-43."""
+
+    takes_windows = False
+    masked = True
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__(attention)
+        self.places: nn.Module | None = attention.relative_position_bias
+        self.start(attention.relative_position_bias()[0])
+        assert self.query_places is not None
+        self.grid.height = self.grid.width = math.isqrt(self.query_places.shape[1])
+
+    def refuses(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> str | None:
+        return None
+
+    def read(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **more: Any) -> Reading:
+        """Windows [B·W, N, C] and the mask of the W windows of an image, [W, N, N]."""
+        bias = None if self.places is None else self.places()
+        reading = super().read(hidden_states, bias)
+        if attention_mask is None:
+            return reading
+        images = hidden_states.shape[0] // attention_mask.shape[0]
+        numbers = regions_of_mask(attention_mask, REGIONS).repeat(images, 1)
+        reading.regions = Regions(numbers, numbers, REGIONS)
+        if reading.bias is not None:
+            reading.bias = reading.bias + attention_mask[:, None].repeat(images, 1, 1, 1)
+        return reading
+
+    def fold_(self) -> None:
+        self.places = None
+
+
+def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """The last tokens of x, [B, heads, N, d], turned by the angles of [n, d] cosines and sines; halves are pairs."""
+    prefix, patches = x.split([x.shape[2] - sines.shape[-2], sines.shape[-2]], 2)
+    one, other = patches.chunk(2, -1)
+    return torch.cat([prefix, patches * cosines + torch.cat([-other, one], -1) * sines], 2)
