@@ -151,8 +151,8 @@ class HubFamily(CalledFamily):
         (height, width), (rows, columns) = self.image_size(model), self.patch_size(model)
         return TokenGrid(height // rows, width // columns, prefix(backbone_of(model)))
 
-    def reader(self, model: Any, module: nn.Module) -> Reader:
-        reader = super().reader(model, module)
+    def reader(self, model: Any, name: str) -> Reader:
+        reader, module = super().reader(model, name), model.get_submodule(name)
         if type(reader) is BiasedReader:
             backbone = backbone_of(model)
             own = next(layer for layer in backbone.layers if layer.attention is module).relative_position_bias
@@ -179,8 +179,8 @@ def _attention(module: Any, name: str) -> type[nn.Module]:
     if not hasattr(module, name):
         version = sys.modules["transformers"].__version__
         raise ModelError(
-            f"transformers {version} has no {name}; pip install castling-convert[transformers] brings a version that is "
-            "known here"
+            f"transformers {version} has no {name}; pip install castling-convert[transformers] brings a version that "
+            "is known here"
         )
     return getattr(module, name)
 

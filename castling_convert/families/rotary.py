@@ -126,6 +126,15 @@ class RotaryFamily(CalledFamily):
         size = _encoder(model).patch_embed.patch_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
+    def classes(self, model: Any) -> int | None:
+        return 0 if isinstance(model, ENCODERS) else None
+
+    def features(self, model: Any, images: Tensor) -> Tensor:
+        return model(images) if isinstance(model, ENCODERS) else super().features(model, images)
+
+    def head(self, model: Any, features: Tensor) -> Tensor:
+        return features if isinstance(model, ENCODERS) else super().head(model, features)
+
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
         return features.flatten(1, -2), 0
 

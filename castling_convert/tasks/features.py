@@ -37,7 +37,7 @@ class Likeness:
 
 
 class Features(Task):
-    """Outputs are features, [B, width]."""
+    """Outputs are features, [B, width], or tokens of them, which are compared as one vector an image."""
 
     name, output, distance = "features", "features", "cosine distance"
 
@@ -49,10 +49,11 @@ class Features(Task):
         return None
 
     def divergence(self, output: Tensor, expected: Tensor) -> float:
-        return max(0.0, 1 - F.cosine_similarity(output.double(), expected.double(), dim=-1).mean().item())
+        return max(0.0, 1 - F.cosine_similarity(output.double().flatten(1), expected.double().flatten(1)).mean().item())
 
     def agreement(self, output: Tensor, expected: Tensor) -> float:
         """Where the nearest of all expected features, by cosine, is the image's own."""
+        output, expected = output.flatten(1), expected.flatten(1)
         indices = torch.arange(len(output), device=output.device)
         nearest = [
             (F.normalize(output[places].double(), dim=-1) @ F.normalize(expected.double(), dim=-1).T).argmax(-1)
@@ -69,7 +70,7 @@ class Features(Task):
         return replace(data, classes=None), UNMEASURED
 
     def followed(self, output: Tensor, expected: Tensor, labels: Tensor | None) -> dict[str, float]:
-        return {"cosine": F.cosine_similarity(output.float(), expected.float(), dim=-1).mean().item()}
+        return {"cosine": F.cosine_similarity(output.float().flatten(1), expected.float().flatten(1)).mean().item()}
 
     @torch.no_grad()
     def measure(self, models: Mapping[str, Outputs], data: ImageData, limit: int | None = None) -> dict[str, Likeness]:
@@ -77,7 +78,7 @@ class Features(Task):
         seen = 0
         for images, _ in eval_loader(data):
             for name, model in models.items():
-                found[name].append(model(images).float().cpu())
+                found[name].append(model(images).float().cpu().flatten(1))
             seen += len(images)
             if limit is not None and seen >= limit:
                 break

@@ -128,7 +128,7 @@ def test_separable_attention_is_kept_with_the_reason() -> None:
         cc.castle(timm.create_model("mobilevitv2_050", num_classes=10), "castling")
 
 
-@pytest.mark.parametrize("name", ["poolformer_s12", "fastvit_t8", "mobilenetv3_small_050", "repvgg_a0"])
+@pytest.mark.parametrize("name", ["poolformer_s12", "fastvit_t8", "mobilenetv3_small_050"])
 def test_a_model_of_convolutions_is_of_no_family(name: str) -> None:
     with pytest.raises(ModelError, match="can't be castled: no attention between tokens"):
         family_of(timm.create_model(name, device="meta"))

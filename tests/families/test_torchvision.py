@@ -95,7 +95,7 @@ def test_regions_are_where_torchvision_masks() -> None:
     """A change of one token changes the softmax layer's outputs exactly within its region."""
     model = road.exact(small("swin"))
     name = "features.1.1.attn"
-    reader = family_of(model).reader(model, model.get_submodule(name))  # type: ignore[attr-defined]
+    reader = family_of(model).reader(model, name)  # type: ignore[attr-defined]
     with tap(model, [name]) as seen:
         model(road.images_for(model).double())
     (x,), _ = seen.inputs[name]
