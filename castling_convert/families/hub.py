@@ -179,8 +179,8 @@ def _attention(module: Any, name: str) -> type[nn.Module]:
     if not hasattr(module, name):
         version = sys.modules["transformers"].__version__
         raise ModelError(
-            f"transformers {version} has no {name}; pip install castling-convert[transformers] brings a version that is "
-            "known here"
+            f"transformers {version} has no {name}; pip install castling-convert[transformers] brings a version that "
+            "is known here"
         )
     return getattr(module, name)
 
