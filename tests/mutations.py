@@ -33,6 +33,8 @@ OPTIMIZERS = ("tests/distillation/test_optimizers.py", "tests/distillation/test_
 LOSSES = ("tests/distillation/test_losses.py",)
 SCHEDULE = ("tests/distillation/test_schedule.py",)
 ROTARY = ("tests/families/test_eva.py",)
+TORCHVISION = ("tests/families/test_torchvision.py",)
+OWN = ("tests/families/test_own.py",)
 PLANNING = ("tests/planning",)
 
 
@@ -161,6 +163,18 @@ FLIPS = (
          "get_embed(shape=[width, height])", ROTARY),
     Flip("rotation's rows and columns, another size", "families/rotation.py", "update_feat_shape([height, width])",
          "update_feat_shape([width, height])", ROTARY),
+    # Attention modules of torch and torchvision.
+    Flip("torchvision: regions of a shifted window", "families/torchvision_swin.py", "side - shift).long()",
+         "side - shift - 1).long()", TORCHVISION),
+    Flip("torchvision: shifting back", "families/torchvision_swin.py", "x = torch.roll(x, (down, right), (1, 2))",
+         "x = torch.roll(x, (right, -down), (1, 2))", TORCHVISION),
+    Flip("torchvision: bias of keys", "families/torchvision_swin.py", "torch.cat([q, torch.zeros_like(k), v])",
+         "torch.cat([q, k, v])", TORCHVISION),
+    Flip("torchvision: scale of cosines", "families/torchvision_swin.py", "F.normalize(q, dim=-1) * steepness",
+         "F.normalize(q, dim=-1)", TORCHVISION),
+    Flip("multihead: padding", "families/multihead.py", "hidden.long(), 1)", "(~hidden).long(), 1)", OWN),
+    Flip("multihead: order of axes", "families/multihead.py", "(out if self.batch_first else out.transpose(0, 1))",
+         "out", OWN),
     Flip("biases beside the projection", "families/eva.py", "(attention.q_bias, attention.k_bias, attention.v_bias)",
          "(attention.k_bias, attention.q_bias, attention.v_bias)", ROTARY),
     Flip("absorbed scale of a block", "families/eva.py", "scale_outputs_(linear, scale)",
