@@ -31,6 +31,7 @@ _MEMBERS = re.compile(
     r"data/sample_inputs/model\.pt|models/model\.json|extra/castling\.json|"
     r"archive_format|archive_version|byteorder|version|\.data/version|\.data/serialization_id)"
 )
+_EINSUM = re.compile(r"[a-zA-Z]{1,16}(,[a-zA-Z]{1,16}){0,3}(->[a-zA-Z]{0,16})?")
 _OPERATORS = re.compile(
     r"torch\.ops\.aten\.(?!from_file\b)\w+\.\w+|_operator\.(add|sub|mul|floordiv|mod|neg|eq|ne|lt|le|gt|ge|and_|getitem)|"
     r"torch\.sym_(int|float|max|min|not|sum)|math\.(ceil|floor|trunc)"
@@ -136,8 +137,14 @@ def _suspicious(value: Any, key: str = "") -> Iterator[str]:
         elif key in ("in_spec", "out_spec"):
             if any(kind not in (None, "builtins.tuple", "builtins.list", "builtins.dict") for kind in _types(value)):
                 yield "takes or gives other objects than tensors"
-        elif not re.fullmatch(r"[\w.]*", value) and not (key == "as_float" and value == "-Infinity"):
+        elif not _is_plain(value, key):
             yield f"has a strange {key or 'text'} in its graph ({value[:40]!r})"
+
+
+def _is_plain(text: str, key: str) -> bool:
+    """Whether a text is a name or a number, minus infinity or the letters of an einsum."""
+    infinite, letters = key == "as_float" and text == "-Infinity", key == "as_string" and _EINSUM.fullmatch(text)
+    return bool(re.fullmatch(r"[\w.]*", text) or infinite or letters)
 
 
 def _is_of_floats(inputs: Any) -> bool:

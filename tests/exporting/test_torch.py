@@ -17,7 +17,7 @@ import torch
 
 import castling_convert as cc
 from castling_convert.errors import ExportError
-from castling_convert.exporting import torch_program
+from castling_convert.exporting import torch_program, torch_trust
 from tests.models import KINDS, closed_student, images, tiny
 
 
@@ -265,3 +265,11 @@ def test_weights_that_were_changed_are_found(made, tmp_path):
                 content[0] ^= 1
             target.writestr(name, bytes(content))
     assert not torch_program.open_artifact(tmp_path / "model.pt2").intact
+
+
+@pytest.mark.parametrize(
+    ("text", "trusted"),
+    [("byhwc,hkc->byhwk", True), ("ij", True), ("ij->__import__('os')", False), ("a,b->c;d", False), ("i j->j", False)],
+)
+def test_letters_of_an_einsum_are_trusted_and_no_other_text(text: str, trusted: bool) -> None:
+    assert (list(torch_trust._suspicious({"as_string": text})) == []) == trusted
