@@ -16,8 +16,9 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
-from .plain import MapReader, MapsFamily, refuse_mask, split_heads
+from .plain import MapReader, MapsFamily, refuse_mask
 from .refused import CONVOLUTIONS
+from .windows import split_heads
 
 
 class MultiQueryReader(MapReader):
@@ -56,7 +57,8 @@ class Attention2dReader(MapReader):
         if self.head_first:
             q, k, v = tokens.unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4).unbind(0)
             return Reading(q, k, v)
-        return Reading(*split_heads(tokens, self.num_heads))
+        q, k, v = split_heads(tokens, self.num_heads)
+        return Reading(q, k, v)
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         return self.proj_drop(self.proj(self.as_map(y)))

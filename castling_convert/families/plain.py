@@ -14,13 +14,7 @@ from torch import Tensor, nn
 from ..attention import Reader, Reading, TokenGrid
 from .base import Size
 from .called import CalledFamily
-
-
-def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, [B, heads, N, d] each, of tokens [B, N, 3·heads·d]."""
-    B, N, _ = qkv.shape
-    q, k, v = qkv.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+from .windows import split_heads
 
 
 def refuse_mask(attn_mask: Tensor | None, is_causal: bool = False) -> None:
@@ -79,7 +73,8 @@ class LinearMapReader(MapReader):
         self.dim = attention.qkv.in_features
 
     def read(self, x: Tensor) -> Reading:
-        return Reading(*split_heads(self.qkv(self.on_map(x)), self.num_heads))
+        q, k, v = split_heads(self.qkv(self.on_map(x)), self.num_heads)
+        return Reading(q, k, v)
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         return self.as_map(self.proj_drop(self.proj(y)))
@@ -96,7 +91,8 @@ class ConvMapReader(MapReader):
         self.dim = attention.qkv.in_channels
 
     def read(self, x: Tensor) -> Reading:
-        return Reading(*split_heads(self.on_map(self.qkv(x)), self.num_heads))
+        q, k, v = split_heads(self.on_map(self.qkv(x)), self.num_heads)
+        return Reading(q, k, v)
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         return self.proj_drop(self.proj(self.as_map(y)))
