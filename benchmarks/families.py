@@ -58,13 +58,13 @@ BEDS = {
     ),
 }  # fmt: skip
 LATENCIES = (
-    ("samvit_base_patch16", 1024),
     ("vit_small_patch16_dinov3", 512),
     ("vit_small_patch16_dinov3", 1024),
     ("swin_tiny_patch4_window7_224", 224),
     ("swin_tiny_patch4_window7_224", 1024),
     ("mvitv2_tiny", 512),
     ("levit_384", 224),
+    ("samvit_base_patch16", 1024),  # takes some 20 GB
 )
 
 
@@ -175,7 +175,7 @@ def read() -> list[dict[str, Any]]:
 def smoke_test() -> str:
     """The page of a teacher that has hardly learned, and of a latency that was hardly measured."""
     first = next(iter(BEDS))
-    name = LATENCIES[3][0]
+    name = LATENCIES[2][0]
     records = [accuracy(Job("accuracy", first, 0), steps=4, taught=2), latency(Job("latency", name, 224), 0.1)]
     return page(records)
 

@@ -180,7 +180,8 @@ def measure(
 def variants(folded: nn.Module, softmax: Any, runtime: str) -> dict[str, nn.Module]:
     """What is measured in `runtime`: the castled model, and every softmax one that could be the fastest there."""
     found: dict[str, nn.Module] = {CASTLED: folded, PLAIN: softmax}
-    return found | ({FUSED: fuse_attention(softmax)} if runtime == "onnx" else {})
+    fused = fuse_attention(softmax) if runtime == "onnx" else None
+    return found if fused is None else found | {FUSED: fused}
 
 
 def baseline_of(medians: Mapping[str, float]) -> str:

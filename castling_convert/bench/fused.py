@@ -49,12 +49,12 @@ class FusedAttention(nn.Module):
         return self.proj(y)
 
 
-def fuse_attention(softmax: Any) -> Any:
-    """A copy whose softmax layers are `FusedAttention`."""
+def fuse_attention(softmax: Any) -> Any | None:
+    """A copy whose softmax layers are `FusedAttention`; None where none of them can be."""
     fused = copy.deepcopy(softmax)
     family = family_of(fused)
     for layer in family.layers(fused):
         source = family.projections(fused, layer) if layer.castable else None
         if isinstance(source, Projections):
             fused.set_submodule(layer.name, FusedAttention(source))
-    return fused
+    return fused if any(isinstance(module, FusedAttention) for module in fused.modules()) else None
