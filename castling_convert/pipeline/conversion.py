@@ -189,10 +189,6 @@ def convert(
         kind.usable(validation, teacher)  # refuses what is too little to measure on
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
     student = castle(teacher, recipe, "all" if layers == "auto" else layers)
-    dear = {} if layers == "auto" else not_paying(family_of(teacher).layers(teacher), recipe.attention)
-    dear = {layer: words for layer, words in dear.items() if layer in student.castling.castled}  # type: ignore[union-attr, operator]
-    if dear and console is not None:
-        console.print(f"note: {no_cheaper(dear)}")
     require_space(output, 8 * bundle.state_bytes(student))
     begun = processes.on_first(lambda: begun_fingerprint(output) if resume else None)
     if begun is not None and minutes is not None:  # it has the steps it began with, whatever they take today
@@ -200,6 +196,12 @@ def convert(
     elif begun is None and (minutes is not None or (console is not None and recipe.distill.steps >= WORTH_TIMING)):
         pace = measure_pace(student, teacher, training, recipe, device)
         recipe = _paced(recipe, minutes, processes.on_first(lambda: pace), console)
+    if console is not None and begun is None and layers != "auto" and recipe.distill.steps >= WORTH_TIMING:
+        dear = not_paying(family_of(teacher).layers(teacher), recipe.attention)
+        castled: list[str] = student.castling.castled  # type: ignore[union-attr, assignment]
+        dear = {layer: words for layer, words in dear.items() if layer in castled}
+        if dear:
+            console.print(f"note: {no_cheaper(dear)}")
     del student
     identity = {
         "model": f"local-dir:{expanded(name[10:]).resolve()}" if name.startswith("local-dir:") else name,

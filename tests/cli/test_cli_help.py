@@ -126,7 +126,7 @@ def test_models(castling):
 def test_models_names_only_what_is_castled(castling):
     found = json.loads(castling("models", "--json").done().out)
     assert set(found["aliases"].values()) <= set(found["models"])
-    assert "swin_t" not in found["aliases"]
+    assert found["aliases"]["swin_t"] == "swin_tiny_patch4_window7_224"
 
 
 def test_inspect(castling):
@@ -149,3 +149,20 @@ def test_inspect_says_why_a_layer_is_kept(castling):
 def test_inspect_at_another_size(castling):
     values = json.loads(castling("inspect", "-m", "deit_s", "--image-size", "64x96", "--json").done().out)
     assert values["layers"][0]["tokens"] == 4 * 6 + 1
+
+
+def test_models_that_are_refused_have_their_reason(castling):
+    shown = castling("models", "--refused", "xcit").done().out
+    assert shown.startswith("its cross-covariance attention is between channels and already linear in the tokens:")
+    refused = json.loads(castling("models", "--refused", "--json").done().out)["refused"]
+    assert refused["resnet50"] == "no attention between tokens: it is made of convolutions"
+    listed = json.loads(castling("models", "--json").done().out)["models"]
+    assert not set(refused) & set(listed)
+    castling("models", "--refused", "deit").refused("'deit'", "without --refused")
+
+
+def test_inspect_says_where_castling_makes_a_layer_no_cheaper(castling):
+    shown = castling("inspect", "--model", "swin_t", "--no-pretrained").done().out
+    assert "castling makes 12 layers no cheaper" in shown
+    assert "windows of 49 tokens" in shown
+    assert "no cheaper" not in castling("inspect", "--model", "deit_s", "--no-pretrained").done().out
