@@ -55,12 +55,11 @@ def test_a_table_on_a_narrow_terminal_is_a_list(environment):
     arguments = ("inspect", "--model", "vit_t", "--no-pretrained", "--model-arg", "depth=1")
     code, shown = on_terminal({**environment, "NO_COLOR": "1"}, 40, *arguments)
     assert code == 0
-    assert (
-        "blocks.0.attn\n  kind: Attention\n  tokens: 197\n  heads: 3\n  head dim: 64\n  can be castled: yes\n" in shown
-    )
+    words = "kind: Attention\n  tokens: 197\n  heads: 3\n  head dim: 64\n  M MACs: softmax, castled: 44.0, 42.1\n"
+    assert f"blocks.0.attn\n  {words}  can be castled: yes\n" in shown
     code, shown = on_terminal({**environment, "NO_COLOR": "1"}, 100, *arguments)
     assert code == 0
-    assert "│ blocks.0.attn │ Attention │ 197    │ 3     │ 64       │ yes" in shown
+    assert "│ blocks.0.attn │ Attention │ 197    │ 3     │ 64       │ 44.0, 42.1 " in shown
 
 
 @pytest.mark.parametrize(
