@@ -111,7 +111,9 @@ def castle_(model: nn.Module, recipe: Recipe | str = "castling", layers: str | N
     grids = family.grids(model, chosen)
     for layer in chosen:
         source = family.projections(model, layer)
-        grid = source.grid if isinstance(source, Reader) and layer.name not in grids else grids[layer.name]
+        if isinstance(source, Reader):
+            source.grid = grids.get(layer.name, source.grid)
+        grid = source.grid if isinstance(source, Reader) else grids[layer.name]
         castled = training_form(source, recipe.attention, grid)
         castled.train(model.get_submodule(layer.name).training)
         model.set_submodule(layer.name, castled)

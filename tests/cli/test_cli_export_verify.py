@@ -70,7 +70,7 @@ def test_export_json(castling, bundle):
     assert values["artifact"] == "there/m.onnx"
     assert values["parity"]["holds"] is True
     # The weights of the keys, over the landmarks, and the rows of the class token.
-    assert values["nodes"].get("Softmax", 0) == 2
+    assert values["nodes"].get("Softmax", 0) == 3
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class TestEveryKind:
         assert [layer.name for layer in kept] == (["attn_pool"] if exported.model.global_pool == "map" else [])
         castled = [exported.model.get_submodule(name) for name in exported.model.castling.castled]
         linear = sum(
-            (layer.config.form in ("features", "landmarks"))  # weights of the keys; over the landmarks
+            {"features": 1, "landmarks": 2}.get(layer.config.form, 0)  # weights of the keys; over the landmarks
             + layer.has_rows
             + (layer.config.window > 0 and layer.windows_apart)
             for layer in castled

@@ -43,7 +43,7 @@ def test_linear_form_is_its_matrix(model: Any) -> None:
 @pytest.mark.slow
 def test_from_castle_to_onnx(tmp_path) -> None:
     road.from_castle_to_onnx(
-        small("square"), tmp_path, atol=1e-2
+        small("square"), tmp_path, atol=1e-1
     )  # of logits of some tens: rounding grows in random networks
 
 
