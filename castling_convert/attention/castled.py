@@ -15,7 +15,7 @@ from .depthwise import depthwise_conv, depthwise_residual, patches_residual
 from .grid import TokenGrid
 from .local import attention, window_softmax
 from .masked_softmax import CLOSED, masked_softmax
-from .reader import Reader, Reading, Regions
+from .reader import Reader, Reading, Regions, refuse_mask
 
 Rotation = Callable[[Tensor, Tensor, TokenGrid], tuple[Tensor, Tensor]]
 """q and k, [B, heads, N, d], turned by the angles of their places on the grid."""
@@ -115,8 +115,7 @@ class CastledBase(nn.Module):
     ) -> Tensor:
         """Tokens [B, N, C] to tokens [B, N, C]. Attention masks have no linear form and are refused. The angles `rope`
         that a model hands its layers are not read: a layer makes them itself, so that it can be run alone."""
-        if attn_mask is not None or is_causal:
-            raise ValueError("castled attention takes no attention mask: the linear form has no entries to mask")
+        refuse_mask(attn_mask, is_causal)
         y = self.norm(self.attend(x))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()

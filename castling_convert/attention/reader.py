@@ -27,6 +27,10 @@ LARGE = 256
 ROUNDS = 4
 
 
+RANK = 16
+"""Of a bias of places in the linear form, unless its family says otherwise."""
+
+
 @dataclass
 class Regions:
     """Tokens that see each other alone: windows that hold parts of different places, images with padding.
@@ -94,10 +98,12 @@ class Reader(nn.Module):
         dim: channels of a token that comes in.
         on_grid: whether queries and keys are the same tokens, on `grid`, so that windows and a depthwise residual on v
             have a meaning. takes_windows: whether more windows have one, too.
-        masked: whether it has regions. windows: how many of them it is called with for one image.
+        windows: how many of them it is called with for one image.
         asked: attributes of the softmax layer that the model around it looks at.
     """
 
+    query_places: nn.Parameter | None
+    key_places: nn.Parameter | None
     num_heads: int
     head_dim: int
     value_dim: int
@@ -106,13 +112,14 @@ class Reader(nn.Module):
     extra: int = 0
     on_grid: bool = True
     takes_windows: bool = True
-    masked: bool = False
     windows: int = 1
 
     def __init__(self, prefix: int = 0) -> None:
         super().__init__()
         self.grid = TokenGrid(0, 0, prefix)
         self.asked: dict[str, Any] = {}
+        self.register_parameter("query_places", None)
+        self.register_parameter("key_places", None)
 
     def read(self, *inputs: Any, **more: Any) -> Reading:
         """What the layer is called with, as q, k and v."""
@@ -130,9 +137,21 @@ class Reader(nn.Module):
         """What `write` has made, or the softmax layer, as tokens [B, N, C]; losses are of them."""
         return output
 
+    def learn_places(self, f: Tensor, g: Tensor) -> None:
+        """Start the factors of a bias of places from these, as `Reading.more` has them, [heads, N, r] each."""
+        self.query_places, self.key_places = nn.Parameter(f), nn.Parameter(g)
+        self.extra = f.shape[-1]
+
+    @property
+    def learned_places(self) -> tuple[Tensor, Tensor] | None:
+        """`Reading.more` of a layer that learns its bias of places; None where there is none to learn."""
+        if self.query_places is None or self.key_places is None:
+            return None
+        return self.query_places[None], self.key_places[None]
+
     def started(self) -> list[nn.Parameter]:
         """Parameters that the softmax layer did not have."""
-        return []
+        return [places for places in (self.query_places, self.key_places) if places is not None]
 
     def fold_(self) -> None:
         """Drop what the softmax alone needs, in place."""
@@ -147,6 +166,18 @@ class Reader(nn.Module):
     def weight(self) -> Tensor:
         """Any of its parameters: their type and their device."""
         return next(self.parameters())
+
+
+def split_heads(x: Tensor, num_heads: int, parts: int = 3) -> tuple[Tensor, ...]:
+    """[B, N, parts·heads·d], such as q, k and v in this order, as each of these, [B, heads, N, d]."""
+    B, N, _ = x.shape
+    return x.reshape(B, N, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def refuse_mask(attn_mask: Tensor | None, is_causal: bool = False) -> None:
+    """Raise ValueError for a mask, where a layer may be called with one."""
+    if attn_mask is not None or is_causal:
+        raise ValueError("castled attention takes no attention mask: the linear form has no entries to mask")
 
 
 @torch.no_grad()

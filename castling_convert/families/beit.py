@@ -18,13 +18,11 @@ from timm.models.beit import Attention, Beit, Block
 from torch import Tensor, nn
 
 from ..attention import FoldedAttention, Reader, Reading
-from ..attention.reader import low_rank
+from ..attention.reader import RANK, low_rank, split_heads
 from .base import Size
 from .called import CalledFamily
+from .eva import with_bias
 from .vit import scale_outputs_
-
-RANK = 16
-"""Of a bias between patches in the linear form."""
 
 
 class BeitReader(Reader):
@@ -33,7 +31,7 @@ class BeitReader(Reader):
     def __init__(self, attention: Any, grid: Size, shared: Tensor | None) -> None:
         """`shared`: the bias that the model hands its layers, [heads, N, N]."""
         super().__init__(prefix=1)
-        self.qkv = _with_bias(attention)
+        self.qkv = with_bias(attention.qkv, attention)
         self.proj, self.proj_drop = attention.proj, attention.proj_drop
         self.num_heads, self.softmax_scale = attention.num_heads, attention.scale
         self.head_dim = self.value_dim = attention.qkv.out_features // 3 // attention.num_heads
@@ -41,15 +39,9 @@ class BeitReader(Reader):
         self.grid.height, self.grid.width = grid
         self.table: nn.Parameter | None = attention.relative_position_bias_table
         self.register_buffer("index", attention.relative_position_index, persistent=False)
-        self.query_places: nn.Parameter | None = None
         bias = self.bias(shared)
         if bias is not None:
-            self.extra = RANK + 1
-            f, g = factors(bias, attention.scale)
-            self.query_places, self.key_places = nn.Parameter(f), nn.Parameter(g)
-
-    def started(self) -> list[nn.Parameter]:
-        return [] if self.query_places is None else [self.query_places, self.key_places]
+            self.learn_places(*factors(bias, attention.scale))
 
     def bias(self, shared: Tensor | None) -> Tensor | None:
         """[heads, N, N]."""
@@ -60,13 +52,11 @@ class BeitReader(Reader):
 
     def read(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Reading:
         """Tokens x, [B, N, C], the class token first, and the bias of all layers, [heads, N, N]."""
-        B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.query_places is None:
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
+        if self.learned_places is None:
             return Reading(q, k, v)
         bias = self.bias(shared_rel_pos_bias)
-        more = self.query_places[None], self.key_places[None]
-        return Reading(q, k, v, more, None if bias is None else bias[None])
+        return Reading(q, k, v, self.learned_places, None if bias is None else bias[None])
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         return self.proj_drop(self.proj(y))
@@ -86,16 +76,6 @@ def factors(bias: Tensor, softmax_scale: float) -> tuple[Tensor, Tensor]:
     return torch.cat([F.pad(f, (0, 0, 1, 0)), towards], -1), torch.cat([F.pad(g, (0, 0, 1, 0)), is_class], -1)
 
 
-def _with_bias(attention: Any) -> nn.Linear:
-    """The projection to q, k and v with the biases that are beside it in `attention` inside; its weight is the same."""
-    if attention.q_bias is None:
-        return attention.qkv
-    joined = nn.Linear(attention.qkv.in_features, attention.qkv.out_features, device="meta")
-    joined.weight = attention.qkv.weight
-    joined.bias = nn.Parameter(torch.cat((attention.q_bias, attention.k_bias, attention.v_bias)).detach())
-    return joined
-
-
 class BeitFamily(CalledFamily):
     title = "timm BEiT"
     timm_modules = ("beit",)
@@ -105,10 +85,6 @@ class BeitFamily(CalledFamily):
     def reader(self, model: Any, name: str) -> Reader:
         shared = None if model.rel_pos_bias is None else model.rel_pos_bias().detach()
         return BeitReader(model.get_submodule(name), model.patch_embed.grid_size, shared)
-
-    def patch_size(self, model: Any) -> Size:
-        height, width = model.patch_embed.patch_size
-        return height, width
 
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
         return features, model.num_prefix_tokens

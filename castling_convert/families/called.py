@@ -152,6 +152,10 @@ class CalledFamily(Family):
         _, height, width = get_model_input_config(model)["input_size"]
         return height, width
 
+    def patch_size(self, model: Any) -> Size:
+        size = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+        return (size[0], size[1]) if isinstance(size, tuple | list) else super().patch_size(model)
+
     def resize_(self, model: nn.Module, image_size: Size) -> None:
         if image_size == self.image_size(model):
             return

@@ -19,19 +19,15 @@ from timm.models.efficientformer_v2 import Attention2d, Attention2dDownsample, E
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
-from ..attention.reader import low_rank
+from ..attention.reader import RANK, low_rank
 from .called import CalledFamily
 from .plain import follow
-
-RANK = 16
-"""Of a bias in the linear form."""
 
 
 class _BiasedReader(Reader):
     """What both versions share: q and k of `key_dim`, and the bias."""
 
     index: Tensor
-    extra = RANK
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -40,15 +36,11 @@ class _BiasedReader(Reader):
         self.table: nn.Parameter | None = attention.attention_biases
         self.register_buffer("index", attention.attention_bias_idxs, persistent=False)
         bias = attention.attention_biases[:, attention.attention_bias_idxs]
-        f, g = low_rank(bias, RANK, attention.scale)
-        self.query_places, self.key_places = nn.Parameter(f), nn.Parameter(g)
-
-    def started(self) -> list[nn.Parameter]:
-        return [self.query_places, self.key_places]
+        self.learn_places(*low_rank(bias, RANK, attention.scale))
 
     def reading(self, q: Tensor, k: Tensor, v: Tensor, rest: Any = None) -> Reading:
         bias = None if self.table is None else self.table[:, self.index][None]
-        return Reading(q, k, v, (self.query_places[None], self.key_places[None]), bias, rest=rest)
+        return Reading(q, k, v, self.learned_places, bias, rest=rest)
 
     def fold_(self) -> None:
         self.table = None

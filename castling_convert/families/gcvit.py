@@ -15,8 +15,9 @@ from timm.models.gcvit import GlobalContextVit, WindowAttentionGlobal
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from .called import CalledFamily
-from .windows import BiasedReader, bias_of, split_heads
+from .windows import BiasedReader, bias_of
 
 
 class GcVitReader(BiasedReader):

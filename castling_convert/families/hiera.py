@@ -18,6 +18,7 @@ from timm.models.hiera import Hiera, MaskUnitAttention
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from ..errors import ModelError
 from .base import AttentionLayer, Size
 from .called import CalledFamily
@@ -79,8 +80,8 @@ class MaskUnitReader(Reader):
         """Tokens in Hiera's order, [B, N, C]."""
         x = x if self.order is None else x[:, self.order]
         x = x.reshape(-1, x.shape[1] // self.parts, self.dim)
-        B, N, _ = x.shape  # units apart
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        B = x.shape[0]  # units apart
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         if self.q_stride > 1:
             q = q.reshape(B, self.num_heads, self.q_stride, -1, self.head_dim).amax(2)
         return Reading(q, k, v)

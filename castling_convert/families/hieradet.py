@@ -15,6 +15,7 @@ from timm.models.hieradet_sam2 import HieraDet, MultiScaleAttention
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from .called import CalledFamily
 
 
@@ -35,7 +36,7 @@ class MultiScaleReader(Reader):
         """Tokens of images or of windows, [B, H, W, C]."""
         B, H, W, _ = x.shape
         self.grid.height, self.grid.width = H, W
-        q, k, v = self.qkv(x).reshape(B, H * W, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x).flatten(1, 2), self.num_heads)
         if self.q_pool is not None:
             q = self.q_pool(q.transpose(2, 3).reshape(B, -1, H, W))
             H, W = q.shape[2:]

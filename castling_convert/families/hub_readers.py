@@ -9,12 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading, Regions
-from ..attention.reader import low_rank, regions_of_mask
-
-RANK = 16
-"""Of a bias in the linear form."""
-REGIONS = 4
-"""A shifted window holds two parts of the image along each axis at most."""
+from ..attention.reader import RANK, low_rank, regions_of_mask
+from .windows import REGIONS
 
 
 class HubReader(Reader):
@@ -60,22 +56,12 @@ class BiasedReader(HubReader):
     """BEiT: the model makes a bias of places and hands it over as the mask. The linear form has it as factors that
     start from its singular values and are trained."""
 
-    def __init__(self, attention: Any) -> None:
-        super().__init__(attention)
-        self.query_places: nn.Parameter | None = None
-        self.key_places: nn.Parameter | None = None
-
     def start(self, bias: Tensor) -> None:
         """With what the model adds now, [heads, N, N]."""
-        f, g = low_rank(bias.detach(), RANK, self.softmax_scale)
-        self.query_places, self.key_places = nn.Parameter(f), nn.Parameter(g)
-        self.extra = RANK
-
-    def started(self) -> list[nn.Parameter]:
-        return [] if self.query_places is None or self.key_places is None else [self.query_places, self.key_places]
+        self.learn_places(*low_rank(bias.detach(), RANK, self.softmax_scale))
 
     def refuses(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> str | None:
-        if self.query_places is None:
+        if self.learned_places is None:
             return super().refuses(hidden_states, attention_mask)
         if attention_mask is None or attention_mask.shape[0] != 1:
             return "it is called with another mask than its bias of places"
@@ -84,8 +70,8 @@ class BiasedReader(HubReader):
     def read(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **more: Any) -> Reading:
         """Tokens [B, N, C] and the bias, [1, heads, N, N]."""
         reading = super().read(hidden_states)
-        if self.query_places is not None and self.key_places is not None:
-            reading.more, reading.bias = (self.query_places[None], self.key_places[None]), attention_mask
+        if self.learned_places is not None:
+            reading.more, reading.bias = self.learned_places, attention_mask
         return reading
 
 
@@ -94,7 +80,6 @@ class WindowReader(BiasedReader):
     logits: on logits of a usual size that is the same to 1e-43."""
 
     takes_windows = False
-    masked = True
 
     def __init__(self, attention: Any) -> None:
         super().__init__(attention)

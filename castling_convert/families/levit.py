@@ -17,17 +17,13 @@ from timm.models.levit import Attention, AttentionDownsample, Levit
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
-from ..attention.reader import low_rank
+from ..attention.reader import RANK, low_rank
 from .base import Size
 from .called import CalledFamily
-
-RANK = 16
-"""Of a bias in the linear form."""
 
 
 class LevitReader(Reader):
     index: Tensor
-    extra = RANK
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -39,16 +35,13 @@ class LevitReader(Reader):
         self._keep(attention)
         self.table: nn.Parameter | None = attention.attention_biases
         self.register_buffer("index", attention.attention_bias_idxs, persistent=False)
-        f, g = low_rank(attention.attention_biases[:, attention.attention_bias_idxs], RANK, attention.scale)
-        self.query_places, self.key_places = nn.Parameter(f), nn.Parameter(g)
+        bias = attention.attention_biases[:, attention.attention_bias_idxs]
+        self.learn_places(*low_rank(bias, RANK, attention.scale))
 
     def _keep(self, attention: Any) -> None:
         """What makes q, k and v."""
         self.qkv = attention.qkv
         self.dim = attention.qkv.linear.weight.shape[1]
-
-    def started(self) -> list[nn.Parameter]:
-        return [self.query_places, self.key_places]
 
     def read(self, x: Tensor) -> Reading:
         """Tokens x, [B, N, C], or a map, [B, C, H, W]."""
@@ -57,7 +50,7 @@ class LevitReader(Reader):
 
     def with_places(self, q: Tensor, k: Tensor, v: Tensor) -> Reading:
         bias = None if self.table is None else self.table[:, self.index][None]
-        return Reading(q, k, v, (self.query_places[None], self.key_places[None]), bias)
+        return Reading(q, k, v, self.learned_places, bias)
 
     def heads(self, x: Tensor) -> Tensor:
         """A projection's outputs, tokens or a map, as [B, heads, N, d]."""

@@ -16,9 +16,9 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
-from .plain import MapReader, MapsFamily, refuse_mask
+from ..attention.reader import refuse_mask, split_heads
+from .plain import MapReader, MapsFamily
 from .refused import CONVOLUTIONS
-from .windows import split_heads
 
 
 class MultiQueryReader(MapReader):

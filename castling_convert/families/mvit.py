@@ -21,6 +21,7 @@ from timm.models.mvitv2 import MultiScaleAttention, MultiScaleVit, reshape_post_
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from .base import Size
 from .called import CalledFamily
 
@@ -43,8 +44,7 @@ class MultiScaleReader(Reader):
 
     def read(self, x: Tensor, feat_size: Any) -> Reading:
         """Tokens x, [B, N, C], of a grid of `feat_size`, (height, width)."""
-        B, N, _ = x.shape
-        parts = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        parts = split_heads(self.qkv(x), self.num_heads)
         (q, q_size), (k, k_size), (v, _) = (
             self.pooled(part, name, feat_size) for part, name in zip(parts, "qkv", strict=True)
         )

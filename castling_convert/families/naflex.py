@@ -32,7 +32,6 @@ PADDING = -1
 
 class NaFlexReader(Reader):
     takes_windows = False
-    masked = True
 
     def __init__(self, attention: Any, grid: Size, prefix: int) -> None:
         super().__init__(prefix)

@@ -13,8 +13,8 @@ from timm.models.nest import Attention, Nest
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from .called import CalledFamily
-from .windows import split_heads
 
 
 class NestReader(Reader):

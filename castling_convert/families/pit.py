@@ -13,7 +13,6 @@ from timm.models.pit import PoolingVisionTransformer
 from torch import Tensor, nn
 
 from ..attention import Reader
-from .base import Size
 from .called import CalledFamily
 from .plain import TokensReader, follow
 
@@ -29,10 +28,6 @@ class PitFamily(CalledFamily):
         pool = model.get_submodule(".".join(name.split(".")[:2])).pool  # transformers.1.blocks.0.attn: transformers.1
         follow(reader.grid, model.patch_embed if pool is None else pool.conv)
         return reader
-
-    def patch_size(self, model: Any) -> Size:
-        height, width = model.patch_embed.patch_size
-        return height, width
 
     def head_modules(self, model: Any) -> set[str]:
         return {"head", "head_dist"}

@@ -12,14 +12,9 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading, TokenGrid
+from ..attention.reader import refuse_mask, split_heads
 from .base import Size
 from .called import CalledFamily
-from .windows import split_heads
-
-
-def refuse_mask(attn_mask: Tensor | None, is_causal: bool = False) -> None:
-    if attn_mask is not None or is_causal:
-        raise ValueError("castled attention takes no attention mask: the linear form has no entries to mask")
 
 
 class TokensReader(Reader):

@@ -14,6 +14,7 @@ from timm.models.pvt_v2 import Attention, PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from .plain import MapsFamily
 
 
@@ -34,7 +35,7 @@ class PvtReader(Reader):
             reduced = self.sr(x.transpose(1, 2).unflatten(2, tuple(feat_size)))
             self.grid.height, self.grid.width = reduced.shape[-2:]
             x = self.norm(reduced.flatten(2).transpose(1, 2))
-        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = split_heads(self.kv(x), self.num_heads, 2)
         return Reading(q, k, v)
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:

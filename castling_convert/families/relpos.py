@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from timm.models.vision_transformer_relpos import RelPosAttention, VisionTransformerRelPos
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
-from ..attention.reader import low_rank
-from .base import Size
+from ..attention.reader import low_rank, split_heads
 from .called import CalledFamily
+from .windows import bias_of
 
 RANK = 32
 """Of a bias in the linear form."""
@@ -35,39 +34,24 @@ class RelPosReader(Reader):
         self.num_heads, self.softmax_scale = attention.num_heads, attention.scale
         self.head_dim = self.value_dim = attention.head_dim
         self.dim = attention.qkv.in_features
-        self.extra = RANK
         self.with_bias = True
         places = shared if attention.rel_pos is None else attention.rel_pos
         self.grid.height, self.grid.width = places.window_size
-        f, g = low_rank(_bias_of(places)[0], RANK, attention.scale)
-        self.query_places, self.key_places = nn.Parameter(f), nn.Parameter(g)
-
-    def started(self) -> list[nn.Parameter]:
-        return [self.query_places, self.key_places]
+        self.learn_places(*low_rank(bias_of(places), RANK, attention.scale))
 
     def read(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Reading:
         """Tokens x, [B, N, C], and the bias of all blocks, [1, heads, N, N]."""
-        B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         bias = None
         if self.with_bias:
             bias = shared_rel_pos if self.rel_pos is None else self.rel_pos.get_bias()
-        return Reading(self.q_norm(q), self.k_norm(k), v, (self.query_places[None], self.key_places[None]), bias)
+        return Reading(self.q_norm(q), self.k_norm(k), v, self.learned_places, bias)
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         return self.proj_drop(self.proj(y))
 
     def fold_(self) -> None:
         self.rel_pos, self.with_bias = None, False
-
-
-@torch.no_grad()
-def _bias_of(places: Any) -> Tensor:
-    """The bias without the dropout of the network that makes it."""
-    training = places.training
-    bias = places.eval().get_bias()
-    places.train(training)
-    return bias
 
 
 class RelPosFamily(CalledFamily):
@@ -78,10 +62,6 @@ class RelPosFamily(CalledFamily):
 
     def reader(self, model: Any, name: str) -> Reader:
         return RelPosReader(model.get_submodule(name), model.shared_rel_pos, model.num_prefix_tokens)
-
-    def patch_size(self, model: Any) -> Size:
-        height, width = model.patch_embed.patch_size
-        return height, width
 
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
         return features, model.num_prefix_tokens

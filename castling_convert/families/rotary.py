@@ -26,6 +26,7 @@ from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from .base import Size
 from .called import CalledFamily
 
@@ -53,8 +54,7 @@ class RotaryReader(Reader):
     ) -> Reading:
         """Tokens x, [B, N, C], and the sines and cosines of their places, [N, 2·d]."""
         _refuse(attn_mask is not None or is_causal)
-        B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         if rope is not None:
             q, k = (apply_rot_embed_cat(part, rope, half=self.rotates_halves).type_as(v) for part in (q, k))
         return Reading(q, k, v)

@@ -17,7 +17,7 @@ from timm.models.vision_transformer_sam import Attention, VisionTransformerSAM
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
-from .base import Size
+from ..attention.reader import split_heads
 from .called import CalledFamily
 from .places import bias_of_rows_and_columns, distances, one_hot_places
 
@@ -51,9 +51,8 @@ class SamReader(Reader):
 
     def read(self, x: Tensor) -> Reading:
         """Tokens of images or of windows, [B, H, W, C]."""
-        B, H, W, _ = x.shape
-        self.grid.height, self.grid.width = H, W
-        q, k, v = self.qkv(x).reshape(B, H * W, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        self.grid.height, self.grid.width = x.shape[1:3]
+        q, k, v = split_heads(self.qkv(x).flatten(1, 2), self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)
         more = None
         if self.relative:
@@ -63,7 +62,7 @@ class SamReader(Reader):
         elif self.rope is not None:
             angles = self.rope.get_embed()
             q, k = (apply_rot_embed_cat(each, angles).type_as(v) for each in (q, k))
-        return Reading(q, k, v, more, rest=(H, W))
+        return Reading(q, k, v, more, rest=tuple(x.shape[1:3]))
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         H, W = reading.rest
@@ -82,10 +81,6 @@ class SamFamily(CalledFamily):
 
     def has_token_dropout(self, model: Any) -> bool:
         return not isinstance(model.patch_drop, nn.Identity)
-
-    def patch_size(self, model: Any) -> Size:
-        height, width = model.patch_embed.patch_size
-        return height, width
 
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
         return features.flatten(2).transpose(1, 2), 0

@@ -12,14 +12,11 @@ from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from torch import Tensor, nn
 
 from ..attention import Reader
-from .base import Size
 from .called import CalledFamily
 from .windows import WindowReader
 
 
 class SwinReader(WindowReader):
-    masked = True
-
     def __init__(self, attention: Any) -> None:
         super().__init__(attention, attention._get_rel_pos_bias()[0], attention.scale)
 
@@ -29,10 +26,6 @@ class SwinFamily(CalledFamily):
     timm_modules = ("swin_transformer",)
     models = (SwinTransformer,)
     readers: ClassVar[Mapping[type[nn.Module], type[Reader]]] = {WindowAttention: SwinReader}
-
-    def patch_size(self, model: Any) -> Size:
-        height, width = model.patch_embed.patch_size
-        return height, width
 
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
         return features.flatten(1, 2), 0

@@ -18,14 +18,12 @@ from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr, WindowMultiH
 from torch import Tensor, nn
 
 from ..attention import Reader
-from .base import Size
+from ..attention.reader import split_heads
 from .called import CalledFamily
-from .windows import WindowReader, cosine, split_heads
+from .windows import WindowReader, cosine
 
 
 class CosineReader(WindowReader):
-    masked = True
-
     def __init__(self, attention: Any, bias: Tensor) -> None:
         super().__init__(attention, bias, softmax_scale=1.0)
         self.logit_scale = attention.logit_scale
@@ -72,10 +70,6 @@ class SwinV2Family(CalledFamily):
         WindowAttention: SwinV2Reader,
         WindowMultiHeadAttention: SwinV2CrReader,
     }
-
-    def patch_size(self, model: Any) -> Size:
-        height, width = model.patch_embed.patch_size
-        return height, width
 
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
         """V2-CR has its channels first."""

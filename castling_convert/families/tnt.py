@@ -12,6 +12,7 @@ from timm.models.tnt import TNT, Attention
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from .base import Size
 from .called import CalledFamily
 
@@ -27,7 +28,7 @@ class TntReader(Reader):
         self.takes_windows = takes_windows
 
     def read(self, x: Tensor) -> Reading:
-        q, k = self.qk(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = split_heads(self.qk(x), self.num_heads, 2)
         return Reading(q, k, self.v(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2))
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:

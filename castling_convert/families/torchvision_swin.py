@@ -18,14 +18,11 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2, SwinTransformer
 
 from ..attention import Reader, Reading, Regions
-from ..attention.reader import low_rank
+from ..attention.reader import RANK, low_rank, split_heads
 from .base import Size
 from .called import CalledFamily
+from .windows import REGIONS
 
-RANK = 16
-"""Of a bias in the linear form."""
-REGIONS = 4
-"""A shifted window holds two parts of the image along each axis at most."""
 LARGEST = 16
 """Of a bias in the second version, where the first has no bound."""
 TRAINED_STRIDE = 32
@@ -37,8 +34,6 @@ STEEPEST = math.log(100.0)
 class TorchvisionSwinReader(Reader):
     index: Tensor
     takes_windows = False
-    masked = True
-    extra = RANK
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -50,8 +45,8 @@ class TorchvisionSwinReader(Reader):
         self.grid.height, self.grid.width = self.window
         self.keep_bias(attention)
         self.register_buffer("index", attention.relative_position_index, persistent=False)
-        f, g = low_rank(attention.get_relative_position_bias()[0].detach(), RANK, self.softmax_scale)
-        self.query_places, self.key_places = nn.Parameter(f), nn.Parameter(g)
+        bias = attention.get_relative_position_bias()[0].detach()
+        self.learn_places(*low_rank(bias, RANK, self.softmax_scale))
 
     def scale_of(self, attention: Any) -> float:
         return self.head_dim**-0.5
@@ -78,9 +73,6 @@ class TorchvisionSwinReader(Reader):
     def qkv_of(self, x: Tensor) -> Tensor:
         return self.qkv(x)
 
-    def started(self) -> list[nn.Parameter]:
-        return [self.query_places, self.key_places]
-
     def read(self, x: Tensor) -> Reading:
         """Tokens on their grid, [B, H, W, C]."""
         B, H, W, _ = x.shape
@@ -90,9 +82,9 @@ class TorchvisionSwinReader(Reader):
         if down or right:
             x = torch.roll(x, (-down, -right), (1, 2))
         windows = apart(x, self.window)  # B·W, N, C
-        q, k, v = self.qkv_of(windows).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv_of(windows), self.num_heads)
         q, k = self.queries_and_keys(q, k)
-        more = self.query_places[None], self.key_places[None]
+        more = self.learned_places
         bias = self.bias()
         rest = (B, H, W, *padded, down, right)
         if not (down or right):

@@ -16,9 +16,9 @@ from timm.models.twins import GlobalSubSampleAttn, LocallyGroupedAttn, Twins
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from .base import Size
 from .called import CalledFamily
-from .windows import split_heads
 
 
 class TwinsReader(Reader):

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelSca
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import refuse_mask
 
 
 class Difference(nn.Module):
@@ -84,7 +85,7 @@ class DifferentialReader(_OneProjection):
 
     def read(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Reading:
         """Tokens x, [B, N, C]."""
-        _refuse(attn_mask, is_causal)
+        refuse_mask(attn_mask, is_causal)
         q, k, v = self.qkv(x).chunk(3, 2)
         return self.split(q, k, v)
 
@@ -105,7 +106,7 @@ class ParallelScalingReader(_OneProjection):
 
     def read(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Reading:
         """Tokens x, [B, N, C], as the block takes them."""
-        _refuse(attn_mask, is_causal)
+        refuse_mask(attn_mask, is_causal)
         hidden, q, k, v = self.in_proj(self.in_norm(x)).split(self.in_split, -1)
         return self.split(q, k, v, rest=(x, hidden if self.mlp_bias is None else hidden + self.mlp_bias))
 
@@ -117,11 +118,6 @@ class ParallelScalingReader(_OneProjection):
         else:
             y = self.attn_out_proj(y) + self.mlp_out_proj(hidden)  # type: ignore[misc]
         return x + self.drop_path(self.ls(y))
-
-
-def _refuse(attn_mask: Tensor | None, is_causal: bool) -> None:
-    if attn_mask is not None or is_causal:
-        raise ValueError("castled attention takes no attention mask: the linear form has no entries to mask")
 
 
 READERS: Mapping[type[nn.Module], type[Reader]] = {

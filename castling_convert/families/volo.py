@@ -14,6 +14,7 @@ from timm.models.volo import VOLO, Attention, ClassAttention, OutlookAttention
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
+from ..attention.reader import split_heads
 from .called import CalledFamily
 
 
@@ -28,8 +29,7 @@ class VoloReader(Reader):
     def read(self, x: Tensor) -> Reading:
         """A map x, [B, H, W, C]."""
         self.grid.height, self.grid.width = x.shape[1:3]
-        qkv = self.qkv(x).flatten(1, 2).unflatten(2, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = split_heads(self.qkv(x).flatten(1, 2), self.num_heads)
         return Reading(q, k, v, rest=tuple(x.shape[1:3]))
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from ..attention import Reader, Reading, Regions
 from ..attention.norms import wide
-from ..attention.reader import low_rank, regions_of_mask
+from ..attention.reader import RANK, low_rank, regions_of_mask, split_heads
 
-RANK = 16
-"""Of a bias in the linear form."""
 REGIONS = 4
 """A shifted window holds two parts of the image along each axis at most."""
 LARGEST = math.log(100)
@@ -35,18 +33,12 @@ class BiasedReader(Reader):
         """Take what the softmax adds to its logits, [heads, N_q, N_k], if it does."""
         places = None if bias is None else bias.detach()[None].clone()
         self.register_buffer("places", places, persistent=False)
-        self.biased = bias is not None
         if bias is not None:
-            self.extra = RANK
-            f, g = low_rank(bias, RANK, self.softmax_scale)
-            self.query_places, self.key_places = nn.Parameter(f), nn.Parameter(g)
-
-    def started(self) -> list[nn.Parameter]:
-        return [self.query_places, self.key_places] if self.biased else []
+            self.learn_places(*low_rank(bias, RANK, self.softmax_scale))
 
     def reading(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, rest: Any = None) -> Reading:
         """Of heads, [B·W, heads, N, d], and the mask of the W windows of an image, [W, N, N], beside a bias."""
-        more = (self.query_places[None], self.key_places[None]) if self.biased else None
+        more = self.learned_places
         if mask is None:
             return Reading(q, k, v, more, self.places, rest=rest)
         images = q.shape[0] // mask.shape[0]
@@ -80,12 +72,6 @@ class WindowReader(BiasedReader):
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         return self.proj_drop(self.proj(y))
-
-
-def split_heads(x: Tensor, num_heads: int, parts: int = 3) -> tuple[Tensor, ...]:
-    """[B, N, parts·heads·d], such as q, k and v in this order, as each of these, [B, heads, N, d]."""
-    B, N, _ = x.shape
-    return x.reshape(B, N, parts, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def cosine(q: Tensor, k: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,3 +177,20 @@ def attention_error(student: Any, teacher: Any, x: Tensor) -> float:
         inputs, more = seen.inputs[name]
         errors.append(layer_error(layer, layer(*inputs, **more), seen.outputs[name]))
     return torch.stack(errors).mean().item()
+
+
+class EveryVariant:
+    """Tests of every variant of a family, which the file of a subclass gives as its fixture `model`."""
+
+    def accounted(self, model: Any, student: Any) -> None:
+        """What has become of the layers: all of them are castled, unless a subclass says otherwise."""
+        assert all(layer.status == "castled" for layer in student.castling.layers)
+
+    def test_open_student_is_the_teacher(self, model: Any) -> None:
+        self.accounted(model, open_student_is_the_teacher(model))
+
+    def test_closed_student_folds(self, model: Any) -> None:
+        closed_student_folds(model)
+
+    def test_linear_form_is_its_matrix(self, model: Any) -> None:
+        linear_form_is_its_matrix(model)

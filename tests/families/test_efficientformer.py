@@ -30,16 +30,9 @@ def model(request: pytest.FixtureRequest) -> Any:
     return small(request.param)
 
 
-def test_open_student_is_the_teacher(model: Any) -> None:
-    road.open_student_is_the_teacher(model)
-
-
-def test_closed_student_folds(model: Any) -> None:
-    road.closed_student_folds(model)
-
-
-def test_linear_form_is_its_matrix(model: Any) -> None:
-    road.linear_form_is_its_matrix(model)
+class TestEveryVariant(road.EveryVariant):
+    def accounted(self, model: Any, student: Any) -> None:
+        assert all(layer.status == "castled" or "heads mix" in layer.why for layer in student.castling.layers)
 
 
 @pytest.mark.slow

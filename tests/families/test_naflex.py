@@ -64,17 +64,9 @@ def patches(*images: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def test_open_student_is_the_teacher(model: Any) -> None:
-    student = road.open_student_is_the_teacher(model)
-    assert all(layer.status == "castled" or "pooling" in layer.why for layer in student.castling.layers)
-
-
-def test_closed_student_folds(model: Any) -> None:
-    road.closed_student_folds(model)
-
-
-def test_linear_form_is_its_matrix(model: Any) -> None:
-    road.linear_form_is_its_matrix(model)
+class TestEveryVariant(road.EveryVariant):
+    def accounted(self, model: Any, student: Any) -> None:
+        assert all(layer.status == "castled" or "pooling" in layer.why for layer in student.castling.layers)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import timm
 import torch
 
 import castling_convert as cc
-from castling_convert.castling import castled_layers
+from castling_convert.families import family_of
 from castling_convert.families.windows import cosine
 from tests.families import road
 from tests.models import LANDMARKS, recipe
@@ -35,18 +35,10 @@ def model(request: pytest.FixtureRequest) -> Any:
     return small(request.param)
 
 
-def test_open_student_is_the_teacher(model: Any) -> None:
-    student = road.open_student_is_the_teacher(model)
-    assert all(layer.status == "castled" for layer in student.castling.layers)
-    assert any(layer.reader.masked for _, layer in castled_layers(student))
-
-
-def test_closed_student_folds(model: Any) -> None:
-    road.closed_student_folds(model)
-
-
-def test_linear_form_is_its_matrix(model: Any) -> None:
-    road.linear_form_is_its_matrix(model)
+class TestEveryVariant(road.EveryVariant):
+    def accounted(self, model: Any, student: Any) -> None:
+        super().accounted(model, student)
+        assert any(layer.regions > 1 for layer in family_of(model).layers(model))
 
 
 @pytest.mark.slow

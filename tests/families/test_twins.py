@@ -30,17 +30,8 @@ def model(request: pytest.FixtureRequest) -> Any:
     return small(request.param)
 
 
-def test_open_student_is_the_teacher(model: Any) -> None:
-    student = road.open_student_is_the_teacher(model)
-    assert {layer.status for layer in student.castling.layers} == {"castled"}
-
-
-def test_closed_student_folds(model: Any) -> None:
-    road.closed_student_folds(model)
-
-
-def test_linear_form_is_its_matrix(model: Any) -> None:
-    road.linear_form_is_its_matrix(model)
+class TestEveryVariant(road.EveryVariant):
+    pass
 
 
 @pytest.mark.slow
