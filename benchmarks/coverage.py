@@ -4,7 +4,7 @@
     python benchmarks/coverage.py 'swin*'     some of them, to the terminal
 
 Each model is built on the meta device, at full size, and asked for its attention layers; nothing is computed. What it
-finds is held against the list of names that `castling models` shows. Some twenty minutes on one core.
+finds is held against the list of names that `castling models` shows. A few minutes on one core.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 Teachers are trained here on the relations set, whose classes are about where two shapes are, and converted by the
 default recipe, all layers. Latencies are of timm's own models with random weights, onnxruntime, float32, two threads,
 one image, one interleaved run of the softmax model and the castled one each. The machine should have nothing else to
-do. About two hours on two cores.
+do. A teacher that does not learn its task is said and passed over.
 """
 
 from __future__ import annotations
@@ -83,21 +83,24 @@ def jobs() -> list[Job]:
 
 
 def teacher_of(bed: str, seed: int, steps: int | None = None) -> Any:
-    """Trained once and kept in the cache; SystemExit where it does not learn its task."""
+    """Trained once and kept in the cache; None where it does not learn its task."""
     folder = CACHE / f"families-{bed}-{seed}"
     if steps is None and folder.is_dir():
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     teacher, top1 = train_teacher(BEDS[bed], seed, steps=steps)
     if steps is None:
-        print(f"{bed}, seed {seed}: the teacher reached {top1:.2f} %", flush=True)
+        print(f"{bed}, seed {seed}: the teacher reached {top1:.2f} % of the {BEDS[bed].floor} % it needs", flush=True)
         if top1 < BEDS[bed].floor:
-            raise SystemExit(f"the {bed} teacher of seed {seed} reached {top1} %, {BEDS[bed].floor} % is needed")
+            return None
         save_for_hf(teacher, folder, safe_serialization=True)
     return teacher
 
 
-def accuracy(job: Job, steps: int = STEPS, taught: int | None = None) -> dict[str, Any]:
+def accuracy(job: Job, steps: int = STEPS, taught: int | None = None) -> dict[str, Any] | None:
+    """None where there is no teacher; `taught` are steps of one that need not learn anything."""
     teacher = teacher_of(job.what, job.number, taught)
+    if teacher is None:
+        return None
     recipe = cc.Recipe.load("castling", [f"distill.steps={steps}", f"distill.seed={job.number}"])
     student = cc.castle(teacher, recipe)
     started = time.monotonic()
@@ -177,7 +180,7 @@ def smoke_test() -> str:
     first = next(iter(BEDS))
     name = LATENCIES[2][0]
     records = [accuracy(Job("accuracy", first, 0), steps=4, taught=2), latency(Job("latency", name, 224), 0.1)]
-    return page(records)
+    return page([record for record in records if record is not None])
 
 
 def main() -> None:
@@ -195,6 +198,8 @@ def main() -> None:
     for job in jobs() if not arguments.table else ():
         if job.kind in kinds and (job.kind, job.what, job.number) not in done:
             record = accuracy(job) if job.kind == "accuracy" else latency(job)
+            if record is None:
+                continue
             with RESULTS.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(json.dumps(record), flush=True)

@@ -112,8 +112,9 @@ def castle_(model: nn.Module, recipe: Recipe | str = "castling", layers: str | N
     for layer in chosen:
         source = family.projections(model, layer)
         if isinstance(source, Reader):
-            source.grid = grids.get(layer.name, source.grid)
-        grid = source.grid if isinstance(source, Reader) else grids[layer.name]
+            source.grid = grid = grids.get(layer.name, source.grid)
+        else:
+            grid = grids[layer.name]
         castled = training_form(source, recipe.attention, grid)
         castled.train(model.get_submodule(layer.name).training)
         model.set_submodule(layer.name, castled)
@@ -134,7 +135,7 @@ def plan(
     wanted = choose_layers(layers, found)
     chosen, records = [], []
     for layer in found:
-        reason = layer.reason or refusal(config, layer)
+        reason = kept_because(layer, config)
         if reason is not None:
             records.append(LayerRecord(layer.name, "kept", reason))
         elif layer.name not in wanted:
@@ -148,8 +149,10 @@ def plan(
     return chosen, records, _written(chosen, found)
 
 
-def refusal(config: AttentionConfig, layer: AttentionLayer) -> str | None:
-    """Why such a castled layer can't stand in the place of a castable one; None where it can."""
+def kept_because(layer: AttentionLayer, config: AttentionConfig) -> str | None:
+    """Why a layer can't be castled in such a way; None where it can."""
+    if layer.reason is not None:
+        return layer.reason
     if layer.regions > 1 and not FORMS[config.form].layers.within_regions:
         return f"its windows are masked, and the linear form {config.form} has no masks"
     if not layer.queries_are_keys and getattr(config, "constant", None) == "token":
@@ -164,21 +167,24 @@ def costs(layer: AttentionLayer, config: AttentionConfig) -> tuple[AttentionCost
 
 
 def not_paying(layers: Iterable[AttentionLayer], config: AttentionConfig) -> dict[str, str]:
-    """Of castable layers those that castling makes no cheaper, by name, and their MACs in words."""
+    """Of layers that can be castled those that castling makes no cheaper, by name, and their MACs in words."""
     found = {}
     for layer in layers:
         softmax, castled = (cost.macs for cost in costs(layer, config))
-        if layer.castable and castled >= softmax:
+        if kept_because(layer, config) is None and castled >= softmax:
             tokens = f"windows of {layer.tokens} tokens" if layer.windows > 1 else f"{layer.tokens} tokens"
             found[layer.name] = f"{castled / 1e6:.1f} M MACs for softmax's {softmax / 1e6:.1f} M, {tokens}"
     return found
+
+
+LEAVE_THEM = "--layers auto leaves such layers, or name the others"
 
 
 def no_cheaper(dear: Mapping[str, str]) -> str:
     """What `not_paying` has found, in a sentence."""
     name, words = next(iter(dear.items()))
     count = "one layer" if len(dear) == 1 else f"{len(dear)} layers"
-    return f"castling makes {count} no cheaper, {name}: {words}; --layers auto leaves such layers, or name the others"
+    return f"castling makes {count} no cheaper, {name}: {words}"
 
 
 def _written(chosen: list[AttentionLayer], found: list[AttentionLayer]) -> str:

@@ -264,6 +264,8 @@ def _explained(error: Exception, name: str, weights: str | Path | None) -> Excep
         return WeightsError(f"{name} is refused: its weights hold more than tensors; save them as .safetensors")
     if weights is not None:
         return WeightsError(f"{weights} doesn't fit {name}: {_summary(error)}")
+    if isinstance(error, TypeError) and "unexpected keyword argument 'img_size'" in text:
+        return ModelError(f"timm makes {name} without an image size of its own; leave out --image-size")
     if isinstance(error, TypeError) and "unexpected keyword" in text:
         return ModelError(f"{name} doesn't take a --model-arg: {text.split('__init__() ')[-1]}")
     offline = (

@@ -36,7 +36,7 @@ def command(
     from rich.table import Table
 
     from ..analysis.macs import count_macs
-    from ..castling import castle, close_masks, costs, no_cheaper, not_paying
+    from ..castling import LEAVE_THEM, castle, close_masks, costs, no_cheaper, not_paying
     from ..data.loaders import count_in_memory, some_images
     from ..data.preprocessing import Preprocessing
     from ..data.spec import GENERATED, open_data
@@ -75,17 +75,16 @@ def command(
         for entry in sensitivities(loaded, Recipe.load("castling"), images):
             click.echo(f"block {entry.block}: {entry.divergence:.3g} {unit}", err=True)
             measured |= dict.fromkeys(entry.layers, entry)
-    prices = {layer.name: costs(layer, attention) for layer in layers if layer.castable}
+    prices = {
+        layer.name: dict(zip(("softmax", "castled"), (cost.macs for cost in costs(layer, attention)), strict=True))
+        for layer in layers
+        if layer.castable
+    }
     dear = not_paying(layers, attention)
     if as_json:
         values: list[dict[str, Any]] = [
             asdict(layer)
-            | {"castable": layer.castable}
-            | {
-                "macs": dict(
-                    zip(("softmax", "castled"), (cost.macs for cost in prices.get(layer.name, ())), strict=False)
-                )
-            }
+            | {"castable": layer.castable, "macs": prices.get(layer.name, {})}
             | _measured(measured, layer.name)
             for layer in layers
         ]
@@ -103,7 +102,7 @@ def command(
     for layer in layers:
         tokens = str(layer.tokens) if layer.windows == 1 else f"{layer.windows} x {layer.tokens}"
         tokens += f", keys {layer.keys}" if layer.keys != layer.tokens else ""
-        price = ", ".join(f"{cost.macs / 1e6:.1f}" for cost in prices.get(layer.name, ()))
+        price = ", ".join(f"{count / 1e6:.1f}" for count in prices.get(layer.name, {}).values())
         row = [layer.name, layer.kind, tokens, str(layer.num_heads), str(layer.head_dim), price,
                "yes" if layer.castable else f"no: {layer.reason}"]  # fmt: skip
         if layer.name in measured:
@@ -120,7 +119,7 @@ def command(
         softmax, castled = (f"{value / 1e9:.2f} G" for value in macs.values())
         click.echo(f"MACs an image: {softmax}, castled {castled} ({fewer_or_more(*macs.values())})")
     if dear:
-        click.echo(no_cheaper(dear))
+        click.echo(f"{no_cheaper(dear)}; {LEAVE_THEM}")
 
 
 def _measured(measured: dict[str, Any], name: str) -> dict[str, Any]:

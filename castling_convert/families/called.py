@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..attention import Reader, TokenGrid
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .base import AttentionLayer, Family, Size, set_input_size_
 from .half import NORMS, Float32Norm
 
@@ -63,9 +63,10 @@ class CalledFamily(Family):
         names = [name for name, module in skeleton.named_modules() if isinstance(module, kinds)]
         found: list[AttentionLayer] = []
         blocks: list[str] = []
-        # Before the forward, which they may follow.
-        readers = {name: self.reader(skeleton, name) for name in names if self._why(skeleton, name) is None}
-        calls, macs = _calls(skeleton, names, (self.channels(model), *size))
+        with _told_of(type(model).__name__, size):
+            # Before the forward, which they may follow.
+            readers = {name: self.reader(skeleton, name) for name in names if self._why(skeleton, name) is None}
+            calls, macs = _calls(skeleton, names, (self.channels(model), *size))
         for name, call in calls.items():
             parent = name.rpartition(".")[0]
             blocks += [] if parent in blocks else [parent]
@@ -206,15 +207,22 @@ def _calls(
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
     ):
-        try:
-            model(images)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ModelError(
-                f"{type(model).__name__} can't take images of {size[1]}x{size[2]}: {error}; give another --image-size"
-            ) from None
+        model(images)
     counts = counter.get_flop_counts()
     whole = f"{type(model).__name__}."
     return calls, {name: sum(counts.get(whole + name, {}).values()) // 2 for name in names}
+
+
+@contextmanager
+def _told_of(name: str, size: Size) -> Iterator[None]:
+    """Whatever a model, by the `name` of its class, makes of a size of images that is not for it, in one line."""
+    try:
+        yield
+    except (AssertionError, RuntimeError, ValueError) as error:
+        height, width = size
+        raise ModelError(
+            f"{name} can't take images of {height}x{width}: {first_line(error)}; give another --image-size"
+        ) from None
 
 
 def _image(model: nn.Module, size: tuple[int, int, int]) -> Tensor:

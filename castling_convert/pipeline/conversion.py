@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import bundle
 from ..analysis.macs import count_macs, count_parameters
-from ..castling import LAYERS, Castling, castle, no_cheaper, not_paying
+from ..castling import LAYERS, LEAVE_THEM, Castling, castle, no_cheaper, not_paying
 from ..data.loaders import some_images
 from ..data.preprocessing import Preprocessing
 from ..data.spec import GENERATED, ImageData, open_data
@@ -201,7 +201,7 @@ def convert(
         castled: list[str] = student.castling.castled  # type: ignore[union-attr, assignment]
         dear = {layer: words for layer, words in dear.items() if layer in castled}
         if dear:
-            console.print(f"note: {no_cheaper(dear)}")
+            console.print(f"note: {no_cheaper(dear)}; {LEAVE_THEM}")
     del student
     identity = {
         "model": f"local-dir:{expanded(name[10:]).resolve()}" if name.startswith("local-dir:") else name,

@@ -53,7 +53,7 @@ def carry_out_plans(
     alone = run.recipe.distill.aligned
     numbers, dear = paying_blocks(run.teacher, run.recipe.attention)
     if dear and run.console is not None:
-        run.console.print(f"layers=auto: {len(dear)} layers stay softmax, {no_cheaper(dear).partition(';')[0]}")
+        run.console.print(f"layers=auto: {no_cheaper(dear)}; they stay softmax")
 
     def keep(plan: Plan) -> None:
         plan.save(file)

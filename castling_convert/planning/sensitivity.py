@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..attention import AttentionConfig
-from ..castling import adopt_layers, castle, castled_layers, close_masks, not_paying
+from ..castling import adopt_layers, castle, castled_layers, close_masks, kept_because, not_paying
 from ..data.loaders import EVAL_BATCH
 from ..distillation.calibrate import calibrate
-from ..families import family_of
+from ..families import AttentionLayer, family_of
 from ..recipe import Recipe
 from ..tasks import task_of
 
@@ -34,10 +34,9 @@ class Sensitivity:
     agreement: float
 
 
-def castable_blocks(teacher: nn.Module) -> list[int]:
+def castable_blocks(teacher: nn.Module, config: AttentionConfig) -> list[int]:
     """In forward order."""
-    found = {layer.block for layer in family_of(teacher).layers(teacher) if layer.castable}
-    return sorted(block for block in found if block is not None)
+    return _blocks(layer for layer in family_of(teacher).layers(teacher) if kept_because(layer, config) is None)
 
 
 def paying_blocks(teacher: nn.Module, config: AttentionConfig) -> tuple[list[int], dict[str, str]]:
@@ -45,11 +44,14 @@ def paying_blocks(teacher: nn.Module, config: AttentionConfig) -> tuple[list[int
     and `not_paying` of the layers that are left as they are."""
     layers = family_of(teacher).layers(teacher)
     dear = not_paying(layers, config)
-    paying = {layer.block for layer in layers if layer.castable and layer.name not in dear}
-    numbers = sorted(block for block in paying if block is not None)
-    left = {name: words for name, words in dear.items() for layer in layers
-            if layer.name == name and layer.block not in paying}  # fmt: skip
-    return (numbers, left) if numbers else (castable_blocks(teacher), {})
+    paying = _blocks(x for x in layers if kept_because(x, config) is None and x.name not in dear)
+    if not paying:
+        return castable_blocks(teacher, config), {}
+    return paying, {x.name: dear[x.name] for x in layers if x.name in dear and x.block not in paying}
+
+
+def _blocks(layers: Iterable[AttentionLayer]) -> list[int]:
+    return sorted({layer.block for layer in layers if layer.block is not None})
 
 
 @torch.no_grad()
@@ -72,7 +74,7 @@ def sensitivities(
     device = next(teacher.parameters()).device
     batches = images.split(EVAL_BATCH)
     expected = torch.cat([teacher(batch.to(device)) for batch in batches])
-    for block in castable_blocks(teacher) if numbers is None else numbers:
+    for block in castable_blocks(teacher, recipe.attention) if numbers is None else numbers:
         student = castle(teacher, recipe, layers=str(block)).eval()
         if aligned is None:
             calibrate(student, teacher, batches[0].to(device))

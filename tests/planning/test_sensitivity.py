@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import castling_convert as cc
-from castling_convert.castling import castled_layers, close_masks, layer_states
+from castling_convert.attention import config_of
+from castling_convert.castling import castled_layers, close_masks, layer_states, no_cheaper
 from castling_convert.distillation.calibrate import calibrate
-from castling_convert.planning.sensitivity import sensitivities
+from castling_convert.planning.sensitivity import castable_blocks, paying_blocks, sensitivities
+from tests.families.test_sam import small as sam
+from tests.families.test_swin import small as swin
 from tests.models import images, tiny
 
 
@@ -109,3 +112,23 @@ def test_of_a_model_without_classes_it_is_how_far_the_features_turn():
     first, second = found(teacher)
     assert 1e-6 < first.divergence < 2
     assert second.divergence < 1e-6  # its class token, which the features are, has its exact softmax
+
+
+def test_blocks_that_castling_makes_no_cheaper_are_left() -> None:
+    """Of a SAM encoder windows of 9 tokens, and not the global layer of 256; and where none gets cheaper, none."""
+    model = sam(img_size=128)
+    plain = {"form": "landmarks", "depthwise": "none", "prefix_rows": False}
+    config = config_of({**plain, "landmarks": 8})
+    numbers, dear = paying_blocks(model, config)
+    assert numbers == [1]
+    assert list(dear) == ["blocks.0.attn"]
+    assert "windows of 9 tokens" in dear["blocks.0.attn"]
+    assert no_cheaper(dear) == f"castling makes one layer no cheaper, blocks.0.attn: {dear['blocks.0.attn']}"
+    assert paying_blocks(model, config_of({**plain, "landmarks": 1})) == ([0, 1], {})
+    assert paying_blocks(model, config_of({**plain, "landmarks": 1000})) == ([0, 1], {})
+
+
+def test_blocks_that_a_form_can_not_castle_are_not_planned_with() -> None:
+    """Masked windows, by a form without masks."""
+    assert castable_blocks(swin(img_size=32), cc.Recipe.load("castling").attention) == [0, 1, 2, 3]
+    assert castable_blocks(swin(img_size=32), cc.Recipe.load("castling-fast").attention) == [0, 2, 3]
