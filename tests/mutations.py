@@ -33,6 +33,7 @@ OPTIMIZERS = ("tests/distillation/test_optimizers.py", "tests/distillation/test_
 LOSSES = ("tests/distillation/test_losses.py",)
 SCHEDULE = ("tests/distillation/test_schedule.py",)
 ROTARY = ("tests/families/test_eva.py",)
+SWIN = ("tests/attention/test_reader.py", "tests/families/test_swin.py")
 TORCHVISION = ("tests/families/test_torchvision.py",)
 OWN = ("tests/families/test_own.py",)
 PLANNING = ("tests/planning",)
@@ -50,6 +51,17 @@ class Flip:
 
 
 FLIPS = (
+    # Readers: biases of places and regions.
+    Flip("keys of another region", "attention/landmarks.py", "self.pool(k, v, regions.keys == number)",
+         "self.pool(k, v, regions.keys >= number)", SWIN),
+    Flip("queries of another region", "attention/landmarks.py", "regions.queries == number",
+         "regions.queries <= number", SWIN),
+    Flip("factors of a bias", "attention/reader.py", "bias.double() / softmax_scale", "bias.double()", SWIN),
+    Flip("places behind q", "attention/reader.py", "_beside(self.q, self.more[0])", "_beside(self.q, -self.more[0])",
+         SWIN),
+    Flip("numbers of regions", "attention/reader.py", "before.gather(-1, first) - 1", "before.gather(-1, first)", SWIN),
+    Flip("residual across regions", "attention/castled.py", "parts.append(found * inside[:, 0])", "parts.append(found)",
+         SWIN),
     # The angular kernel.
     Flip("angular constant", "attention/angular.py",
          'values.mean(-2, keepdim=True) if config.constant == "mean"',

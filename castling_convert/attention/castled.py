@@ -310,17 +310,13 @@ class CastledAttention(CastledBase):
         if self.is_linear:
             return super().attend(x)
         q, k, v = self.heads(x)
-        masked, mass = self.branch(q, k, v)
-        released = merge_heads((1 - mass).expand_as(masked))
-        return merge_heads(masked) + released * self.attend_linearly(x, q, k, v)
+        return _mixed(*self.branch(q, k, v), self.attend_linearly(x, q, k, v))
 
     def attend_reading(self, reading: Reading) -> Tensor:
         if self.is_linear:
             return super().attend_reading(reading)
         q, k, bias = reading.for_softmax()
-        masked, mass = self.branch(q, k, reading.v, bias)
-        released = merge_heads((1 - mass).expand_as(masked))
-        return merge_heads(masked) + released * super().attend_reading(reading)
+        return _mixed(*self.branch(q, k, reading.v, bias), super().attend_reading(reading))
 
     def branch(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Masked softmax as far as it is open, and its mass, [B, heads, N, 1]; with nothing to drop by the fused
@@ -335,3 +331,10 @@ class CastledAttention(CastledBase):
 
     def project(self, y: Tensor) -> Tensor:
         return self.proj_drop(self.proj(y))
+
+
+def _mixed(masked: Tensor, mass: Tensor, linear: Tensor) -> Tensor:
+    """Masked softmax and its mass, as `branch` gives them, and what the linear form makes of the mass that is released,
+    [B, N, heads·d]."""
+    released = merge_heads((1 - mass).expand_as(masked))
+    return merge_heads(masked) + released * linear
