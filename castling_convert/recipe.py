@@ -114,7 +114,8 @@ class OptimizerConfig(_Section):
     `adamw` is AdamW on all. `muon` is Muon on the blocks' matrices and AdamW, at `lr * fallback`, on everything else:
     norms, biases, gains, embeddings, the head, depthwise kernels; its step is scaled by the shape of the matrix (Keller
     Jordan's rule). `added`: how much faster what castling added learns, with `adamw`. `train` says what learns:
-    everything, or the castled layers alone. `guard`: before the phase begins, a few steps are tried; as long as they
+    everything, or the castled layers alone; `head` also what a segmenter or a detector has around its backbone, which
+    stays as it is otherwise. `guard`: before the phase begins, a few steps are tried; as long as they
     make the student worse, they are undone and the rate is lowered.
     """
 
@@ -126,7 +127,7 @@ class OptimizerConfig(_Section):
     weight_decay: float = Field(default=0.0, ge=0, le=1e6)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_grad: float = Field(default=1.0, gt=0)
-    train: Literal["all", "attention"] = "all"
+    train: Literal["all", "attention", "head"] = "all"
     guard: bool = True
 
     @model_validator(mode="before")

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 ARCHITECTURE = "castled"
 """As in `bundle.layout`."""
+SMALLEST = "vit_tiny_patch16_224"
+"""The backbone of a dense model, where none is named."""
+default_cfgs = generate_default_cfgs(
+    {name: {"classifier": "classifier", "crop_pct": 1.0, "crop_mode": "squash"} for name in ("segmenter", "detector")}
+)
 
 
 @register_model
@@ -39,6 +44,25 @@ def castled(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **kwargs,
     )
+
+
+@register_model
+def segmenter(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A backbone of timm's, by the argument `backbone`, with a linear head on its patches; see `dense.Segmenter`."""
+    from .dense.segmenter import Segmenter
+
+    return _dense(Segmenter, "segmenter", pretrained, **kwargs)
+
+
+def _dense(kind: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """Images are normalised as those that the backbone was trained on, where nobody says otherwise."""
+    backbone = kwargs.get("backbone", SMALLEST)
+    if not kwargs.get("pretrained_cfg") and isinstance(backbone, str):
+        known = timm.get_pretrained_cfg(backbone)
+        said = {key: getattr(known, key) for key in ("input_size", "mean", "std", "interpolation")} if known else {}
+        classes = {key: kwargs[key] for key in ("num_classes",) if key in kwargs}
+        kwargs["pretrained_cfg_overlay"] = said | classes | (kwargs.get("pretrained_cfg_overlay") or {})
+    return build_model_with_cfg(kind, name, pretrained, **kwargs)
 
 
 def _resampled(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from PIL import Image
 from torch import Tensor, nn
@@ -12,11 +13,18 @@ from ..errors import DataError
 from ..recipe import DataConfig
 
 Transform = Callable[[Image.Image], Tensor]
+Labels = Literal["classes", "masks", "boxes"]
+LABELS: dict[str, Labels] = {"segment": "masks", "detect": "boxes"}
+"""Of an image, by the `task` that a model says it is for; classes where it says none."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the model wants to see: timm's data config with the model's present size and channels."""
+    """What the model wants to see: timm's data config with the model's present size and channels.
+
+    `labels` is what stands beside an image. Where it is not one class, an image is not cropped: it is resized to the
+    size that the model takes, and so are its masks and boxes.
+    """
 
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -24,6 +32,7 @@ class Preprocessing:
     interpolation: str
     crop_pct: float
     crop_mode: str
+    labels: Labels = "classes"
 
     @classmethod
     def of(cls, model: nn.Module) -> Preprocessing:
@@ -48,9 +57,12 @@ class Preprocessing:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)
         if channels not in (1, 3):
             raise DataError(f"images have 1 or 3 channels, this model takes {channels}; pass a loader of tensors")
+        labels = LABELS.get(getattr(model, "task", ""), "classes")
+        whole = labels != "classes"
         return cls(
             input_size=(channels, height, width), mean=mean, std=std, interpolation=config["interpolation"],
-            crop_pct=config["crop_pct"], crop_mode=config["crop_mode"],
+            crop_pct=1.0 if whole else config["crop_pct"], crop_mode="squash" if whole else config["crop_mode"],
+            labels=labels,
         )  # fmt: skip
 
     def at(self, size: tuple[int, int] | None) -> Preprocessing:

@@ -148,7 +148,7 @@ def distill(
     names = [name for name, _ in castled_layers(student)]
     if not names:
         raise ModelError("the student has no castled layers in training form; make it with castle()")
-    if task_of(teacher).output != "logits" and not (config.loss.attention or config.loss.features):
+    if task_of(teacher).output == "features" and not (config.loss.attention or config.loss.features):
         raise ModelError(
             "the model has no classes, and the recipe matches nothing but logits; give distill.loss.features or "
             "distill.loss.attention a weight"
@@ -361,9 +361,11 @@ def distill_loss(
     if divergence is not None:
         used["logits"] = divergence
     if weights.features:
-        expected_tokens, prefix = family_of(teacher).tokens(teacher, expected_features)
-        tokens, _ = family_of(teacher).tokens(teacher, features)
-        used["features"] = feature_distance(tokens, expected_tokens, prefix)
+        family = family_of(teacher)
+        pairs = zip(family.maps(student, features), family.maps(teacher, expected_features), strict=True)
+        used["features"] = torch.stack(
+            [feature_distance(tokens, wanted, prefix, task.reads_maps) for (tokens, prefix), (wanted, _) in pairs]
+        ).mean()
     loss = torch.stack([getattr(weights, name) * part for name, part in used.items()]).sum()
     return Whole(loss, {name: part.detach() for name, part in used.items()}, layers, output, expected)
 

@@ -39,11 +39,13 @@ def channel_error(student: Tensor, teacher: Tensor, prefix: int = 0) -> Tensor:
     return error[:, prefix:].mean() + PREFIX_WEIGHT * error[:, :prefix].mean()
 
 
-def feature_distance(student: Tensor, teacher: Tensor, prefix: int) -> Tensor:
-    """One minus the cosine of features [B, N, C]: its mean over prefix tokens plus its mean over patches; 0 to 4."""
+def feature_distance(student: Tensor, teacher: Tensor, prefix: int, by_channel: bool = False) -> Tensor:
+    """One minus the cosine of features [B, N, C]: its mean over prefix tokens plus its mean over patches; 0 to 4.
+    `by_channel` adds `channel_error`."""
     distance = 1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)
     parts = [part.mean() for part in distance.split([prefix, distance.shape[1] - prefix], 1) if part.numel()]
-    return torch.stack(parts).sum()
+    cosine = torch.stack(parts).sum()
+    return cosine + channel_error(student, teacher, prefix) if by_channel else cosine
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]

@@ -68,8 +68,10 @@ def whole_optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Op
 
 def trained_parameters(student: nn.Module, settings: OptimizerConfig) -> Iterable[nn.Parameter]:
     """What learns in the second phase."""
-    if settings.train == "all":
+    if settings.train == "head":
         return student.parameters()
+    if settings.train == "all":
+        return family_of(student).trunk(student)
     return (parameter for _, layer in castled_layers(student) for parameter in layer.parameters())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import ModelError
+from .around import AroundFamily
 from .backbones import GetterFamily, ListFamily
 from .base import AttentionLayer, Family
 from .beit import BeitFamily
@@ -89,10 +90,11 @@ FAMILIES: list[Family] = [
     EfficientFormerFamily(),
     ByobFamily(),
     HubFamily(),
-    GetterFamily(lambda model: known_family(model)),
+    GetterFamily(lambda model: _known_whole(model)),
     ListFamily(lambda: FAMILIES),
 ]
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
+AROUND = AroundFamily(lambda model: _known_whole(model))
 
 __all__ = [
     "FAMILIES", "AttentionLayer", "CalledFamily", "Family", "MultiheadReader", "castable_names", "family_of",
@@ -106,7 +108,11 @@ def register(family: Family) -> None:
 
 
 def known_family(model: nn.Module) -> Family | None:
-    """The family that knows `model`, if one does."""
+    """The family that knows `model`, if one does: it as a whole, or else a model within it."""
+    return _known_whole(model) or (AROUND if AROUND.matches(model) else None)
+
+
+def _known_whole(model: nn.Module) -> Family | None:
     return next((family for family in reversed(FAMILIES) if family.matches(model)), None)
 
 

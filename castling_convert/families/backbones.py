@@ -7,15 +7,15 @@ the model's stages without the model, which are run to see how their attention i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from timm.models._features import FeatureGetterNet, FeatureListNet
 from torch import Tensor, nn
 
-from ..attention import Projections, Reader, TokenGrid
-from .base import AttentionLayer, Family, Size
+from ..attention import Reader
+from .around import AroundFamily
+from .base import Family
 from .called import CalledFamily
 
 SEVERAL = (
@@ -23,79 +23,30 @@ SEVERAL = (
     "without features_only, save that, and load it by timm.create_model('local-dir:BUNDLE', pretrained=True, "
     "features_only=True)"
 )
-INSIDE = "model."
 
 
-class GetterFamily(Family):
-    """Every answer is that of the family of the model inside, `known` gives it; names have `model.` before them."""
+class GetterFamily(AroundFamily):
+    """The model inside is all that there is, and its last tokens are the features: the maps are made of them and of
+    those of the layers before."""
 
     title = "timm features_only"
 
-    def __init__(self, known: Callable[[nn.Module], Family | None]) -> None:
-        self.known = known
-
     def matches(self, model: Any) -> bool:
-        return isinstance(model, FeatureGetterNet) and self.known(model.model) is not None
-
-    def _of(self, model: Any) -> tuple[Family, Any]:
-        family = self.known(model.model)
-        assert family is not None
-        return family, model.model
-
-    def layers(self, model: nn.Module, image_size: Size | None = None) -> list[AttentionLayer]:
-        family, inside = self._of(model)
-        return [replace(layer, name=INSIDE + layer.name) for layer in family.layers(inside, image_size)]
-
-    def projections(self, model: nn.Module, layer: AttentionLayer) -> Projections | Reader:
-        family, inside = self._of(model)
-        return family.projections(inside, _inside(layer))
-
-    def grids(self, model: nn.Module, layers: Sequence[AttentionLayer]) -> dict[str, TokenGrid]:
-        family, inside = self._of(model)
-        return {INSIDE + name: grid for name, grid in family.grids(inside, [_inside(x) for x in layers]).items()}
-
-    def block_names(self, model: nn.Module) -> list[str]:
-        family, inside = self._of(model)
-        return [INSIDE + name for name in family.block_names(inside)]
-
-    def image_size(self, model: nn.Module) -> Size:
-        family, inside = self._of(model)
-        return family.image_size(inside)
-
-    def channels(self, model: nn.Module) -> int:
-        family, inside = self._of(model)
-        return family.channels(inside)
+        return isinstance(model, FeatureGetterNet) and super().matches(model)
 
     def classes(self, model: nn.Module) -> int:
         return 0
 
     def features(self, model: Any, images: Tensor) -> Tensor:
-        """The model's last tokens, which its maps are made of with those of the layers before."""
-        family, inside = self._of(model)
+        _, inside, family = self._first(model)
         return family.features(inside, images)
 
     def head(self, model: Any, features: Tensor) -> Tensor:
         return features
 
-    def tokens(self, model: nn.Module, features: Tensor) -> tuple[Tensor, int]:
-        family, inside = self._of(model)
-        return family.tokens(inside, features)
-
-    def has_token_dropout(self, model: nn.Module) -> bool:
-        family, inside = self._of(model)
-        return family.has_token_dropout(inside)
-
-    def absorb_layer_scale_(self, model: nn.Module) -> int:
-        family, inside = self._of(model)
-        return family.absorb_layer_scale_(inside)
-
-    def patch_size(self, model: nn.Module) -> Size:
-        family, inside = self._of(model)
-        return family.patch_size(inside)
-
-    def resize_(self, model: nn.Module, image_size: Size) -> None:
-        family, inside = self._of(model)
-        family.resize_(inside, image_size)
+    def maps(self, model: nn.Module, features: Tensor) -> list[tuple[Tensor, int]]:
+        _, inside, family = self._first(model)
+        return family.maps(inside, features)
 
     def several(self, model: nn.Module) -> str:
         return SEVERAL
@@ -146,7 +97,3 @@ class ListFamily(CalledFamily):
 
     def several(self, model: nn.Module) -> str:
         return SEVERAL
-
-
-def _inside(layer: AttentionLayer) -> AttentionLayer:
-    return replace(layer, name=layer.name.removeprefix(INSIDE))

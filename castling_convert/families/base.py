@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,14 @@ class Family(ABC):
         as one."""
         tokens = features if features.ndim == 3 else features.flatten(1)[:, None]
         return tokens, getattr(model, "num_prefix_tokens", 0) if features.ndim == 3 else 0
+
+    def maps(self, model: nn.Module, features: Any) -> list[tuple[Tensor, int]]:
+        """What a student's features are compared by: `tokens`, of several feature maps those of each."""
+        return [self.tokens(model, features)]
+
+    def trunk(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """What is trained beside the castled layers: all of it, but for a head around a backbone."""
+        return model.parameters()
 
     def several(self, model: nn.Module) -> str | None:
         """Why no bundle and no artifact can be made of what it returns; None where they can."""

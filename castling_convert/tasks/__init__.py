@@ -11,8 +11,9 @@ from ..errors import ModelError, did_you_mean
 from .base import Outputs, Score, Task
 from .classify import Accuracy, Classify
 from .features import Features, Likeness
+from .segment import Segment, Segmentation
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features())}
+TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features(), Segment())}
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Likeness",
     "Outputs",
     "Score",
+    "Segment",
+    "Segmentation",
     "Task",
     "find_task",
     "task_of",

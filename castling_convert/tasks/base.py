@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..data.spec import ImageData
+from ..errors import DataError
 from ..families import family_of, known_family
 
 Outputs = Callable[[Tensor], Tensor]
@@ -20,6 +21,23 @@ def classes_of(model: nn.Module) -> int | None:
     family = known_family(model)
     said = family.classes(model) if family is not None else None
     return getattr(model, "num_classes", None) if said is None else said
+
+
+def metrics() -> Any:
+    """torchmetrics.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        import torchmetrics
+        import torchmetrics.classification
+        import torchmetrics.detection
+    except ImportError as error:
+        raise DataError(
+            f"to measure this task {error.name} is needed: pip install castling-convert[dense]"
+        ) from None
+    return torchmetrics
 
 
 class Score(Protocol):
@@ -38,11 +56,14 @@ class Task(ABC):
         name: on the command line.
         output: what artifacts call the output.
         distance: in which unit `divergence` is.
+        reads_maps: whether it is the values of the features that a head reads, at every place, and not only their
+            direction; a student's maps are then held against the teacher's channel by channel, too.
     """
 
     name: str
     output: str
     distance: str
+    reads_maps = False
 
     @abstractmethod
     def matches(self, model: nn.Module) -> bool:

@@ -37,7 +37,7 @@ class Classify(Task):
     name, output, distance = "classify", "logits", "nats"
 
     def matches(self, model: nn.Module) -> bool:
-        return classes_of(model) != 0
+        return classes_of(model) != 0 and getattr(model, "task", self.name) == self.name
 
     def classes(self, model: Any) -> int | None:
         return classes_of(model)

@@ -1,0 +1,27 @@
+"""The backbone of a dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from timm.models._features import FeatureGetterNet
+from torch import nn
+
+
+def make_backbone(
+    backbone: str | nn.Module, in_chans: int, img_size: int | Sequence[int] | None, out_indices: Sequence[int],
+    **arguments: Any,
+) -> FeatureGetterNet:  # fmt: skip
+    """A model that returns the feature maps of the blocks `out_indices`, [B, C, h, w] each, normalised by its last norm
+    where it has one.
+
+    Args:
+        backbone: a name for `timm.create_model`, or a model that it made.
+        img_size, arguments: for `timm.create_model`.
+    """
+    if isinstance(backbone, str):
+        size = {} if img_size is None else {"img_size": img_size}
+        backbone = timm.create_model(backbone, num_classes=0, in_chans=in_chans, **size, **arguments)
+    return FeatureGetterNet(backbone, out_indices=list(out_indices), norm=True)

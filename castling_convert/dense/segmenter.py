@@ -1,0 +1,51 @@
+"""A segmenter: a backbone, and on its feature maps the lightest head that is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..timm_entry import SMALLEST
+from .backbone import make_backbone
+
+
+class Segmenter(nn.Module):
+    """Images [B, C, H, W] to logits of a class at every pixel, [B, classes, H, W].
+
+    The head is a batch norm and a 1x1 convolution on the feature maps, put side by side at the size of the first, and
+    bilinear upsampling: what DINOv2's linear segmentation is (Oquab et al., arXiv 2304.07193, section 7.4).
+
+    Args:
+        backbone: a timm name, or a model that timm made.
+        num_classes: background included.
+        img_size, in_chans: of the images. out_indices: of the blocks whose maps the head reads, -1 is the last.
+        arguments: for `timm.create_model`, of the backbone.
+    """
+
+    task = "segment"
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = SMALLEST,
+        num_classes: int = 2,
+        img_size: int | Sequence[int] | None = None,
+        in_chans: int = 3,
+        out_indices: Sequence[int] = (-1,),
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        self.backbone = make_backbone(backbone, in_chans, img_size, out_indices, **arguments)
+        self.num_classes, self.num_features = num_classes, sum(self.backbone.feature_info.channels())
+        self.norm = nn.BatchNorm2d(self.num_features)
+        self.classifier = nn.Conv2d(self.num_features, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, *others = self.backbone(images)
+        size = first.shape[-2:]
+        maps = [first, *(F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in others)]
+        logits = self.classifier(self.norm(torch.cat(maps, 1) if others else first))
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,135 @@
+"""Semantic segmentation: one label a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.loaders import eval_loader
+from ..data.spec import ImageData
+from ..errors import DataError
+from .base import Outputs, Task, classes_of, metrics
+from .classify import logit_divergence
+
+IGNORED = 255
+"""Pixels that masks have no label for, by the convention of Pascal VOC."""
+AT_ONCE = 16
+"""Images at once: what comes out is larger than what goes in."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Percentages over `images` images: the intersection over union of prediction and mask, mean of the classes that
+    are in either, from the pixels of all images; the share of pixels with the right class; the share of pixels with
+    the reference's class. None without masks, the last for the reference itself."""
+
+    images: int
+    miou: float | None
+    pixels: float | None
+    agreement: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Segment(Task):
+    """Outputs are logits, [B, classes, H, W]."""
+
+    name, output, distance = "segment", "masks", "nats a pixel"
+    reads_maps = True
+
+    def matches(self, model: nn.Module) -> bool:
+        return getattr(model, "task", None) == self.name
+
+    def classes(self, model: Any) -> int | None:
+        return classes_of(model)
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        return output.softmax(1)
+
+    def loss(self, output: Tensor, expected: Tensor, temperature: float) -> Tensor:
+        """The divergence of the classes, mean over the pixels."""
+        return logit_divergence(_by_pixel(output), _by_pixel(expected), temperature)
+
+    def divergence(self, output: Tensor, expected: Tensor) -> float:
+        return max(0.0, self.loss(output, expected, temperature=1.0).item())  # it is; rounding may not be
+
+    def agreement(self, output: Tensor, expected: Tensor) -> float:
+        return self.correct(output, expected.argmax(1))
+
+    def correct(self, output: Tensor, labels: Tensor) -> float:
+        """In how many percent of the pixels."""
+        looked_at = labels != IGNORED
+        return 100 * (output.argmax(1) == labels)[looked_at].double().mean().item()
+
+    def usable(self, data: ImageData, model: Any) -> tuple[ImageData, str | None]:
+        classes = classes_of(model)
+        if data.classes is None:
+            return data, "the data has no masks: agreement with the teacher only"
+        if data.classes > (classes or 0):
+            why = f"the masks have {data.classes} classes and the model {classes}, so they can't be compared"
+            return replace(data, classes=None), f"{why}: agreement with the teacher only"
+        return data, None
+
+    def followed(self, output: Tensor, expected: Tensor, labels: Tensor | None) -> dict[str, float]:
+        values = {"agreement": self.agreement(output, expected)}
+        if labels is not None:
+            values |= {"pixels": self.correct(output, labels), "teacher_pixels": self.correct(expected, labels)}
+        return values
+
+    @torch.no_grad()
+    def measure(
+        self, models: Mapping[str, Outputs], data: ImageData, limit: int | None = None
+    ) -> dict[str, Segmentation]:
+        jaccard = metrics().classification.MulticlassJaccardIndex
+        reference, labelled = next(iter(models)), data.classes is not None
+        unions: dict[str, Any] = {}
+        right, agree = (dict.fromkeys(models, 0) for _ in range(2))
+        seen, pixels, counted = 0, 0, 0
+        for images, masks in eval_loader(data, batch_size=AT_ONCE):
+            logits = {name: model(images).float().cpu() for name, model in models.items()}
+            top = logits[reference].argmax(1)
+            for name, values in logits.items():
+                found = values.argmax(1)
+                agree[name] += int((found == top).sum())
+                if labelled:
+                    metric = unions.setdefault(name, jaccard(values.shape[1], ignore_index=IGNORED))
+                    metric.update(found, masks)
+                    right[name] += int((found == masks).sum())
+            counted += int((masks != IGNORED).sum()) if labelled else 0
+            pixels += top.numel()
+            seen += len(images)
+            if limit is not None and seen >= limit:
+                break
+        if seen == 0:
+            raise DataError(f"{data.spec} has no images to evaluate on")
+        return {
+            name: Segmentation(
+                images=seen,
+                miou=100 * unions[name].compute().item() if labelled else None,
+                pixels=100 * right[name] / max(1, counted) if labelled else None,
+                agreement=None if name == reference else 100 * agree[name] / pixels,
+            )
+            for name in models
+        }
+
+    def lost(self, teacher: Segmentation, castled: Segmentation) -> float:
+        """In mIoU where there are masks, else the share of pixels with another class."""
+        if teacher.miou is not None and castled.miou is not None:
+            return teacher.miou - castled.miou
+        return 100 - castled.agreement  # type: ignore[operator]
+
+    def lost_in(self, data: ImageData) -> str:
+        return "mIoU" if data.classes is not None else "agreement"
+
+    def account(self, scores: Mapping[str, Segmentation]) -> dict[str, Any]:
+        return {name: score.to_dict() for name, score in scores.items()}
+
+
+def _by_pixel(logits: Tensor) -> Tensor:
+    """Logits [B, classes, H, W] as [B·H·W, classes]."""
+    return logits.movedim(1, -1).flatten(0, -2)
