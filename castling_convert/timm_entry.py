@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 ARCHITECTURE = "castled"
 """As in `bundle.layout`."""
-SMALLEST = "vit_tiny_patch16_224"
-"""The backbone of a dense model, where none is named."""
 default_cfgs = generate_default_cfgs(
     {name: {"classifier": "classifier", "crop_pct": 1.0, "crop_mode": "squash"} for name in ("segmenter", "detector")}
 )
@@ -56,6 +54,8 @@ def segmenter(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 def _dense(kind: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Images are normalised as those that the backbone was trained on, where nobody says otherwise."""
+    from .dense.backbone import SMALLEST
+
     backbone = kwargs.get("backbone", SMALLEST)
     if not kwargs.get("pretrained_cfg") and isinstance(backbone, str):
         known = timm.get_pretrained_cfg(backbone)
@@ -78,7 +78,7 @@ def build(base: str, base_args: dict[str, Any], castling: dict[str, Any], **kwar
     from .folding import fold_
     from .recipe import Recipe
 
-    check_arguments(base, (*base_args, *kwargs), Path("config.json"))
+    check_arguments(base, {**base_args, **kwargs}, Path("config.json"))
     model = timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
     recipe = Recipe.parse({"attention": before_forms(castling["attention"])}, "config.json")
     castle_(model, recipe, layers=castling["layers"])

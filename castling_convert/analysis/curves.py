@@ -6,6 +6,9 @@ from typing import Any
 
 from .page import svg
 
+FOLLOWED = {"top1": "top-1", "pixels": "right pixels", "map50": "mAP at IoU 0.5"}
+"""What the tasks follow of a student beside its teacher."""
+
 
 def curves(steps: list[dict[str, Any]]) -> str:
     """Accuracy, losses, per-layer attention error and mask density over the steps, as inline SVG."""
@@ -19,12 +22,13 @@ def curves(steps: list[dict[str, Any]]) -> str:
     axes = figure.subplots(4, 1, sharex=True)
     accuracy, losses, errors, density = axes
     probed = [(step["step"], step["probe"]) for step in steps if "probe" in step]
-    for name, label in (("top1", "castled, top-1"), ("agreement", "agreement with the teacher")):
+    for name, label in (*((key, f"castled, {word}") for key, word in FOLLOWED.items()), ("agreement", "agreement with the teacher")):
         points = [(step, probe[name]) for step, probe in probed if name in probe]
         if points:
             accuracy.plot(*zip(*points, strict=True), marker=".", label=label)
-    if probed and "teacher_top1" in probed[0][1]:
-        accuracy.axhline(probed[0][1]["teacher_top1"], color="black", ls="--", lw=1, label="teacher, top-1")
+    for key, word in FOLLOWED.items():
+        if probed and f"teacher_{key}" in probed[0][1]:
+            accuracy.axhline(probed[0][1][f"teacher_{key}"], color="black", ls="--", lw=1, label=f"teacher, {word}")
     accuracy.set(title="masks closed, on a part of the validation images", ylabel="%")
     for name in ("attention", "logits", "features"):
         points = [(step["step"], step["losses"][name]) for step in steps if name in step["losses"]]

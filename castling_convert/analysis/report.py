@@ -17,6 +17,7 @@ from ..data.probe import probe_images
 from ..errors import BundleError, CastlingError
 from ..families import family_of
 from ..files import writing_file
+from ..tasks import find_task
 from .curves import curves
 from .page import page, svg, table
 from .samples import samples
@@ -61,15 +62,15 @@ def write_report(
 
 def verdict(summary: dict[str, Any], results: list[Result] | CastlingError | None) -> str:
     """What a reader who reads one paragraph should know: what was lost, and what was gained and where."""
-    accuracy = summary["accuracy"]
+    accuracy, (key, word) = summary["accuracy"], _score(summary)
     if accuracy["measured"]:
         teacher, castled = accuracy["teacher"], accuracy["castled"]
-        lost = teacher["top1"] - castled["top1"]
+        lost = teacher[key] - castled[key]
         how = "as accurate as its teacher" if abs(lost) < 0.005 else (
-            f"{abs(lost):.2f} points of top-1 {'below' if lost > 0 else 'above'} its teacher"
+            f"{abs(lost):.2f} points of {word} {'below' if lost > 0 else 'above'} its teacher"
         )  # fmt: skip
         where = "held-out images" if accuracy["held_out"] else "images, which it was trained on"
-        said = f"The castled model is {how} ({castled['top1']:.2f} % against {teacher['top1']:.2f} % of "
+        said = f"The castled model is {how} ({castled[key]:.2f} % against {teacher[key]:.2f} % of "
         said += f"{castled['images']} {where}), and gives the same answer for {castled['agreement']:.1f} % of them."
     elif "castled" in accuracy:
         castled = accuracy["castled"]
@@ -138,8 +139,9 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     accuracy, macs, parameters = summary["accuracy"], summary["macs"], summary["parameters"]
     if accuracy["measured"]:
         where = "held out" if accuracy["held_out"] else "training images"
-        top1 = (f"{accuracy[name]['top1']:.2f} %" for name in ("teacher", "castled"))
-        rows.append((f"top-1 ({accuracy['teacher']['images']} {where})", *top1))
+        key, word = _score(summary)
+        measured = (f"{accuracy[name][key]:.2f} %" for name in ("teacher", "castled"))
+        rows.append((f"{word} ({accuracy['teacher']['images']} {where})", *measured))
     else:
         rows.append(("accuracy", "unmeasured", accuracy["why"]))
     if "features" in accuracy:
@@ -160,6 +162,11 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _score(summary: dict[str, Any]) -> tuple[str, str]:
+    """What was measured, by its name in the summary and in words; bundles of before there were tasks are to classify."""
+    return find_task(summary.get("task", "classify")).score
+
+
 def _layers(summary: dict[str, Any], steps: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     folding = summary["fold"]["float64_blocks"]
     attention = steps[-1]["layer_losses"] if steps else {}
@@ -168,7 +175,7 @@ def _layers(summary: dict[str, Any], steps: list[dict[str, Any]]) -> list[tuple[
     ]
     for layer in summary["layers"]:
         name = layer["name"]
-        error = folding.get(".".join(name.split(".")[:2]))
+        error = next((folding[block] for block in folding if name.startswith(f"{block}.")), None)
         cells = (f"{attention[name]:.3f}" if name in attention else "", "" if error is None else f"{error:.1e}")
         rows.append((name, layer["status"], layer["why"], *cells))
     return rows

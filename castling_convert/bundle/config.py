@@ -7,7 +7,8 @@ name a file, an address or code, so that a bundle reads nothing outside its fold
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -163,15 +164,16 @@ def check_structure(values: dict[str, Any], where: Path, weights: int) -> None:
         raise _refused(where, f"a model of {numbers:.2g} numbers is described, more than its weights file can hold")
 
 
-def check_arguments(base: str, settings: Iterable[str], where: Path) -> None:
-    """Check that `base` is a timm model that can be castled, and that its constructor knows all `settings`:
-    timm's own, such as `checkpoint_path`, would read other files.
+def check_arguments(base: str, settings: Mapping[str, Any], where: Path) -> None:
+    """Check that `base` is a timm model that can be castled, and that its constructor knows all `settings`, or that of
+    the `backbone` that it is made around: timm's own, such as `checkpoint_path`, would read other files.
 
     Raises:
         BundleError: it isn't so.
     """
     import timm
 
+    from ..dense.backbone import SMALLEST
     from ..families import family_of, skeleton
 
     if not timm.is_model(base):
@@ -183,9 +185,14 @@ def check_arguments(base: str, settings: Iterable[str], where: Path) -> None:
         raise _refused(where, first_line(error)) from None
     classes = [cls for cls in type(model).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
     known = {name for cls in classes for name in inspect.signature(cls.__init__).parameters} | family.arguments
-    unknown = next((name for name in settings if name not in known), None)
-    if unknown is not None:
-        raise _refused(where, f"{base} has no argument {unknown}")
+    others = {name: value for name, value in settings.items() if name not in known}
+    if "backbone" in known:
+        backbone = settings.get("backbone", SMALLEST)
+        if not (isinstance(backbone, str) and re.fullmatch(r"\w+", backbone)):
+            raise _refused(where, "backbone is no name of a model")
+        check_arguments(backbone, others, where)
+    elif others:
+        raise _refused(where, f"{base} has no argument {next(iter(others))}")
 
 
 def _refused(where: Path, why: str) -> BundleError:

@@ -30,10 +30,16 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
     "--max-drop",
     type=float,
     metavar="POINTS",
-    help="Points of top-1 (or of nearest neighbours of features) that may be lost; more, and nothing is published. "
+    help="Points of top-1 (of mIoU, of mAP, or of nearest neighbours of features) that may be lost; more, and nothing is published. "
     "With --layers auto the budget.",
 )
-@click.option("--task", help="classify or features [default: what the model is for]. features leaves a classifier out.")
+@click.option(
+    "--task",
+    help="classify, features, segment or detect [default: what the model is for]. features leaves a classifier out.",
+)
+@click.option(
+    "--train", type=click.Choice(["head"]), help="Train the head of a segmenter or detector, too, which is kept as it is."
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: the recipe's].")
 @click.option("--minutes", type=float, metavar="N", help="Choose the steps so that training takes about as long.")
 @click.option(
@@ -64,6 +70,7 @@ def command(
     model_args: tuple[str, ...],
     as_json: bool,
     processes: int | None,
+    train: str | None,
     **options: Any,
 ) -> int | None:
     """Castle a softmax ViT, distil it until its masks are closed, fold it, write a bundle."""
@@ -80,6 +87,7 @@ def command(
     if steps is not None and options["minutes"] is not None:
         raise RecipeError("--steps and --minutes both say how long to train; give one of them")
     extra = [f"distill.{key}={value}" for key, value in (("steps", steps), ("seed", seed)) if value is not None]
+    extra += ["distill.optimizer.train=head"] if train == "head" else []
     output = output or Path("castled") / default_name(model)
     summary = convert(
         model,

@@ -10,6 +10,7 @@ from .options import PATH, data_help, json_option, print_json, print_table, prog
 
 COLUMNS = {
     "top1": "top-1", "top5": "top-5", "agreement": "agreement with teacher",
+    "miou": "mIoU", "pixels": "right pixels", "map": "mAP", "map50": "mAP at IoU 0.5",
     "cosine": "cosine with teacher", "neighbours": "same nearest neighbour",
 }  # fmt: skip
 """Of what the tasks measure."""
@@ -34,8 +35,8 @@ def command(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Top-1 and top-5 of teacher and castled model side by side, and how often they agree; of a model without classes,
-    how alike its features are to the teacher's."""
+    """Top-1 and top-5 of teacher and castled model side by side, and how often they agree; mIoU of a segmenter, mAP of
+    a detector; of a model without classes, how alike its features are to the teacher's."""
     from rich.table import Table
 
     from ..evaluation.evaluate import evaluate

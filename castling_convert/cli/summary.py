@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..tasks import find_task
 from .options import fewer_or_more, print_table, result_console
 
 
@@ -16,11 +17,11 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
     table = Table(title=f"{summary['model']} -> {output}", title_justify="left")
     for column, justify in (("", "left"), ("teacher", "right"), ("castled", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    accuracy = summary["accuracy"]
+    accuracy, (key, word) = summary["accuracy"], find_task(summary["task"]).score
     if accuracy["measured"]:
         where = "held out" if accuracy["held_out"] else "TRAINING images"
-        table.add_row(f"top-1, {accuracy['teacher']['images']} {where}",
-                      *(f"{accuracy[name]['top1']:.2f} %" for name in ("teacher", "castled")))  # fmt: skip
+        table.add_row(f"{word}, {accuracy['teacher']['images']} {where}",
+                      *(f"{accuracy[name][key]:.2f} %" for name in ("teacher", "castled")))  # fmt: skip
     if "castled" in accuracy:
         table.add_row("agreement with teacher", "", f"{accuracy['castled']['agreement']:.2f} %")
     elif "features" in accuracy:
@@ -28,7 +29,7 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
         table.add_row(f"features' cosine, {alike['images']} images", "", f"{alike['cosine']:.4f}")
         table.add_row("same nearest neighbour", "", f"{alike['neighbours']:.2f} %")
     else:
-        table.add_row("top-1", "unmeasured", "unmeasured")
+        table.add_row(word, "unmeasured", "unmeasured")
     macs, parameters = summary["macs"], summary["parameters"]
     table.add_row("MACs an image", f"{macs['teacher'] / 1e6:,.1f} M",
                   f"{macs['castled'] / 1e6:,.1f} M ({fewer_or_more(macs['teacher'], macs['castled'])})")  # fmt: skip

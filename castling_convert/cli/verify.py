@@ -74,7 +74,7 @@ def _ladder(path: Path, data: str | None, limit: int, as_json: bool) -> None:
         print_json(result.to_dict())
     else:
         table = Table(title=f"{path} on {result.images}", title_justify="left")
-        for column in ("", "precision", "max error", "mean error", "agreement", "top-1", "allowed", "holds"):
+        for column in ("", "precision", "max error", "mean error", "agreement", result.judged_by, "allowed", "holds"):
             table.add_column(column)
         for rung in result.rungs:
             top1 = "" if rung.top1 is None else f"{rung.top1:.2f} %"

@@ -9,6 +9,11 @@ import timm
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
+from ..errors import ModelError
+
+SMALLEST = "vit_tiny_patch16_224"
+"""The backbone where none is named."""
+
 
 def make_backbone(
     backbone: str | nn.Module, in_chans: int, img_size: int | Sequence[int] | None, out_indices: Sequence[int],

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..timm_entry import SMALLEST
-from .backbone import make_backbone
+from .backbone import SMALLEST, make_backbone
 
 
 class Segmenter(nn.Module):

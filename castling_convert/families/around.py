@@ -115,7 +115,9 @@ class AroundFamily(Family):
             yield from inside.model.parameters()
 
     def features(self, model: Any, images: Tensor) -> Any:
-        """`Seen`."""
+        """`Seen`; without the maps where a graph is made of the model, which needs none."""
+        if torch.compiler.is_exporting():
+            return Seen([], model(images))
         with _watched(list(self._inside(model))) as maps:
             output = model(images)
         if not maps:

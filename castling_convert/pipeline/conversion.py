@@ -18,7 +18,7 @@ from .. import bundle
 from ..analysis.macs import count_macs, count_parameters
 from ..castling import LAYERS, LEAVE_THEM, Castling, castle, no_cheaper, not_paying
 from ..data.loaders import some_images
-from ..data.preprocessing import Preprocessing
+from ..data.preprocessing import LABELS, Preprocessing
 from ..data.spec import GENERATED, ImageData, open_data
 from ..distillation import processes
 from ..distillation.device import DEVICE, accelerate_apart, make_accelerator
@@ -42,6 +42,7 @@ from ..errors import (
     takes,
 )
 from ..families import family_of
+from ..families.around import AroundFamily
 from ..files import expanded, require_space
 from ..folding import certify
 from ..loading import load_model
@@ -73,7 +74,7 @@ _YES_OR_NO = Wanted(bool, CastlingError, "True or False")
     recipe=A_RECIPE,
     layers=LAYERS,
     max_drop=_NUMBER,
-    task=Wanted(str, ModelError, "a word, classify or features"),
+    task=Wanted(str, ModelError, "a word: classify, features, segment or detect"),
     minutes=_NUMBER,
     max_minutes=_NUMBER,
     track=TRACKER,
@@ -124,7 +125,8 @@ def convert(
         max_drop: the points of top-1 that may be lost against the teacher on the validation part of
             `data`; without labels every other top class counts as lost, of features every other nearest neighbour.
         task: a name in `tasks.TASKS`; what the model is for when left out. `features` of a model with classes leaves
-            its classifier out.
+            its classifier out. `segment` and `detect` say what a module of your own around a backbone is for; one
+            that says so itself, by its attribute `task`, needs no word.
         minutes: of training; chooses the steps of both phases, from a few that are timed, in place of the recipe's.
         max_minutes: how long this call may take until training stops, at least one step included; `output` can then be
             resumed. What comes after the last step is done all the same.
@@ -252,6 +254,7 @@ def _publish(
     teacher.to("cpu")
     summary = {
         "model": name,
+        "task": task_of(teacher).name,
         "identity": {**identity, "layers": castling.choice, "teacher_weights": weights_sha256(teacher)},
         "recipe": recipe.name,
         "distill": asdict(result),
@@ -286,8 +289,15 @@ def _task(teacher: Any, name: str | None, model: str) -> Task:
     task = find_task(name)
     if task.output == "features" and not task.matches(teacher):
         teacher.reset_classifier(0)
+    if name in LABELS and isinstance(family_of(teacher), AroundFamily) and not hasattr(teacher, "task"):
+        teacher.task = name
     if not task.matches(teacher):
-        raise ModelError(f"{model} has no classes to {name}; leave out --task, or give --num-classes")
+        other = task_of(teacher).name
+        raise ModelError(
+            f"{model} has no classes to {name}; leave out --task, or give --num-classes"
+            if name == "classify" and other == "features"
+            else f"{model} is to {other}, not to {name}; leave out --task, or give a model that is: docs/dense.md"
+        )
     return task
 
 

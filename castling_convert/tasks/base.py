@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -56,6 +56,8 @@ class Task(ABC):
         name: on the command line.
         output: what artifacts call the output.
         distance: in which unit `divergence` is.
+        score: what `measure` finds first, by its name in a score and in words.
+        judged_by: what `correct` counts, in words.
         reads_maps: whether it is the values of the features that a head reads, at every place, and not only their
             direction; a student's maps are then held against the teacher's channel by channel, too.
     """
@@ -63,7 +65,9 @@ class Task(ABC):
     name: str
     output: str
     distance: str
-    reads_maps = False
+    score: ClassVar[tuple[str, str]] = ("top1", "top-1")
+    judged_by: ClassVar[str] = "top-1"
+    reads_maps: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, model: nn.Module) -> bool:

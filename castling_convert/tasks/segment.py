@@ -40,6 +40,7 @@ class Segment(Task):
     """Outputs are logits, [B, classes, H, W]."""
 
     name, output, distance = "segment", "masks", "nats a pixel"
+    score, judged_by = ("miou", "mIoU"), "right pixels"
     reads_maps = True
 
     def matches(self, model: nn.Module) -> bool:

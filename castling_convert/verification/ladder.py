@@ -50,10 +50,11 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rungs from the top down, on what `images` says."""
+    """The rungs from the top down, on what `images` says; `judged_by` is what their `top1` counts."""
 
     bundle: str
     images: str
+    judged_by: str
     rungs: list[Rung]
 
     @property
@@ -137,7 +138,7 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
                 intact=run.intact,
             )
         )
-    found = Ladder(str(path), what, rungs)
+    found = Ladder(str(path), what, task.judged_by, rungs)
     with writing_file(path / FILE) as fresh:
         fresh.write_text(json.dumps(found.to_dict(), indent=2))
     return found
