@@ -272,8 +272,10 @@ def _read(path: Path) -> Any:
 def _categories(data: Any, path: Path) -> list[int]:
     """Their ids, in order."""
     ids = [_value(entry, "id", int, "a category", path) for entry in _entries(data, "categories", path)]
-    if not ids or len(set(ids)) < len(ids):
-        raise DataError(f"{path} lists {'a category twice' if ids else 'no categories'}; list each once")
+    if not ids:
+        raise DataError(f"{path} lists no categories; list each kind of object")
+    if len(set(ids)) < len(ids):
+        raise DataError(f"{path} lists a category twice; list each once")
     return sorted(ids)
 
 
