@@ -58,7 +58,8 @@ PATH = ExpandedPath(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 data_help = (
-    "A folder of images, digits or relations (embedded), or a timm data set NAME:ROOT such as torch/cifar10:DIR."
+    "A folder of images, digits, relations or scenes (embedded), or a timm data set NAME:ROOT such as "
+    "torch/cifar10:DIR."
 )
 
 model_option = click.option(

@@ -17,6 +17,7 @@ Transform = Callable[[Image.Image], Tensor]
 class Digits(Dataset[tuple[Tensor, int]]):
     """scikit-learn's 1,797 scanned digits, 8x8, ten classes: 1,200 to train on, 597 held out."""
 
+    holds = ("classes",)
     classes = tuple("0123456789")
 
     def __init__(self, split: str, mode: str, transform: Transform) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -86,13 +86,32 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
+        label = self.samples[index][1]
+        return self.transform(self.read(index)), label if self.labelled else -1
+
+    def read(self, index: int) -> Image.Image:
+        """The image as it is meant to be seen, before the transform."""
+        path = self.samples[index][0]
         try:
-            with _opened(path) as image:
-                pixels = in_mode(image, self.mode)
+            with opened(path) as image:
+                return in_mode(image, self.mode)
         except Exception as error:  # noqa: BLE001 - every format of PIL fails in its own way
             raise _unreadable(path, error) from None
-        return self.transform(pixels), label if self.labelled else -1
+
+    def seen_size(self, index: int, expected: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of the image as it is meant to be seen, from its header.
+
+        Of some files only the end says that they are turned; it is read where the size is not the `expected` one.
+        """
+        path = self.samples[index][0]
+        try:
+            with opened(path) as image:
+                if image.size == expected and "exif" not in image.info:
+                    return image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                return (image.height, image.width) if turned else image.size
+        except Exception as error:  # noqa: BLE001 - the same
+            raise _unreadable(path, error) from None
 
     def check_headers(self) -> None:
         """Raise DataError for the first file that is no image; large folders are checked as they are read."""
@@ -100,14 +119,14 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
             return
         for path, _ in self.samples:
             try:
-                with _opened(path):
+                with opened(path):
                     continue
             except Exception as error:  # noqa: BLE001 - the same
                 raise _unreadable(path, error) from None
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
+def opened(path: str) -> Iterator[Image.Image]:
     """An image file, read as far as its header; what PIL warns of on the way is nobody's concern.
 
     Raises:

@@ -38,6 +38,7 @@ TRAIN, VALIDATION = 100_000, 2_000
 class Relations(Dataset[tuple[Tensor, int]]):
     """The scenes, 32x32 pixels in colour; scene i is always the same, and no part shares one with another."""
 
+    holds = ("classes",)
     classes = SHAPES
 
     def __init__(self, split: str, mode: str, transform: Callable[[Image.Image], Tensor]) -> None:

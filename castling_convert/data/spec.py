@@ -1,9 +1,10 @@
 """Images for distillation and evaluation, from the `--data` spec.
 
-A spec is a folder (class subfolders, or flat and unlabelled), `digits` (scikit-learn's handwritten
-digits, shipped with it), `relations` (scenes made here, where the label is a relation), `generated`
-(images made here, unlabelled), or a timm dataset name with its root after a colon: `torch/cifar10:ROOT`,
-`wds/NAME:ROOT`, `hfds/NAME`.
+A spec is a folder (class subfolders, or flat and unlabelled, or images/ with masks/ or instances.json),
+`digits` (scikit-learn's handwritten digits, shipped with it), `relations` (scenes made here, where the
+label is a relation), `scenes` (made here, with masks and boxes), `generated` (images made here,
+unlabelled), or a timm dataset name with its root after a colon: `torch/cifar10:ROOT`, `wds/NAME:ROOT`,
+`hfds/NAME`. Which labels are read is the model's matter: see `Preprocessing.labels`.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from ..errors import DataError, first_line
 from ..files import expanded
 from ..recipe import DataConfig
+from .annotated import IMAGES, open_scenes, refuse_scenes
 from .digits import Digits
 from .folder import ImageFiles, find_images, in_mode
 from .generated import GeneratedImages
-from .preprocessing import Preprocessing, Transform
+from .preprocessing import Labels, Preprocessing, Transform
 from .relations import Relations
+from .scenes import Scenes
 
 Split = Literal["train", "validation"]
 
 
-EMBEDDED: dict[str, Any] = {"digits": Digits, "relations": Relations}
-"""Labelled data sets that need no files."""
+EMBEDDED: dict[str, Any] = {"digits": Digits, "relations": Relations, "scenes": Scenes}
+"""Labelled data sets that need no files. Of which kinds their labels are stands in `holds`."""
 GENERATED = "generated"
 """The spec of images that are made here and mean nothing."""
 
@@ -74,39 +77,81 @@ def open_data(
         training: augment as this section of the recipe says; None gives the evaluation transform.
         seed: of generated images, and of the order in which a stream is trained on.
 
+    An item is an image and its class. For a model that wants masks or boxes it is an image and a mask, [H, W] in int64,
+    or boxes, [M, 5] in float32; see `annotated`. Those are never trained on: with `training` they are -1.
+
     Raises:
-        DataError: nothing there, no images, an unreadable image, an unknown timm data set.
+        DataError: nothing there, no images, an unreadable image, an unknown timm data set, labels of another task.
     """
-    if training is not None and spec in EMBEDDED:
-        training = EMBEDDED[spec].augmentation(training)
+    if spec in EMBEDDED:
+        return _open_embedded(spec, preprocessing, split, training)
     transform = preprocessing.train_transform(training) if training is not None else preprocessing.eval_transform()
     mode = preprocessing.image_mode
-    if spec in EMBEDDED:
-        dataset = EMBEDDED[spec](split, mode, transform)
-        return ImageData(spec, dataset, len(dataset.classes), held_out=True)
     if spec == GENERATED:
         size = preprocessing.input_size[1:]
         return ImageData(spec, GeneratedImages(size, mode, transform, seed=seed), None, held_out=False)
     if spec.startswith(TIMM_PREFIXES):
+        if preprocessing.labels != "classes":
+            raise DataError(f"of {spec} no {preprocessing.labels} are read; give {_WITH[preprocessing.labels]}")
         return _open_timm(spec, mode, transform, split, seed if training is not None else None)
-    return _open_folder(expanded(spec), mode, transform, split)
+    return _open_folder(expanded(spec), preprocessing, transform, split, labelled=training is None)
 
 
-def _open_folder(root: Path, mode: str, transform: Transform, split: Split) -> ImageData:
+_WITH: dict[Labels, str] = {
+    "classes": "a folder with a subfolder for each class, or digits or relations",
+    "masks": "a folder with images/ and masks/, or scenes",
+    "boxes": "a folder with images/ and instances.json, or scenes",
+}
+"""What has such labels."""
+
+
+def _open_embedded(spec: str, preprocessing: Preprocessing, split: Split, training: DataConfig | None) -> ImageData:
+    made, labels, mode = EMBEDDED[spec], preprocessing.labels, preprocessing.image_mode
+    if labels not in made.holds:
+        raise DataError(f"{spec} has {' and '.join(made.holds)}, no {labels}; give {_WITH[labels]}")
+    asked = made.augmentation(training) if training is not None else None
+    transform = preprocessing.train_transform(asked) if asked is not None else preprocessing.eval_transform()
+    if labels == "classes":
+        dataset = made(split, mode, transform)
+    else:
+        dataset = made(split, mode, transform, labels if training is None else None, preprocessing.input_size[1:])
+    return ImageData(spec, dataset, len(dataset.classes) or None, held_out=True)
+
+
+def _open_folder(
+    root: Path, preprocessing: Preprocessing, transform: Transform, split: Split, labelled: bool
+) -> ImageData:
+    """`labelled` says whether masks and boxes are read."""
     if not root.exists():
-        raise DataError(f"data folder {root} not found; give a folder of images, digits, relations, or a timm data set")
+        raise DataError(
+            f"data folder {root} not found; give a folder of images, digits, relations, scenes, or a timm data set"
+        )
     if not root.is_dir():
         raise DataError(f"--data {root} is a file; give the folder that holds the images")
+    labels, mode = preprocessing.labels, preprocessing.image_mode
+    if labels != "classes":
+        size, folder = preprocessing.input_size[1:], _scenes_folder(root, split)
+        scenes, number = open_scenes(folder, labels, mode, transform, size, labelled)
+        return ImageData(str(root), scenes, number, _has_parts(root))
+    refuse_scenes(_scenes_folder(root, split))
     samples, classes = find_images(_split_folder(root, split))
-    labelled = "" not in classes  # images lying loose beside class folders belong to no class
-    files = ImageFiles(samples, mode, transform, labelled, classes if labelled else ())
+    named = "" not in classes  # images lying loose beside class folders belong to no class
+    files = ImageFiles(samples, mode, transform, named, classes if named else ())
     files.check_headers()
-    return ImageData(str(root), files, len(classes) if labelled else None, _has_parts(root))
+    return ImageData(str(root), files, len(classes) if named else None, _has_parts(root))
 
 
 def _split_folder(root: Path, split: Split) -> Path:
     names = ("train", "training") if split == "train" else ("validation", "val", "valid", "test", "eval")
     return next((root / name for name in names if (root / name).is_dir()), root)
+
+
+def _scenes_folder(root: Path, split: Split) -> Path:
+    """As `_split_folder`; without a folder of its own and without root/images, the folder of the other part."""
+    folder = _split_folder(root, split)
+    if folder != root or (root / IMAGES).is_dir():
+        return folder
+    return _split_folder(root, "validation" if split == "train" else "train")
 
 
 def _has_parts(root: Path) -> bool:
