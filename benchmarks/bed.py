@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ KINDS = (
 )  # fmt: skip
 ARCHITECTURE, PATCH, DEPTH = "vit_small_patch14_dinov2", 14, 12
 SIDE, TRAIN, VAL = 192, 2400, 900
+SCENE, SCENES = 280, {"train": 600, "val": 200}
+"""Pixels of a scene, and how many there are."""
 PROBE_C = 0.05
 """Inverse strength of the linear classifiers' penalty."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,6 +69,70 @@ def make(folder: Path, size: int = 140) -> Path:
     return teacher
 
 
+def make_scenes(folder: Path) -> Path:
+    """`folder/scenes`, made where it is not there yet: scenes of 280 pixels with one to three stamps each, their masks
+    and boxes, in `train` and `val`. Stamps and photographs of the one are in none of the other."""
+    scenes = folder / "scenes"
+    if scenes.is_dir():
+        return scenes
+    make(folder)  # the packages
+    share, rng = folder / "packages/deb/usr/share", random.Random(1)
+    photographs = parted(largest_versions(share), rng)
+    stamps = {kind: parted(sorted((share / "tuxpaint/stamps" / kind).rglob("*.png")), rng) for kind in sorted(KINDS)}
+    fresh = scenes.with_suffix(".part")
+    for split, count in SCENES.items():
+        draw_scenes(fresh / split, count, photographs[split], {k: files[split] for k, files in stamps.items()}, rng)
+    fresh.rename(scenes)
+    return scenes
+
+
+def draw_scenes(
+    place: Path, count: int, photographs: list[Path], stamps: dict[str, list[Path]], rng: random.Random
+) -> None:  # fmt: skip
+    """Images, masks and COCO's description of them; where stamps overlap, the later one is seen, and boxes are of all of
+    a stamp."""
+    images, annotations = [], []
+    for folder in ("images", "masks"):
+        (place / folder).mkdir(parents=True)
+    for index in range(count):
+        whole = opened(rng.choice(photographs))
+        side = int(min(whole.size) * rng.uniform(0.3, 0.9))
+        x, y = rng.randint(0, whole.width - side), rng.randint(0, whole.height - side)
+        image = whole.crop((x, y, x + side, y + side)).resize((SCENE, SCENE), Image.Resampling.BICUBIC)
+        mask = np.zeros((SCENE, SCENE), np.uint8)
+        for _ in range(rng.randint(1, 3)):
+            number, kind = rng.choice(list(enumerate(stamps, start=1)))
+            stamp = Image.open(rng.choice(stamps[kind])).convert("RGBA")
+            largest = int(SCENE * rng.uniform(0.2, 0.55))
+            stamp.thumbnail((largest, largest))
+            left, top = rng.randint(0, SCENE - stamp.width), rng.randint(0, SCENE - stamp.height)
+            image.paste(stamp, (left, top), stamp)
+            solid = np.array(stamp)[..., 3] > 127
+            rows, columns = np.nonzero(solid)
+            if not len(rows):
+                continue
+            mask[top : top + stamp.height, left : left + stamp.width][solid] = number
+            box = [left + columns.min(), top + rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": index, "category_id": number, "bbox": [int(x) for x in box],
+                "area": int(solid.sum()), "iscrowd": 0,
+            })  # fmt: skip
+        image.save(place / f"images/{index:05d}.jpg", quality=92)
+        Image.fromarray(mask).save(place / f"masks/{index:05d}.png")
+        images.append({"id": index, "file_name": f"{index:05d}.jpg", "width": SCENE, "height": SCENE})
+    kinds = [{"id": number, "name": kind} for number, kind in enumerate(stamps, start=1)]
+    described = {"images": images, "annotations": annotations, "categories": kinds}
+    (place / "instances.json").write_text(json.dumps(described))
+
+
+@cache
+def opened(path: Path) -> Image.Image:
+    """A photograph, in the size that crops are taken of."""
+    image = Image.open(path).convert("RGB")
+    image.thumbnail((1400, 1400))
+    return image
+
+
 def fetch(packages: Path) -> None:
     """Download and unpack what the bed is made of."""
     packages.mkdir(parents=True, exist_ok=True)
@@ -85,14 +152,9 @@ def draw_images(folder: Path, share: Path) -> None:
     rng = random.Random(0)
     photographs = parted(largest_versions(share), rng)
     stamps = {kind: parted(sorted((share / "tuxpaint/stamps" / kind).rglob("*.png")), rng) for kind in KINDS}
-    kept: dict[Path, Image.Image] = {}
 
     def crop(split: str) -> Image.Image:
-        path = rng.choice(photographs[split])
-        if path not in kept:
-            kept[path] = Image.open(path).convert("RGB")
-            kept[path].thumbnail((1400, 1400))
-        whole = kept[path]
+        whole = opened(rng.choice(photographs[split]))
         side = int(min(whole.size) * rng.uniform(0.3, 0.9))
         x, y = rng.randint(0, whole.width - side), rng.randint(0, whole.height - side)
         return whole.crop((x, y, x + side, y + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -25,6 +25,8 @@ td, th {{ padding: .25em .8em; border-bottom: 1px solid var(--line); text-align:
 figure.plot {{ margin: 1em 0; padding: .5em; background: #fff; border-radius: 4px; overflow-x: auto }}
 figure.plot svg {{ width: 100%; min-width: 34em; height: auto }}
 .samples {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5em, 1fr)); gap: .8em }}
+.samples.wide {{ grid-template-columns: repeat(auto-fill, minmax(28em, 1fr)) }}
+@media (max-width: 32em) {{ .samples.wide {{ grid-template-columns: 1fr }} }}
 .samples figure {{ margin: 0 }} .samples img {{ width: 100%; image-rendering: auto; border-radius: 4px }}
 figcaption {{ font-size: .85em; overflow-wrap: anywhere }} .good {{ color: var(--good) }} .bad {{ color: var(--bad) }}
 .faint {{ color: var(--faint) }}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import bundle
 from ..data.loaders import count_in_memory, some_batches
 from ..data.preprocessing import Preprocessing
-from ..data.spec import GENERATED, open_data
+from ..data.spec import GENERATED, ImageData, open_data
 from ..errors import CastlingError
 from ..evaluation.teacher import teacher_of
 from ..tasks import Task, task_of
@@ -25,6 +25,8 @@ from .page import table
 
 SHOWN, LOOKED_AT = 12, 512
 """Images that are shown, and of how many; those that the two models disagree about first."""
+PICTURES, PICTURES_OF = 9, 64
+"""The same of what is drawn into images."""
 THUMBNAIL = 144
 CLASSES = 20
 """Rows of the table by class: those that lost most."""
@@ -43,6 +45,8 @@ def samples(path: Path, summary: dict[str, Any], console: Console | None) -> str
         names = list(getattr(data.dataset, "classes", []))
         data, _ = task.usable(data, folded)
         batches = some_batches(data, count_in_memory(LOOKED_AT, preprocessing))
+        if preprocessing.labels != "classes":
+            return _pictures(task, teacher_of(path, folded, console=console), folded, data, preprocessing)
         castled = answers(task, folded, batches)
         if castled is None:
             return ""
@@ -70,6 +74,42 @@ def samples(path: Path, summary: dict[str, Any], console: Console | None) -> str
     return f'{head}<div class="samples">{figures}</div>' + _by_class(true, wanted, castled, name)
 
 
+def _pictures(
+    task: Task, teacher: nn.Module, folded: nn.Module, data: ImageData, preprocessing: Preprocessing
+) -> str:  # fmt: skip
+    """Images with what the two models say of them side by side, those that they agree about least first."""
+    found = []
+    for images, labels in some_batches(data, count_in_memory(PICTURES_OF, preprocessing)):
+        for image, label, wanted, said in zip(images, labels, teacher(images), folded(images), strict=True):
+            picture = side_by_side(
+                task, image, label if data.classes is not None else None, wanted, said, preprocessing
+            )  # fmt: skip
+            found.append((task.agreement(said[None], wanted[None]), picture))
+    found.sort(key=lambda pair: pair[0])
+    figures = "".join(
+        f'<figure><img src="{_url(picture)}" alt=""><figcaption>agreement {agreement:.1f} %</figcaption></figure>'
+        for agreement, picture in found[:PICTURES]
+    )
+    what = "labels, teacher, castled" if data.classes is not None else "teacher, castled"
+    head = f"<h2>Images</h2><p>Of {len(found)} validation images those with the least agreement; {what}.</p>"
+    return f'{head}<div class="samples wide">{figures}</div>'
+
+
+def side_by_side(
+    task: Task, image: Tensor, labels: Tensor | None, teacher: Any, castled: Any, preprocessing: Preprocessing
+) -> Image.Image:  # fmt: skip
+    """One image, [C, H, W], with its labels where there are some, with what the teacher and what the castled model say
+    of it, from left to right."""
+    picture = _picture(image, preprocessing).convert("RGB")
+    drawn = [task.drawn(picture, output) for output in (teacher, castled)]
+    drawn = drawn if labels is None else [task.drawn_labels(picture, labels), *drawn]
+    parts = [part or picture for part in drawn]
+    whole = Image.new("RGB", (len(parts) * (picture.width + 4) - 4, picture.height), "white")
+    for place, part in enumerate(parts):
+        whole.paste(part, (place * (picture.width + 4), 0))
+    return whole
+
+
 def answers(task: Task, model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Tensor | None:
     """What `model` says of every image; None where its task says nothing of that kind."""
     found = [task.answers(model(images)) for images, _ in batches]
@@ -87,13 +127,22 @@ def _figure(source: str, label: int, teacher: int, castled: int, name: Any) -> s
 
 def _thumbnail(image: Tensor, preprocessing: Preprocessing) -> str:
     """A data URL of a normalised image, [C, H, W]."""
+    return _url(_picture(image, preprocessing))
+
+
+def _picture(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
+    """Of a normalised image, [C, H, W], at the size of a thumbnail."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     values = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(np.squeeze(values, 2) if values.shape[2] == 1 else values)
     factor = THUMBNAIL / max(picture.size)
     width, height = (max(1, round(side * factor)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _url(picture: Image.Image) -> str:
     out = io.BytesIO()
-    picture.resize((width, height), Image.Resampling.BICUBIC).convert("RGB").save(out, "JPEG", quality=80)
+    picture.convert("RGB").save(out, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 

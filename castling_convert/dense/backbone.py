@@ -10,6 +10,7 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from ..errors import ModelError
+from ..families import reason_of
 
 SMALLEST = "vit_tiny_patch16_224"
 """The backbone where none is named."""
@@ -25,8 +26,16 @@ def make_backbone(
     Args:
         backbone: a name for `timm.create_model`, or a model that it made.
         img_size, arguments: for `timm.create_model`.
+
+    Raises:
+        ModelError: a name that timm has not, or of a model that can't be castled.
     """
     if isinstance(backbone, str):
+        if not timm.is_model(backbone.partition(".")[0]):
+            raise ModelError(f"timm has no model {backbone} for a backbone; list those that can be: castling models")
+        why = reason_of(backbone.partition(".")[0])
+        if why is not None:
+            raise ModelError(f"backbone {backbone} can't be castled: {why}; list those that can be: castling models")
         size = {} if img_size is None else {"img_size": img_size}
         backbone = timm.create_model(backbone, num_classes=0, in_chans=in_chans, **size, **arguments)
     return FeatureGetterNet(backbone, out_indices=list(out_indices), norm=True)

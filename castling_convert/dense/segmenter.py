@@ -43,8 +43,12 @@ class Segmenter(nn.Module):
         self.classifier = nn.Conv2d(self.num_features, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        first, *others = self.backbone(images)
-        size = first.shape[-2:]
-        maps = [first, *(F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in others)]
-        logits = self.classifier(self.norm(torch.cat(maps, 1) if others else first))
-        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return self.read(self.backbone(images), images.shape[-2:])
+
+    def read(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """Logits of images of `size` (H, W) from the backbone's maps of them."""
+        first, *others = maps
+        grid = first.shape[-2:]
+        aligned = [first, *(F.interpolate(x, size=grid, mode="bilinear", align_corners=False) for x in others)]
+        logits = self.classifier(self.norm(torch.cat(aligned, 1) if others else first))
+        return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

@@ -12,6 +12,7 @@ from ..attention import CastledAttention, FoldedAttention
 from ..castling import castled_layers
 from ..errors import DataError, ModelError, described
 from ..families import family_of, input_size_of
+from ..families.around import AroundFamily
 from ..tasks import task_of
 
 A_BATCH = "a batch is a float tensor or array [B, C, H, W], or a tuple that starts with one"
@@ -31,6 +32,26 @@ def refuse_other_teacher(student: nn.Module, teacher: nn.Module) -> None:
     classes = [task_of(model).classes(model) or "no" for model in (teacher, student)]
     if classes[0] != classes[1]:
         raise ModelError(f"the teacher has {classes[0]} classes and the student {classes[1]}; give one with as many")
+
+
+def refuse_unread(student: nn.Module, images: Tensor) -> None:
+    """Raise ModelError where a castled layer changes nothing that `student`, a module around a backbone, makes of
+    `images`: it would learn for nobody."""
+    family = family_of(student)
+    if not isinstance(family, AroundFamily):
+        return
+    features = family.features(student, images)
+    output = family.head(student, features)
+    read = [output] if isinstance(output, Tensor) else [tokens for tokens, _ in family.maps(student, features)]
+    parameters = {name: next(layer.parameters()) for name, layer in castled_layers(student)}
+    with torch.enable_grad():
+        total = torch.stack([values.float().square().mean() for values in read]).sum()
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    unread = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    if unread:
+        raise ModelError(
+            f"{type(student).__name__} reads nothing of {', '.join(unread)}; leave what it does not read out by layers"
+        )
 
 
 class Intake:

@@ -46,7 +46,7 @@ from .calibrate import calibrate
 from .device import DEVICE, accelerate_apart, make_accelerator
 from .finite import explained, refuse_bad_weights, refuse_diverged
 from .guard import JUDGED, TRIED, settle_rate
-from .intake import A_BATCH, Intake, refuse_other_teacher
+from .intake import A_BATCH, Intake, refuse_other_teacher, refuse_unread
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, tap
 from .mode import to_train_
@@ -224,6 +224,7 @@ def distill(
         if first == 0:
             with progress.aside():
                 head = next(batches)
+                refuse_unread(accelerator.unwrap_model(student), head[:1])
                 calibrate(student, teacher, processes.gathered(head))
             batches = itertools.chain([head], batches)
         for step in range(first, end):

@@ -132,7 +132,10 @@ class AroundFamily(Family):
         return main_output(features.output)
 
     def maps(self, model: nn.Module, features: Any) -> list[tuple[Tensor, int]]:
-        channels = getattr(self._first(model).model, "num_features", None)
+        channels: set[int] = set()
+        for _, inside, _ in self._inside(model):
+            info = getattr(inside, "feature_info", None)
+            channels |= set(info.channels()) if hasattr(info, "channels") else {getattr(inside, "num_features", 0)}
         return [(_tokens(tensor, channels), 0) for tensor in features.maps]
 
     def has_token_dropout(self, model: nn.Module) -> bool:
@@ -192,10 +195,10 @@ def _watched(inside: Sequence[Inside]) -> Iterator[list[Tensor]]:
         found += [features for name, *_ in inside for features in maps.get(name, [])]
 
 
-def _tokens(features: Tensor, channels: int | None) -> Tensor:
-    """A feature map or tokens as tokens, [B, N, C]; of a map with its channels first where `channels` does not say
-    otherwise."""
+def _tokens(features: Tensor, channels: set[int]) -> Tensor:
+    """A feature map or tokens as tokens, [B, N, C]; of a map that its channels stand first in, if it has one of these
+    numbers of `channels` last and not first."""
     if features.ndim == 4:
-        last = channels is not None and features.shape[-1] == channels != features.shape[1]
+        last = features.shape[-1] in channels and features.shape[1] not in channels
         return features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
     return features if features.ndim == 3 else features.flatten(1)[:, None]

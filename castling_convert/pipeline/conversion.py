@@ -41,7 +41,7 @@ from ..errors import (
     is_size,
     takes,
 )
-from ..families import family_of
+from ..families import family_of, input_size_of
 from ..families.around import AroundFamily
 from ..files import expanded, require_space
 from ..folding import certify
@@ -177,6 +177,7 @@ def convert(
         teacher = copy.deepcopy(model).eval()
     bundle.named_by_timm(teacher)  # what can't be saved is not trained
     kind = _task(teacher, task, name)
+    _refuse_cut_patches(kind, teacher)
     preprocessing = Preprocessing.of(teacher)
     spec = data or GENERATED
     training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
@@ -287,7 +288,7 @@ def _task(teacher: Any, name: str | None, model: str) -> Task:
     if name is None:
         return task_of(teacher)
     task = find_task(name)
-    if task.output == "features" and not task.matches(teacher):
+    if task.output == "features" and task_of(teacher).output == "logits":
         teacher.reset_classifier(0)
     if name in LABELS and isinstance(family_of(teacher), AroundFamily) and not hasattr(teacher, "task"):
         teacher.task = name
@@ -299,6 +300,16 @@ def _task(teacher: Any, name: str | None, model: str) -> Task:
             else f"{model} is to {other}, not to {name}; leave out --task, or give a model that is: docs/dense.md"
         )
     return task
+
+
+def _refuse_cut_patches(task: Task, teacher: nn.Module) -> None:
+    """Raise ModelError where a patch does not fit into images any more, and what a head says lies beside its place."""
+    size, patch = input_size_of(teacher)[1:], family_of(teacher).patch_size(teacher)
+    if task.name in LABELS and any(side % step for side, step in zip(size, patch, strict=True)):
+        near = "x".join(str(max(step, round(side / step) * step)) for side, step in zip(size, patch, strict=True))
+        raise ModelError(
+            f"images of {size[0]}x{size[1]} are no multiple of the patch, {patch[0]}x{patch[1]}; give --image-size {near}"
+        )
 
 
 def _paced(recipe: Recipe, minutes: float | None, pace: Pace, console: Console | None) -> Recipe:

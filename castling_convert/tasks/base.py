@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
+from PIL import Image
 from torch import Tensor, nn
 
 from ..data.spec import ImageData
@@ -107,6 +108,14 @@ class Task(ABC):
 
     def answers(self, output: Tensor) -> Tensor | None:
         """For each image the number of what it is said to be, [B]; None where nothing of that kind is said."""
+        return None
+
+    def drawn(self, picture: Image.Image, output: Tensor) -> Image.Image | None:
+        """A picture with what a model says of it, the `output` of one image; None where that is no matter of places."""
+        return None
+
+    def drawn_labels(self, picture: Image.Image, labels: Tensor) -> Image.Image | None:
+        """As `drawn`, of what the labels of one image say."""
         return None
 
     @abstractmethod

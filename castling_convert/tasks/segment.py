@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..data.loaders import eval_loader
 from ..data.spec import ImageData
+from ..data.targets import IGNORED
 from ..errors import DataError
 from .base import Outputs, Task, classes_of, metrics
 from .classify import logit_divergence
 
-IGNORED = 255
-"""Pixels that masks have no label for, by the convention of Pascal VOC."""
 AT_ONCE = 16
 """Images at once: what comes out is larger than what goes in."""
 
@@ -66,6 +67,12 @@ class Segment(Task):
         """In how many percent of the pixels."""
         looked_at = labels != IGNORED
         return 100 * (output.argmax(1) == labels)[looked_at].double().mean().item()
+
+    def drawn(self, picture: Image.Image, output: Tensor) -> Image.Image:
+        return _painted(picture, output.argmax(0))
+
+    def drawn_labels(self, picture: Image.Image, labels: Tensor) -> Image.Image:
+        return _painted(picture, labels)
 
     def usable(self, data: ImageData, model: Any) -> tuple[ImageData, str | None]:
         classes = classes_of(model)
@@ -129,6 +136,18 @@ class Segment(Task):
 
     def account(self, scores: Mapping[str, Segmentation]) -> dict[str, Any]:
         return {name: score.to_dict() for name, score in scores.items()}
+
+
+def _painted(picture: Image.Image, classes: Tensor) -> Image.Image:
+    """The classes [H, W] as colours over a picture; class 0 has none, it is the background where there is one."""
+    from matplotlib import colormaps
+
+    colours = np.array([*colormaps["tab20"].colors], dtype=np.float32) * 255  # type: ignore[attr-defined]
+    places = Image.fromarray(classes.byte().cpu().numpy()).resize(picture.size, Image.Resampling.NEAREST)
+    found, pixels = np.asarray(places), np.asarray(picture.convert("RGB"), dtype=np.float32)
+    painted = 0.35 * pixels + 0.65 * colours[(found.astype(int) - 1) % len(colours)]
+    shown = (found != 0) & (found != IGNORED)
+    return Image.fromarray(np.where(shown[..., None], painted, pixels).astype(np.uint8))
 
 
 def _by_pixel(logits: Tensor) -> Tensor:

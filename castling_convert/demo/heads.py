@@ -1,0 +1,95 @@
+"""The head of a segmenter or a detector, trained on the maps of its frozen backbone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch import Tensor, nn
+
+from ..data.preprocessing import Preprocessing
+from ..data.spec import open_data
+from ..data.targets import IGNORED
+from ..tasks import task_of
+
+BATCH = 16
+
+
+def train_head(
+    model: Any, data: str, *, seed: int = 0, epochs: int = 20, lr: float = 3e-3, images: int | None = None,
+    console: Console | None = None,
+) -> float:  # fmt: skip
+    """Train what `model`, a `Segmenter` or a `Detector`, has around its backbone, in place.
+
+    The backbone is not trained, so that its maps of every image are computed once and kept: 600 images of 400 patches
+    of 384 channels are 370 MB.
+
+    Args:
+        data: a spec with masks or boxes. images: how many of its training part; all of them when left out.
+
+    Returns:
+        What the task measures first, in percent, on the validation part.
+    """
+    set_seed(seed)
+    model.eval()
+    preprocessing = Preprocessing.of(model)
+    opened = open_data(data, preprocessing, "train")
+    count = min(images or len(opened), len(opened))
+    started = time.monotonic()
+    kept, wanted = _maps(model, opened.only(range(count)))
+    if console is not None:
+        console.print(f"maps of {count} images in {time.monotonic() - started:.0f} s; training the head ...")
+    inside = {id(parameter) for parameter in model.backbone.parameters()}
+    head = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    optimizer = torch.optim.AdamW(head, lr, weight_decay=1e-2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * -(-count // BATCH))
+    size = preprocessing.input_size[1:]
+    for epoch in range(epochs):
+        _train_around(model)
+        for chosen in torch.randperm(count).split(BATCH):
+            output = model.read([maps[chosen].float() for maps in kept], size)
+            loss = _loss(model, output, wanted[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+        if console is not None and (epoch + 1) % max(1, epochs // 5) == 0:
+            console.print(f"  epoch {epoch + 1}/{epochs} loss {loss.item():.3f}")
+    model.eval()
+    task = task_of(model)
+    score = task.measure({"teacher": model}, open_data(data, preprocessing, "validation"))["teacher"]
+    reached = float(score.to_dict()[task.score[0]])
+    if console is not None:
+        console.print(f"teacher: {task.score[1]} {reached:.2f} % on {score.images} held-out images")
+    return reached
+
+
+@torch.no_grad()
+def _maps(model: Any, data: Any) -> tuple[list[Tensor], Tensor]:
+    """The backbone's maps of all images, in half precision, and what is to be found in them."""
+    from ..data.loaders import eval_loader
+
+    maps: list[list[Tensor]] = []
+    wanted = []
+    for images, labels in eval_loader(data, BATCH):
+        maps.append([found.half() for found in model.backbone(images)])
+        wanted.append(labels)
+    return [torch.cat(parts) for parts in zip(*maps, strict=True)], torch.cat(wanted)
+
+
+def _train_around(model: Any) -> None:
+    """All but the backbone in training mode."""
+    model.train()
+    model.backbone.eval()
+
+
+def _loss(model: nn.Module, output: Tensor, wanted: Tensor) -> Tensor:
+    if task_of(model).name == "segment":
+        return F.cross_entropy(output, wanted, ignore_index=IGNORED)
+    from ..dense.detector import detection_loss
+
+    return detection_loss(output, wanted)

@@ -1,0 +1,125 @@
+"""What is measured of a segmenter, by hand-made logits and by torchmetrics."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from castling_convert.data.spec import ImageData
+from castling_convert.data.targets import IGNORED
+from castling_convert.errors import DataError
+from castling_convert.tasks import find_task, task_of
+from tests.models import images, tiny
+
+SEGMENT = find_task("segment")
+
+
+class Pixels(torch.utils.data.Dataset):
+    """Images of one channel whose values are the labels, and their masks."""
+
+    def __init__(self, masks: Tensor) -> None:
+        self.masks = masks
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.masks[index][None].float(), self.masks[index]
+
+
+def says(classes: int, of: Any) -> Any:
+    """A model that is sure of what `of` makes of the labels."""
+    return lambda x: nn.functional.one_hot(of(x[:, 0].long() % IGNORED), classes).movedim(-1, 1).float()
+
+
+@pytest.fixture
+def data() -> ImageData:
+    masks = torch.randint(0, 3, (20, 6, 5))
+    masks[3, :2] = IGNORED
+    return ImageData("made", Pixels(masks), classes=3, held_out=True)
+
+
+def test_measured(data: ImageData) -> None:
+    def wrong(labels: Tensor) -> Tensor:  # every 2 is taken for a 1
+        return labels.clamp(max=1)
+
+    found = SEGMENT.measure({"teacher": says(3, lambda x: x), "castled": says(3, wrong)}, data)
+    teacher, castled = found["teacher"], found["castled"]
+    masks = data.dataset.masks
+    ones, twos = int((masks == 1).sum()), int((masks == 2).sum())
+    looked_at = int((masks != IGNORED).sum())
+    assert (teacher.images, teacher.miou, teacher.pixels, teacher.agreement) == (20, 100, 100, None)
+    assert castled.miou == pytest.approx(100 * (1 + ones / (ones + twos) + 0) / 3)
+    assert castled.pixels == pytest.approx(100 * (looked_at - twos) / looked_at)
+    assert castled.agreement == pytest.approx(100 * (1 - twos / masks.numel()))
+    assert SEGMENT.lost(teacher, castled) == pytest.approx(100 - castled.miou)
+    assert SEGMENT.account(found)["castled"]["miou"] == castled.miou
+
+
+def test_without_masks(data: ImageData) -> None:
+    blank = ImageData("made", data.dataset, classes=None, held_out=True)
+    found = SEGMENT.measure({"a": says(3, lambda x: x), "b": says(3, lambda x: 2 - x)}, blank, limit=16)
+    assert found["b"].images == 16
+    assert found["b"].miou is None
+    assert found["b"].pixels is None
+    assert SEGMENT.lost(found["a"], found["b"]) == pytest.approx(100 - found["b"].agreement)
+    assert SEGMENT.lost_in(blank) == "agreement"
+    assert SEGMENT.lost_in(data) == "mIoU"
+
+
+def test_loss_and_agreement() -> None:
+    logits = torch.randn(2, 4, 3, 5)
+    assert SEGMENT.loss(logits, logits, 1.0).item() == pytest.approx(0, abs=1e-6)
+    other = torch.randn(2, 4, 3, 5)
+    p, q = logits.softmax(1), other.softmax(1)
+    by_hand = (q * (q.log() - p.log())).sum(1).mean()
+    torch.testing.assert_close(SEGMENT.loss(logits, other, 1.0), by_hand)
+    assert SEGMENT.divergence(logits, other) == pytest.approx(by_hand.item(), rel=1e-5)
+    assert SEGMENT.agreement(logits, other) == pytest.approx(
+        100 * (logits.argmax(1) == other.argmax(1)).float().mean().item()
+    )
+    labels = logits.argmax(1)
+    labels[0, 0] = IGNORED
+    assert SEGMENT.correct(logits, labels) == 100
+    torch.testing.assert_close(SEGMENT.probabilities(logits).sum(1), torch.ones(2, 3, 5))
+    assert set(SEGMENT.followed(logits, other, labels)) == {"agreement", "pixels", "teacher_pixels"}
+
+
+def test_labels_that_are_not_the_models(data: ImageData) -> None:
+    model = nn.Conv2d(1, 2, 1)
+    model.task, model.num_classes = "segment", 2
+    opened, why = SEGMENT.usable(data, model)
+    assert opened.classes is None
+    assert why == "the masks have 3 classes and the model 2, so they can't be compared: agreement with the teacher only"
+    model.num_classes = 13
+    assert SEGMENT.usable(data, model) == (data, None)  # not every class is in every set
+
+
+def test_nothing_to_measure(data: ImageData) -> None:
+    with pytest.raises(DataError, match="made has no images"):
+        SEGMENT.measure({"a": says(3, lambda x: x)}, data.only([]))
+
+
+def test_whose_task_it_is() -> None:
+    classifier = tiny()
+    assert task_of(classifier).name == "classify"
+    assert task_of(tiny(num_classes=0)).name == "features"
+    classifier.task = "segment"
+    assert task_of(classifier).name == "segment"
+    assert images(1).shape == (1, 3, 32, 32)
+
+
+def test_without_torchmetrics() -> None:
+    """One line, and nothing of the package needs it before."""
+    code = (
+        "import sys; sys.modules['torchmetrics'] = None\n"
+        "from castling_convert.tasks.base import metrics\n"
+        "metrics()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "DataError: to measure this task torchmetrics is needed: pip install castling-convert[dense]" in run.stderr
