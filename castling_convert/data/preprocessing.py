@@ -43,7 +43,7 @@ class Preprocessing:
         """
         from timm.data import resolve_model_data_config
 
-        from ..families import input_size_of
+        from ..families import input_size_of, said_task
 
         if not getattr(model, "pretrained_cfg", None):
             raise DataError(
@@ -57,7 +57,7 @@ class Preprocessing:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)
         if channels not in (1, 3):
             raise DataError(f"images have 1 or 3 channels, this model takes {channels}; pass a loader of tensors")
-        labels = LABELS.get(getattr(model, "task", ""), "classes")
+        labels = LABELS.get(said_task(model) or "", "classes")
         whole = labels != "classes"
         return cls(
             input_size=(channels, height, width), mean=mean, std=std, interpolation=config["interpolation"],

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.loaders import eval_loader
 from ..data.spec import ImageData
 from ..errors import DataError
+from ..families import said_task
 from .base import Outputs, Task, classes_of, metrics
 from .classify import logit_divergence
 
@@ -37,13 +39,13 @@ class Segmentation:
 
 
 class Segment(Task):
-    """Outputs are logits, [B, classes, H, W]."""
+    """Outputs are logits, [B, classes, H, W]; of a smaller map than the masks they are enlarged to be compared."""
 
     name, output, distance = "segment", "masks", "nats a pixel"
     reads_maps = True
 
     def matches(self, model: nn.Module) -> bool:
-        return getattr(model, "task", None) == self.name
+        return said_task(model) == self.name
 
     def classes(self, model: Any) -> int | None:
         return classes_of(model)
@@ -64,7 +66,7 @@ class Segment(Task):
     def correct(self, output: Tensor, labels: Tensor) -> float:
         """In how many percent of the pixels."""
         looked_at = labels != IGNORED
-        return 100 * (output.argmax(1) == labels)[looked_at].double().mean().item()
+        return 100 * (_at(labels, output).argmax(1) == labels)[looked_at].double().mean().item()
 
     def usable(self, data: ImageData, model: Any) -> tuple[ImageData, str | None]:
         classes = classes_of(model)
@@ -92,6 +94,8 @@ class Segment(Task):
         seen, pixels, counted = 0, 0, 0
         for images, masks in eval_loader(data, batch_size=AT_ONCE):
             logits = {name: model(images).float().cpu() for name, model in models.items()}
+            if labelled:
+                logits = {name: _at(masks, values) for name, values in logits.items()}
             top = logits[reference].argmax(1)
             for name, values in logits.items():
                 found = values.argmax(1)
@@ -133,3 +137,10 @@ class Segment(Task):
 def _by_pixel(logits: Tensor) -> Tensor:
     """Logits [B, classes, H, W] as [B·H·W, classes]."""
     return logits.movedim(1, -1).flatten(0, -2)
+
+
+def _at(labels: Tensor, logits: Tensor) -> Tensor:
+    """Logits at the size of the labels, [B, H, W]."""
+    if logits.shape[-2:] == labels.shape[-2:]:
+        return logits
+    return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
