@@ -24,6 +24,7 @@ EXCEPTIONS = {
     "pipeline/conversion.py": "--num-classes, handed to loading",
     "cli/analyze.py": "--num-classes, handed to loading",
     "cli/inspect.py": "--num-classes, handed to loading",
+    "families/hub_model.py": "what timm calls the classes of a model",
     "bundle/config.py": "a key of timm's config.json",
     "evaluation/teacher.py": "arguments of timm that a teacher is not made with again",
 }

@@ -45,7 +45,8 @@ class Preprocessing:
 
         from ..families import input_size_of, said_task
 
-        if not getattr(model, "pretrained_cfg", None):
+        said = getattr(model, "pretrained_cfg", None)
+        if not said or said.get("mean", ()) is None:
             raise DataError(
                 f"{type(model).__name__} does not say how its images are normalised; pass a loader of tensors, or set "
                 "model.pretrained_cfg = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}, with its own values"

@@ -26,6 +26,7 @@ from .gcvit import GcVitFamily
 from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
 from .hub import HubFamily
+from .hub_model import HubModelFamily
 from .hub_sam import HubSamFamily
 from .hub_segformer import SegformerFamily
 from .hub_vitdet import VitDetFamily
@@ -96,6 +97,7 @@ FAMILIES: list[Family] = [
     SegformerFamily(),
     VitDetFamily(),
     HubSamFamily(),
+    HubModelFamily(),
     GetterFamily(lambda model: _known_whole(model)),
     ListFamily(lambda: FAMILIES),
 ]
