@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .errors import ModelError, WeightsError, first_line
 from .families import family_of, skeleton
-from .families.hub_model import class_of, config_of, plain_config
+from .families.hub_model import LARGEST, class_of, config_of, plain_config
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 LARGEST_JSON = 2**24
@@ -57,11 +57,13 @@ def load_hub_folder(folder: Path, *, pretrained: bool = True, image_size: tuple[
     kind = named[0]
     try:
         config = plain_config(kind, values)
-        bare = skeleton("transformers", kind=kind, config=config)
+        bare: Any = skeleton("transformers", kind=kind, config=config)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
     except Exception as error:  # noqa: BLE001 - whatever a constructor makes of strange values
         raise ModelError(f"{folder}: a {kind} can't be made of its config: {first_line(error)}") from None
+    if bare.family.any_size:
+        config |= _size(folder)
     overlay = _preprocessing(folder, family_of(bare).input_size(bare))
     tensors = _tensors(folder) if pretrained else None
     if tensors is not None:
@@ -147,15 +149,25 @@ def _preprocessing(folder: Path, input_size: tuple[int, int, int]) -> dict[str, 
     }  # fmt: skip
 
 
+def _size(folder: Path) -> dict[str, Any]:
+    """The images that a model is for which takes any, for its config; nothing where the folder does not say."""
+    size = _json(folder / PREPROCESSOR).get("size") if (folder / PREPROCESSOR).is_file() else None
+    sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size, size]
+    return {"image_size": sides} if all(type(side) is int and 0 < side <= LARGEST for side in sides) else {}
+
+
 def _crop(values: dict[str, Any], where: Path) -> tuple[float, str]:
     """The share of the shorter side that is kept, and what becomes of the rest."""
     size, crop = values.get("size"), values.get("crop_size")
     if isinstance(size, dict) and "longest_edge" in size:
         return 1.0, "border"
-    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+    centred = bool(values.get("do_center_crop"))
+    shortest = (
+        size.get("shortest_edge") if isinstance(size, dict) else size if centred else None
+    )  # as older ones have it
     if shortest is None:
         return 1.0, "squash"
-    if not values.get("do_center_crop"):
+    if not centred:
         return 1.0, "center"
     kept = min(crop.values()) if isinstance(crop, dict) and crop else crop or shortest
     share = _number(kept, where) / max(1, _number(shortest, where))

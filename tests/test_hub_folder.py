@@ -16,6 +16,7 @@ from castling_convert import bundle
 from castling_convert.castling import close_masks
 from castling_convert.data.preprocessing import Preprocessing
 from castling_convert.errors import BundleError, DataError, ModelError, WeightsError
+from castling_convert.evaluation.teacher import teacher_of
 from castling_convert.families import family_of, input_size_of
 from castling_convert.files import sha256
 from castling_convert.loading import load_model
@@ -99,12 +100,19 @@ def test_the_preprocessing_is_that_of_the_folder(good: Path, copied: Path) -> No
     }))  # fmt: skip
     found = Preprocessing.of(load_model(f"local-dir:{copied}", pretrained=False))
     assert (found.interpolation, found.crop_pct, found.crop_mode) == ("bilinear", 1.0, "squash")
+    change(copied / "preprocessor_config.json", size=40, crop_size=32, do_center_crop=True)  # as older ones have it
+    assert Preprocessing.of(load_model(f"local-dir:{copied}", pretrained=False)).crop_pct == 0.8
     change(copied / "preprocessor_config.json", rescale_factor=1.0)
     with pytest.raises(ModelError, match="another range of pixels"):
         load_model(f"local-dir:{copied}")
     change(copied / "preprocessor_config.json", rescale_factor="all")
     with pytest.raises(ModelError, match="'all' stands where a number should"):
         load_model(f"local-dir:{copied}")
+
+
+def test_the_size_of_a_model_that_takes_any_is_that_of_its_preprocessing(tmp_path: Path) -> None:
+    folder = saved(dense("segformer"), tmp_path, PROCESSOR | {"size": {"height": 96, "width": 64}})
+    assert input_size_of(load_model(f"local-dir:{folder}")) == (3, 96, 64)
 
 
 def test_a_folder_that_does_not_say_how_images_are_normalised(copied: Path, tmp_path: Path) -> None:
@@ -131,6 +139,15 @@ def test_from_a_folder_to_a_bundle_to_onnx(good: Path, tmp_path: Path) -> None:
     cc.load(again)
     assert sha256(again / "model.safetensors") == sha256(tmp_path / "out" / "model.safetensors")
     cc.export(loaded, tmp_path / "m.onnx", batch="dynamic")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_the_teacher_of_a_bundle_is_had_again(good: Path, tmp_path: Path, pretrained: bool) -> None:
+    fast = cc.Recipe.load("datafree", ("distill.steps=2", "distill.batch_size=2"))
+    convert(f"local-dir:{good}", tmp_path / "out", recipe=fast, device="cpu", pretrained=pretrained)
+    teacher = teacher_of(tmp_path / "out", cc.load(tmp_path / "out"))
+    assert teacher(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 @pytest.mark.slow

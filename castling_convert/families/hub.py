@@ -125,9 +125,13 @@ def backbone_of(model: Any) -> Any:
 
 
 class HubFamily(CalledFamily):
-    """Its two parts are the backbone up to the last tokens, and what makes logits or one vector an image of them."""
+    """Its two parts are the backbone up to the last tokens, and what makes logits or one vector an image of them.
+
+    `any_size` is whether the models take images of any, whatever their config says.
+    """
 
     title = "Hugging Face transformers"
+    any_size: ClassVar[bool] = False
     reasons: ClassVar[Mapping[type[nn.Module], str]] = {
         nn.MultiheadAttention: "attention pooling has a single query and is already linear in the tokens"
     }

@@ -29,6 +29,7 @@ class SegformerFamily(DenseHubFamily):
     """It takes images of any size. With a decoder, which reads the maps of all stages, its features are these."""
 
     title = "Hugging Face Segformer"
+    any_size = True
     module = "segformer"
     names = frozenset({"SegformerModel", "SegformerForImageClassification", "SegformerForSemanticSegmentation"})
     attention: ClassVar[Mapping[str, type[Reader]]] = {"SegformerAttention": ReducedReader}
