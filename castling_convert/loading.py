@@ -15,6 +15,7 @@ from torch import nn
 from .errors import BundleError, ModelError, WeightsError, first_line
 from .families import castable_names, family_of, skeleton
 from .files import expanded
+from .hub_folder import is_hub_folder, load_hub_folder
 from .recipe import read_yaml
 
 ALIASES = {
@@ -52,7 +53,10 @@ def resolve_name(name: str) -> str:
     if name.startswith("local-dir:"):
         folder = expanded(name.removeprefix("local-dir:"))
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder} holds no config.json; local-dir: takes a folder saved by timm's save_for_hf")
+            raise ModelError(
+                f"{folder} holds no config.json; local-dir: takes a folder saved by timm's save_for_hf "
+                "or by save_pretrained of transformers"
+            )
         return f"local-dir:{folder}"
     if name.startswith("hf-hub:"):
         return name
@@ -78,7 +82,7 @@ def load_model(
     """A timm model in eval mode on the CPU.
 
     Args:
-        name: alias, timm name, `hf-hub:` or `local-dir:` name.
+        name: alias, timm name, `hf-hub:` name, or `local-dir:` name of a folder of timm's or of transformers'.
         pretrained: download or read the weights that belong to the name. Ignored when `weights` is given.
         weights: a .safetensors or .pth file; never unpickled except with weights_only=True.
         image_size: (height, width); position embeddings are resized by timm.
@@ -101,7 +105,10 @@ def load_model(
         arguments |= _weights_arguments(resolved, expanded(weights), num_classes)
         pretrained = True
     if resolved.startswith("local-dir:"):
-        resolved = f"local-dir:{Path(resolved.removeprefix('local-dir:')).resolve()}"
+        folder = Path(resolved.removeprefix("local-dir:")).resolve()
+        if is_hub_folder(folder):
+            return _of_hub_folder(folder, pretrained, image_size, num_classes, model_args)
+        resolved = f"local-dir:{folder}"
     refuse_unsupported(resolved, arguments)
     if pretrained and weights is None:
         _refuse_random_head(resolved, num_classes)
@@ -117,6 +124,26 @@ def load_model(
     if weights is not None:
         # The path of a file on this machine is nobody else's business.
         model.pretrained_cfg.pop("file", None)
+    return model
+
+
+def _of_hub_folder(
+    folder: Path,
+    pretrained: bool,
+    image_size: tuple[int, int] | None,
+    num_classes: int | None,
+    model_args: Mapping[str, Any] | None,
+) -> nn.Module:
+    """A model of transformers, which its folder says all about."""
+    if model_args:
+        raise ModelError(f"{folder} says itself how its model is made; leave out --model-arg {next(iter(model_args))}")
+    model: Any = load_hub_folder(folder, pretrained=pretrained, image_size=image_size)
+    if num_classes not in (None, model.num_classes):
+        raise WeightsError(
+            f"the head in {folder} has {model.num_classes} classes, one of {num_classes} is random; leave out "
+            "--num-classes"
+        )
+    family_of(model, folder.name).layers(model)  # refuses images too small for a patch
     return model
 
 

@@ -19,6 +19,7 @@ ARCHITECTURE = "castled"
 """As in `bundle.layout`."""
 default_cfgs = generate_default_cfgs(
     {name: {"classifier": "classifier", "crop_pct": 1.0, "crop_mode": "squash"} for name in ("segmenter", "detector")}
+    | {"transformers": {}}
 )
 
 
@@ -52,6 +53,22 @@ def segmenter(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _dense(Segmenter, "segmenter", pretrained, **kwargs)
 
 
+@register_model
+def transformers(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A model of Hugging Face transformers, by the name of its class and its config; see `families.hub_model`."""
+    from .families.hub_model import HubModel
+
+    given = {key: kwargs[key] for key in ("num_classes", "in_chans") if key in kwargs}  # and no defaults of timm's
+
+    def build(num_classes: int = 0, in_chans: int = 0, **arguments: Any) -> nn.Module:
+        return HubModel(**arguments, **given)
+
+    model: Any = build_model_with_cfg(build, "transformers", pretrained, **kwargs)
+    size = model.family.channels(model.model), *model.family.image_size(model.model)
+    model.pretrained_cfg |= {"input_size": size, "num_classes": model.num_classes}
+    return model
+
+
 def _dense(kind: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Images are normalised as those that the backbone was trained on, where nobody says otherwise."""
     from .dense.backbone import SMALLEST
@@ -80,6 +97,8 @@ def build(base: str, base_args: dict[str, Any], castling: dict[str, Any], **kwar
 
     check_arguments(base, {**base_args, **kwargs}, Path("config.json"))
     model = timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
+    if base == "transformers":
+        model._model_args = {}  # `base_args` are all of them
     recipe = Recipe.parse({"attention": before_forms(castling["attention"])}, "config.json")
     castle_(model, recipe, layers=castling["layers"])
     close_masks(model)

@@ -24,6 +24,10 @@ EXCEPTIONS = {
     "pipeline/conversion.py": "--num-classes, handed to loading",
     "cli/analyze.py": "--num-classes, handed to loading",
     "cli/inspect.py": "--num-classes, handed to loading",
+    "families/hub_model.py": "what timm calls the classes of a model",
+    "dense/backbone.py": "timm's argument",
+    "dense/segmenter.py": "the argument that timm's models have for it",
+    "timm_entry.py": "a key of timm's configs, an argument of its models",
     "bundle/config.py": "a key of timm's config.json",
     "evaluation/teacher.py": "arguments of timm that a teacher is not made with again",
 }

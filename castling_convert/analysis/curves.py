@@ -22,7 +22,10 @@ def curves(steps: list[dict[str, Any]]) -> str:
     axes = figure.subplots(4, 1, sharex=True)
     accuracy, losses, errors, density = axes
     probed = [(step["step"], step["probe"]) for step in steps if "probe" in step]
-    for name, label in (*((key, f"castled, {word}") for key, word in FOLLOWED.items()), ("agreement", "agreement with the teacher")):
+    for name, label in (
+        *((key, f"castled, {word}") for key, word in FOLLOWED.items()),
+        ("agreement", "agreement with the teacher"),
+    ):
         points = [(step, probe[name]) for step, probe in probed if name in probe]
         if points:
             accuracy.plot(*zip(*points, strict=True), marker=".", label=label)

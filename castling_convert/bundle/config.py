@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,10 @@ from ..errors import BundleError, first_line
 LARGEST = 2**16
 """No size in a config is larger: of images, patches and layers."""
 
+MOST_BUFFERED = 2**28
+"""Numbers that a model makes of its config alone, such as the places in its windows, and that no weights hold."""
+HUB = "transformers"
+"""The architecture in timm's registry that is made of a config, whose values `families.hub_model` checks further."""
 DEEPEST = 200
 """Nor is any model of more blocks; to make some thousand takes minutes."""
 _OURS = ("base", "base_args", "castling")
@@ -30,6 +35,10 @@ Shape = Annotated[list[Size], Field(min_length=3, max_length=3)]
 Channels = Annotated[list[float], Field(min_length=1, max_length=64)]
 Plain = Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 Argument = Plain | Annotated[str, Field(max_length=100)] | Annotated[list[Plain], Field(max_length=8)]
+
+Word = Annotated[str, Field(pattern=r"^\w+$", max_length=100)]
+Listed = Annotated[list[Plain | Annotated[str, Field(max_length=100)]], Field(max_length=256)]
+HubConfig = Annotated[dict[Word, Argument | Listed], Field(max_length=200)]
 
 
 class _Strict(BaseModel):
@@ -97,9 +106,16 @@ class _Arguments(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     __pydantic_extra__: dict[str, Argument] = Field(init=False)
 
-    base: Annotated[str, Field(pattern=r"^\w+$", max_length=100)]
-    base_args: dict[str, Argument]
+    base: Word
+    base_args: dict[str, Argument | HubConfig]
     castling: _Castling
+
+    @model_validator(mode="after")
+    def _only_one_has_a_config(self) -> _Arguments:
+        for name, value in self.base_args.items():
+            if isinstance(value, dict) and (self.base, name) != (HUB, "config"):
+                raise ValueError(f"{name} is no plain value")
+        return self
 
     @model_validator(mode="after")
     def _not_too_deep(self) -> _Arguments:
@@ -159,6 +175,8 @@ def check_structure(values: dict[str, Any], where: Path, weights: int) -> None:
         model = skeleton(arguments["base"], **settings)
     except Exception as error:  # noqa: BLE001 - whatever a constructor makes of strange values
         raise _refused(where, f"{arguments['base']} can't be made so: {first_line(error)}") from None
+    if sum(buffer.numel() for buffer in model.buffers()) > MOST_BUFFERED:
+        raise _refused(where, f"{arguments['base']} would hold more numbers of its own than any model does")
     numbers = sum(tensor.numel() for tensor in model.state_dict().values())
     if 2 * numbers > weights + 2**20:
         raise _refused(where, f"a model of {numbers:.2g} numbers is described, more than its weights file can hold")
@@ -178,6 +196,10 @@ def check_arguments(base: str, settings: Mapping[str, Any], where: Path) -> None
 
     if not timm.is_model(base):
         raise _refused(where, f"timm has no model {base}")
+    if base == HUB and find_spec(HUB) is None:
+        raise BundleError(
+            f"{where} is of a model of Hugging Face transformers: pip install castling-convert[transformers]"
+        )
     try:
         model = skeleton(base)
         family = family_of(model, base)

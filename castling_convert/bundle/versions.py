@@ -18,7 +18,9 @@ from ..version import __version__
 
 def versions() -> dict[str, str]:
     """What made a bundle."""
-    packages = ("torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnxsim", "accelerate", "safetensors")
+    packages = (
+        "torch", "timm", "onnx", "onnxruntime", "onnxscript", "onnxsim", "accelerate", "safetensors", "transformers",
+    )  # fmt: skip
     return {"castling-convert": __version__, "python": platform.python_version()} | {p: version_of(p) for p in packages}
 
 

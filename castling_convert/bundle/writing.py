@@ -156,11 +156,17 @@ def named_by_timm(model: nn.Module) -> str:
     several = family_of(model).several(model)
     if several is not None:
         raise BundleError(f"{type(model).__name__} can't be saved: {several}")
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    said: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    name = said.get("architecture")
     if not name:
         raise BundleError(
             f"only models from timm.create_model can be saved: a bundle is rebuilt by timm from its name, and this "
             f"{type(model).__name__} has none; export() it as it is, and keep its state_dict()"
+        )
+    if said.get("mean", ()) is None:
+        raise BundleError(
+            f"this {type(model).__name__} does not say how its images are normalised, which a bundle does; add the "
+            "preprocessor_config.json of the original to its folder"
         )
     return str(name)
 

@@ -38,7 +38,9 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
     help="classify, features, segment or detect [default: what the model is for]. features leaves a classifier out.",
 )
 @click.option(
-    "--train", type=click.Choice(["head"]), help="Train the head of a segmenter or detector, too, which is kept as it is."
+    "--train",
+    type=click.Choice(["head"]),
+    help="Train the head of a segmenter or detector, too, which is kept as it is.",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: the recipe's].")
 @click.option("--minutes", type=float, metavar="N", help="Choose the steps so that training takes about as long.")

@@ -43,9 +43,10 @@ class Preprocessing:
         """
         from timm.data import resolve_model_data_config
 
-        from ..families import input_size_of
+        from ..families import input_size_of, said_task
 
-        if not getattr(model, "pretrained_cfg", None):
+        said = getattr(model, "pretrained_cfg", None)
+        if not said or said.get("mean", ()) is None:
             raise DataError(
                 f"{type(model).__name__} does not say how its images are normalised; pass a loader of tensors, or set "
                 "model.pretrained_cfg = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}, with its own values"
@@ -57,7 +58,7 @@ class Preprocessing:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)
         if channels not in (1, 3):
             raise DataError(f"images have 1 or 3 channels, this model takes {channels}; pass a loader of tensors")
-        labels = LABELS.get(getattr(model, "task", ""), "classes")
+        labels = LABELS.get(said_task(model) or "", "classes")
         whole = labels != "classes"
         return cls(
             input_size=(channels, height, width), mean=mean, std=std, interpolation=config["interpolation"],

@@ -76,6 +76,14 @@ def _arguments(path: Path) -> dict[str, Any]:
     return bundle.read_config(path)["model_args"]["base_args"]
 
 
+def _made_as(path: Path, folded: nn.Module) -> dict[str, Any]:
+    """How `load_model` made it; a folder of transformers says all but the size itself."""
+    if bundle.read_config(path)["model_args"]["base"] == "transformers":
+        _, height, width = input_size_of(folded)
+        return {"image_size": (height, width)}
+    return {"model_args": _arguments(path)}
+
+
 def _for_task_of(folded: nn.Module, teacher: Any) -> nn.Module:
     """Without its classifier, where the bundle is converted without it."""
     task = task_of(folded)
@@ -88,7 +96,7 @@ def _random_teacher(path: Path, name: str, folded: nn.Module, identity: dict[str
     """The weights that the seed of a conversion with --no-pretrained made, if it makes the same ones here."""
     with undone_randomness():
         set_seed(Recipe.load(path / bundle.RECIPE).distill.seed)
-        teacher = load_model(name, pretrained=False, model_args=_arguments(path))
+        teacher = load_model(name, pretrained=False, **_made_as(path, folded))
     teacher = _for_task_of(folded, teacher)
     if weights_sha256(teacher) != identity.get("teacher_weights"):
         raise BundleError(

@@ -26,6 +26,10 @@ from .gcvit import GcVitFamily
 from .hiera import HieraFamily
 from .hieradet import HieraDetFamily
 from .hub import HubFamily
+from .hub_model import HubModelFamily
+from .hub_sam import HubSamFamily
+from .hub_segformer import SegformerFamily
+from .hub_vitdet import VitDetFamily
 from .levit import LevitFamily
 from .maxxvit import MaxxVitFamily
 from .metaformer import MetaFormerFamily
@@ -90,6 +94,10 @@ FAMILIES: list[Family] = [
     EfficientFormerFamily(),
     ByobFamily(),
     HubFamily(),
+    SegformerFamily(),
+    VitDetFamily(),
+    HubSamFamily(),
+    HubModelFamily(),
     GetterFamily(lambda model: _known_whole(model)),
     ListFamily(lambda: FAMILIES),
 ]
@@ -98,7 +106,7 @@ AROUND = AroundFamily(lambda model: _known_whole(model))
 
 __all__ = [
     "FAMILIES", "AttentionLayer", "CalledFamily", "Family", "MultiheadReader", "castable_names", "family_of",
-    "input_size_of", "known_family", "reason_of", "refused_names", "register", "skeleton",
+    "input_size_of", "known_family", "reason_of", "refused_names", "register", "said_task", "skeleton",
 ]  # fmt: skip
 
 
@@ -122,6 +130,12 @@ def input_size_of(model: nn.Module) -> tuple[int, int, int]:
 
     family = known_family(model)
     return family.input_size(model) if family is not None else tuple(get_model_input_config(model)["input_size"])
+
+
+def said_task(model: nn.Module) -> str | None:
+    """The name of the task that `model`, or the family that knows it, says it is for; None where nobody does."""
+    family = known_family(model)
+    return family.task(model) if family is not None else getattr(model, "task", None)
 
 
 def family_of(model: nn.Module, name: str | None = None) -> Family:

@@ -100,7 +100,9 @@ class AroundFamily(Family):
         return found
 
     def block_names(self, model: nn.Module) -> list[str]:
-        return [f"{name}.{block}" for name, inside, family in self._inside(model) for block in family.block_names(inside)]
+        return [
+            f"{name}.{block}" for name, inside, family in self._inside(model) for block in family.block_names(inside)
+        ]
 
     def image_size(self, model: nn.Module) -> Size:
         _, inside, family = self._first(model)
@@ -122,8 +124,8 @@ class AroundFamily(Family):
             output = model(images)
         if not maps:
             raise ModelError(
-                f"{type(model).__name__} reads nothing of {self._first(model).name}: its forward calls neither the model "
-                "there nor its forward_features"
+                f"{type(model).__name__} reads nothing of {self._first(model).name}: its forward calls neither the "
+                "model there nor its forward_features"
             )
         return Seen(maps, output)
 
@@ -134,7 +136,7 @@ class AroundFamily(Family):
     def maps(self, model: nn.Module, features: Any) -> list[tuple[Tensor, int]]:
         channels: set[int] = set()
         for _, inside, _ in self._inside(model):
-            info = getattr(inside, "feature_info", None)
+            info: Any = getattr(inside, "feature_info", None)
             channels |= set(info.channels()) if hasattr(info, "channels") else {getattr(inside, "num_features", 0)}
         return [(_tokens(tensor, channels), 0) for tensor in features.maps]
 

@@ -132,6 +132,10 @@ class Family(ABC):
         """How many it tells apart, 0 where what it returns is features; None: as the model says itself."""
         return None
 
+    def task(self, model: nn.Module) -> str | None:
+        """The name of the task that the model says it is for, None where it says none."""
+        return getattr(model, "task", None)
+
     def features(self, model: Any, images: Tensor) -> Tensor:
         """What the head takes of images, [B, C, H, W]; all that the model returns where it has no two parts."""
         return model.forward_features(images) if hasattr(model, "forward_features") else model(images)

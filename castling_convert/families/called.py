@@ -160,12 +160,7 @@ class CalledFamily(Family):
     def resize_(self, model: nn.Module, image_size: Size) -> None:
         if image_size == self.image_size(model):
             return
-        if any(isinstance(getattr(module, "reader", None), Reader) for module in model.modules()):
-            height, width = image_size
-            raise ModelError(
-                f"a castled {type(model).__name__} has learned places of one image size; convert the original again "
-                f"with --image-size {height}x{width}"
-            )
+        refuse_castled(model, image_size)
         set_input_size_(model, image_size)
 
     def to_half_(self, model: Any, dtype: torch.dtype) -> None:
@@ -192,6 +187,16 @@ class CalledFamily(Family):
     def tokens(self, model: Any, features: Tensor) -> tuple[Tensor, int]:
         grid = self.token_grid(model)
         return super().tokens(model, features)[0], grid.prefix if grid is not None and features.ndim == 3 else 0
+
+
+def refuse_castled(model: nn.Module, image_size: Size) -> None:
+    """Raise ModelError for a model that has learned places of its image size."""
+    if any(isinstance(getattr(module, "reader", None), Reader) for module in model.modules()):
+        height, width = image_size
+        raise ModelError(
+            f"a castled {type(model).__name__} has learned places of one image size; convert the original again "
+            f"with --image-size {height}x{width}"
+        )
 
 
 def _calls(

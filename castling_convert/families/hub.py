@@ -7,7 +7,7 @@ transformers itself is not imported here: a model of it that is in memory has do
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,7 +86,9 @@ KINDS: dict[str, _Kind] = {
 ENDS = (
     "Model", "VisionModel", "VisionModelWithProjection", "ForImageClassification", "ForImageClassificationWithTeacher",
 )  # fmt: skip
-BACKBONES = ("vit", "deit", "dinov2", "dinov2_with_registers", "beit", "swin", "vision_model")
+BACKBONES = (
+    "vit", "deit", "dinov2", "dinov2_with_registers", "beit", "swin", "vision_model", "segformer", "vision_encoder",
+)  # fmt: skip
 """Where a model with a head has its backbone."""
 TEXT = {"CLIPModel", "SiglipModel"}
 """Models of images and text, whose tower is castled alone."""
@@ -94,12 +96,22 @@ TEXT = {"CLIPModel", "SiglipModel"}
 
 def kind_of(model: nn.Module) -> _Kind | None:
     """What is known of a model, by the name of its class or of the one of transformers' that it was made of."""
-    for cls in type(model).__mro__:
-        if cls.__module__.startswith("transformers.models.") and cls.__name__ not in TEXT:
-            for start, kind in KINDS.items():
-                if cls.__name__ in {start + end for end in ENDS}:
-                    return kind
+    for start, kind in KINDS.items():
+        if is_of_transformers(model, {start + end for end in ENDS} - TEXT):
+            return kind
     return None
+
+
+def is_of_transformers(model: nn.Module, names: Collection[str]) -> bool:
+    """Whether it is of a class of transformers' with one of these names, or of one that was made of such a class."""
+    classes = (cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models."))
+    return any(cls.__name__ in names for cls in classes)
+
+
+def attention_classes(module: str, names: Mapping[str, type[Reader]]) -> dict[type[nn.Module], type[Reader]]:
+    """The readers of attention classes by their names in this module of transformers.models, if it is in memory."""
+    found = sys.modules.get(f"transformers.models.{module}.modeling_{module}")
+    return {} if found is None else {_attention(found, name): reader for name, reader in names.items()}
 
 
 def _known(model: nn.Module) -> _Kind:
@@ -113,20 +125,22 @@ def backbone_of(model: Any) -> Any:
 
 
 class HubFamily(CalledFamily):
-    """Its two parts are the backbone up to the last tokens, and what makes logits or one vector an image of them."""
+    """Its two parts are the backbone up to the last tokens, and what makes logits or one vector an image of them.
+
+    `any_size` is whether the models take images of any, whatever their config says.
+    """
 
     title = "Hugging Face transformers"
+    any_size: ClassVar[bool] = False
     reasons: ClassVar[Mapping[type[nn.Module], str]] = {
         nn.MultiheadAttention: "attention pooling has a single query and is already linear in the tokens"
     }
 
     @property
     def readers(self) -> Mapping[type[nn.Module], type[Reader]]:  # type: ignore[override]
-        found = {}
+        found: dict[type[nn.Module], type[Reader]] = {}
         for kind in KINDS.values():
-            module = sys.modules.get(f"transformers.models.{kind.module}.modeling_{kind.module}")
-            if module is not None:
-                found[_attention(module, kind.attention)] = kind.reader
+            found |= attention_classes(kind.module, {kind.attention: kind.reader})
         return found
 
     def matches(self, model: nn.Module) -> bool:
@@ -139,10 +153,10 @@ class HubFamily(CalledFamily):
         return backbone_of(model).config.num_channels
 
     def image_size(self, model: Any) -> Size:
-        return _pair(backbone_of(model).config.image_size)
+        return pair(backbone_of(model).config.image_size)
 
     def patch_size(self, model: Any) -> Size:
-        return _pair(backbone_of(model).config.patch_size)
+        return pair(backbone_of(model).config.patch_size)
 
     def token_grid(self, model: Any) -> TokenGrid | None:
         prefix = _known(model).prefix
@@ -161,6 +175,13 @@ class HubFamily(CalledFamily):
                 grid = reader.grid
                 reader.start(places((grid.height, grid.width), dim_size=grid.tokens)[0])
         return reader
+
+    def resize_(self, model: Any, image_size: Size) -> None:
+        if image_size != self.image_size(model):
+            made, asked = ("{}x{}".format(*size) for size in (self.image_size(model), image_size))
+            raise ModelError(
+                f"{type(model).__name__} takes images of {made} alone, not of {asked}; leave out --image-size"
+            )
 
     def features(self, model: Any, images: Tensor) -> Tensor:
         return backbone_of(model)(images).last_hidden_state
@@ -185,7 +206,8 @@ def _attention(module: Any, name: str) -> type[nn.Module]:
     return getattr(module, name)
 
 
-def _pair(size: Any) -> Size:
+def pair(size: Any) -> Size:
+    """Of one number or two."""
     if isinstance(size, int):
         return size, size
     height, width = size

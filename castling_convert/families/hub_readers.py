@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..attention import Reader, Reading, Regions
 from ..attention.reader import RANK, low_rank, regions_of_mask
+from .sam import PlacesReader
 from .windows import REGIONS
 
 
@@ -106,6 +107,61 @@ class WindowReader(BiasedReader):
 
     def fold_(self) -> None:
         self.places = None
+
+
+class ReducedReader(HubReader):
+    """Segformer: keys of a map that a strided convolution has reduced, in all stages but the last."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__(attention)
+        self.reduction: Any = getattr(attention, "sequence_reduction", None)
+        self.on_grid = self.reduction is None
+
+    def refuses(self, hidden_states: Tensor, *places_and_mask: Any, **more: Any) -> str | None:
+        return super().refuses(hidden_states, *places_and_mask[2:], **more)
+
+    def read(self, hidden_states: Tensor, height: int, width: int, *_: Any, **more: Any) -> Reading:  # type: ignore[override]
+        """Tokens [B, N, C] of a map of this height and width."""
+        x = hidden_states
+        self.grid.height, self.grid.width = height, width
+        if self.reduction is not None:
+            reduced = self.reduction.sequence_reduction(x.transpose(1, 2).unflatten(2, (height, width)))
+            self.grid.height, self.grid.width = reduced.shape[-2:]
+            x = self.reduction.layer_norm(reduced.flatten(2).transpose(1, 2))
+        parts = self.q_proj(hidden_states), self.k_proj(x), self.v_proj(x)
+        return Reading(*(part.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for part in parts))
+
+
+class HubSamReader(PlacesReader):
+    """SAM: a map [B, H, W, C], of an image or of windows, and no weights beside the tokens."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__(attention, attention.num_attention_heads, attention.use_rel_pos)
+
+    def read(self, hidden_states: Tensor, output_attentions: bool | None = None) -> Reading:
+        return super().read(hidden_states)
+
+    def write(self, y: Tensor, reading: Reading) -> tuple[Tensor, None]:
+        return super().write(y, reading), None
+
+    def tokens(self, output: tuple[Tensor, ...]) -> Tensor:
+        return output[0].flatten(1, 2)
+
+
+class VitDetReader(PlacesReader):
+    """ViTDet: the same, with tokens alone in what is returned."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__(attention, attention.num_heads, attention.use_relative_position_embeddings)
+
+    def read(self, hidden_state: Tensor, output_attentions: bool = False) -> Reading:
+        return super().read(hidden_state)
+
+    def write(self, y: Tensor, reading: Reading) -> tuple[Tensor]:
+        return (super().write(y, reading),)
+
+    def tokens(self, output: tuple[Tensor, ...]) -> Tensor:
+        return output[0].flatten(1, 2)
 
 
 def turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -308,7 +308,8 @@ def _refuse_cut_patches(task: Task, teacher: nn.Module) -> None:
     if task.name in LABELS and any(side % step for side, step in zip(size, patch, strict=True)):
         near = "x".join(str(max(step, round(side / step) * step)) for side, step in zip(size, patch, strict=True))
         raise ModelError(
-            f"images of {size[0]}x{size[1]} are no multiple of the patch, {patch[0]}x{patch[1]}; give --image-size {near}"
+            f"images of {size[0]}x{size[1]} are no multiple of the patch, {patch[0]}x{patch[1]}; give "
+            f"--image-size {near}"
         )
 
 

@@ -35,9 +35,7 @@ def metrics() -> Any:
         import torchmetrics.classification
         import torchmetrics.detection
     except ImportError as error:
-        raise DataError(
-            f"to measure this task {error.name} is needed: pip install castling-convert[dense]"
-        ) from None
+        raise DataError(f"to measure this task {error.name} is needed: pip install castling-convert[dense]") from None
     return torchmetrics
 
 

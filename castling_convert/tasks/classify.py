@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data.loaders import eval_loader
 from ..data.spec import ImageData
 from ..errors import DataError
+from ..families import said_task
 from .base import Outputs, Task, classes_of
 
 
@@ -37,7 +38,7 @@ class Classify(Task):
     name, output, distance = "classify", "logits", "nats"
 
     def matches(self, model: nn.Module) -> bool:
-        return classes_of(model) != 0 and getattr(model, "task", self.name) == self.name
+        return classes_of(model) != 0 and said_task(model) in (None, self.name)
 
     def classes(self, model: Any) -> int | None:
         return classes_of(model)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from ..data.loaders import eval_loader
 from ..data.spec import ImageData
 from ..data.targets import IGNORED
 from ..errors import DataError
+from ..families import said_task
 from .base import Outputs, Task, classes_of, metrics
 from .classify import logit_divergence
 
@@ -38,14 +40,14 @@ class Segmentation:
 
 
 class Segment(Task):
-    """Outputs are logits, [B, classes, H, W]."""
+    """Outputs are logits, [B, classes, H, W]; of a smaller map than the masks they are enlarged to be compared."""
 
     name, output, distance = "segment", "masks", "nats a pixel"
     score, judged_by = ("miou", "mIoU"), "right pixels"
     reads_maps = True
 
     def matches(self, model: nn.Module) -> bool:
-        return getattr(model, "task", None) == self.name
+        return said_task(model) == self.name
 
     def classes(self, model: Any) -> int | None:
         return classes_of(model)
@@ -66,7 +68,7 @@ class Segment(Task):
     def correct(self, output: Tensor, labels: Tensor) -> float:
         """In how many percent of the pixels."""
         looked_at = labels != IGNORED
-        return 100 * (output.argmax(1) == labels)[looked_at].double().mean().item()
+        return 100 * (_at(labels, output).argmax(1) == labels)[looked_at].double().mean().item()
 
     def drawn(self, picture: Image.Image, output: Tensor) -> Image.Image:
         return _painted(picture, output.argmax(0))
@@ -100,6 +102,8 @@ class Segment(Task):
         seen, pixels, counted = 0, 0, 0
         for images, masks in eval_loader(data, batch_size=AT_ONCE):
             logits = {name: model(images).float().cpu() for name, model in models.items()}
+            if labelled:
+                logits = {name: _at(masks, values) for name, values in logits.items()}
             top = logits[reference].argmax(1)
             for name, values in logits.items():
                 found = values.argmax(1)
@@ -153,3 +157,10 @@ def _painted(picture: Image.Image, classes: Tensor) -> Image.Image:
 def _by_pixel(logits: Tensor) -> Tensor:
     """Logits [B, classes, H, W] as [B·H·W, classes]."""
     return logits.movedim(1, -1).flatten(0, -2)
+
+
+def _at(labels: Tensor, logits: Tensor) -> Tensor:
+    """Logits at the size of the labels, [B, H, W]."""
+    if logits.shape[-2:] == labels.shape[-2:]:
+        return logits
+    return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)

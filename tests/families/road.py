@@ -135,10 +135,15 @@ def settled(model: Any, x: Tensor) -> Any:
         norm.train().momentum = 1.0
     if norms:
         model(x)
-        classifier, size = model.get_classifier(), model.eval()(x).std()
+        classifier, size = classifier_of(model), output(model.eval(), x).std()
         for parameter in classifier.parameters() if isinstance(classifier, nn.Linear) else ():
             parameter /= size
     return model.eval()
+
+
+def classifier_of(model: Any) -> Any:
+    """What timm calls so; of others None."""
+    return model.get_classifier() if hasattr(model, "get_classifier") else None
 
 
 def from_castle_to_onnx(model: Any, folder: Path, steps: int = 16, *, named: bool = True, atol: float = 1e-4) -> Any:

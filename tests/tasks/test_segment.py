@@ -116,10 +116,6 @@ def test_whose_task_it_is() -> None:
 
 def test_without_torchmetrics() -> None:
     """One line, and nothing of the package needs it before."""
-    code = (
-        "import sys; sys.modules['torchmetrics'] = None\n"
-        "from castling_convert.tasks.base import metrics\n"
-        "metrics()"
-    )
+    code = "import sys; sys.modules['torchmetrics'] = None\nfrom castling_convert.tasks.base import metrics\nmetrics()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "DataError: to measure this task torchmetrics is needed: pip install castling-convert[dense]" in run.stderr
