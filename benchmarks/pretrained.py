@@ -83,6 +83,8 @@ class Job:
         recipe = self.resolved().model_dump(mode="json", include={"layers", "attention", "distill", "data"})
         for free in ("checkpoint_every", "checkpoint_minutes"):
             recipe["distill"].pop(free)
+        if recipe["data"]["sizes"] is None:  # recipes of before there were several sizes have it not
+            recipe["data"].pop("sizes")
         return hashlib.sha256(
             json.dumps([recipe, self.size, self.data, self.classes], sort_keys=True).encode()
         ).hexdigest()[:16]

@@ -139,11 +139,13 @@ class OptimizerConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Training images: timm's random resized crop between `scale` and 1 of the area, and flips."""
+    """Training images: timm's random resized crop between `scale` and 1 of the area, and flips. `sizes`: every batch is
+    resized to one of these, the side of a square, drawn for it; left out, all have the size that the model is for."""
 
     scale: float = Field(default=0.35, gt=0, le=1)
     hflip: float = Field(default=0.5, ge=0, le=1)
     workers: int | None = Field(default=None, ge=0, le=256)
+    sizes: tuple[Annotated[int, Field(ge=1, le=2**14)], ...] | None = Field(default=None, min_length=1, max_length=64)
 
 
 class DistillConfig(_Section):

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..castling import castled_layers
+from ..families import family_of
 from ..recipe import DistillConfig
 from .losses import Taps, layer_error
 
@@ -76,9 +77,10 @@ class Echo:
 
 @dataclass(frozen=True)
 class Lesson(Taps):
-    """What the teacher's layers received and gave for so many `images`."""
+    """What the teacher's layers received and gave for so many `images`, of `size` (H, W)."""
 
     images: int = 0
+    size: tuple[int, int] = (0, 0)
 
 
 class Lessons:
@@ -114,7 +116,12 @@ class Lessons:
         self.images = images
         with self.accelerator.autocast():
             self.teacher(images)
-        return Lesson(dict(self.softmax.inputs), dict(self.softmax.outputs), len(images))
+        return Lesson(dict(self.softmax.inputs), dict(self.softmax.outputs), *_count_and_size(images))
+
+
+def _count_and_size(images: Tensor) -> tuple[int, tuple[int, int]]:
+    count, _, height, width = images.shape
+    return count, (height, width)
 
 
 def align_step(
@@ -125,6 +132,8 @@ def align_step(
     One layer after the other, so that what is kept for the gradients is one layer's.
     """
     layers = {}
+    plain = accelerator.unwrap_model(student)
+    family_of(plain).see_(plain, lesson.size)
     for name, layer in castled_layers(student):
         with accelerator.autocast():
             inputs, more = lesson.inputs[name]

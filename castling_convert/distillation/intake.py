@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import CastledAttention, FoldedAttention
 from ..castling import castled_layers
-from ..errors import DataError, ModelError, described
+from ..errors import DataError, ModelError, described, first_line
 from ..families import family_of, input_size_of
 from ..families.around import AroundFamily
 from ..tasks import task_of
@@ -52,6 +54,35 @@ def refuse_unread(student: nn.Module, images: Tensor) -> None:
         raise ModelError(
             f"{type(student).__name__} reads nothing of {', '.join(unread)}; leave what it does not read out by layers"
         )
+
+
+@torch.no_grad()
+def refuse_size(model: nn.Module, side: int) -> None:
+    """Raise ModelError where `model` can't take images of side x side as it is, or its patches would be cut."""
+    family, first = family_of(model), next(model.parameters())
+    if any(side % step for step in family.patch_size(model)):
+        raise ModelError(f"data.sizes: {side} is no multiple of the patch, {family.patch_size(model)}; leave it out")
+    images = torch.zeros(1, family.channels(model), side, side, dtype=first.dtype, device=first.device)
+    if next(castled_layers(model), None) is not None:
+        family.see_(model, (side, side))
+    try:
+        family.features(model, images)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"data.sizes: {type(model).__name__} can't take images of {side}x{side} ({first_line(error)}); a ViT of "
+            "timm's takes several sizes with --model-arg dynamic_img_size=true"
+        ) from None
+
+
+def resized(batches: Iterator[Tensor], sides: Sequence[int], seed: int, first: int) -> Iterator[Tensor]:
+    """Batches of images [B, C, H, W], each at one of these sides; which one depends on the seed and on its number, the
+    first one's being `first`, alone."""
+    for number, images in enumerate(batches, start=first):
+        side = sides[np.random.default_rng((seed, number)).integers(len(sides))]
+        if images.shape[-2:] == (side, side):
+            yield images
+        else:
+            yield F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 class Intake:

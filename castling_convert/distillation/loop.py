@@ -46,7 +46,7 @@ from .calibrate import calibrate
 from .device import DEVICE, accelerate_apart, make_accelerator
 from .finite import explained, refuse_bad_weights, refuse_diverged
 from .guard import JUDGED, TRIED, settle_rate
-from .intake import A_BATCH, Intake, refuse_other_teacher, refuse_unread
+from .intake import A_BATCH, Intake, refuse_other_teacher, refuse_size, refuse_unread, resized
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, tap
 from .mode import to_train_
@@ -154,6 +154,9 @@ def distill(
             "distill.loss.attention a weight"
         )
     refuse_other_teacher(student, teacher)
+    for size in recipe.data.sizes or ():
+        refuse_size(teacher, size)
+        refuse_size(student, size)
     tracked = require_tracker(track, workdir)
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     refuse_bad_weights(teacher)
@@ -393,7 +396,8 @@ def _batches(
         workers = recipe.data.workers if recipe.data.workers is not None else _default_workers(accelerator)
         part = (processes.index(), processes.count())
         data = training_loader(data, config.batch_size, count, first, config.seed, workers, part)
-    return _forever(data, accelerator, intake, parted)
+    batches = _forever(data, accelerator, intake, parted)
+    return batches if recipe.data.sizes is None else resized(batches, recipe.data.sizes, config.seed, first)
 
 
 def _ahead(

@@ -154,6 +154,10 @@ class AroundFamily(Family):
         for _, inside, family in self._inside(model):
             family.resize_(inside, image_size)
 
+    def see_(self, model: nn.Module, image_size: Size) -> None:
+        for _, inside, family in self._inside(model):
+            family.see_(inside, image_size)
+
     def any_size_(self, model: nn.Module) -> None:
         for _, inside, family in self._inside(model):
             family.any_size_(inside)

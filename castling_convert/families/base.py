@@ -183,6 +183,16 @@ class Family(ABC):
         if image_size != self.image_size(model):
             set_input_size_(model, image_size)
 
+    def see_(self, model: nn.Module, image_size: Size) -> None:
+        """Tell castled layers that what they are called with next is of images of this size, of which there was no
+        forward of the model.
+
+        Raises:
+            ModelError: the layers do not follow the size of images.
+        """
+        if image_size != self.image_size(model):
+            raise ModelError(f"training with images of several sizes is not known for {self.title}; leave out data.sizes")
+
     def any_size_(self, model: nn.Module) -> None:
         """Let the model take any image size, by operators that every runtime has.
 

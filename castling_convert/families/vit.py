@@ -134,6 +134,11 @@ class VisionTransformerFamily(Family):
     def resize_(self, model: Any, image_size: Size) -> None:
         set_input_size_(model, image_size)
 
+    def see_(self, model: Any, image_size: Size) -> None:
+        for hook in model.patch_embed._forward_pre_hooks.values():
+            if isinstance(hook, _Follow):
+                hook.see(model.patch_embed, image_size)
+
     def any_size_(self, model: Any) -> None:
         """Let a plain ViT take any image size; its position embeddings are resampled to each.
 
@@ -200,7 +205,10 @@ class _Follow:
         self.grid = grid
 
     def __call__(self, patch_embed: Any, images: tuple[torch.Tensor, ...]) -> None:
-        self.grid.height, self.grid.width = patch_embed.dynamic_feat_size(tuple(images[0].shape[-2:]))
+        self.see(patch_embed, tuple(images[0].shape[-2:]))
+
+    def see(self, patch_embed: Any, image_size: Size) -> None:
+        self.grid.height, self.grid.width = patch_embed.dynamic_feat_size(image_size)
 
 
 def _add_positions(embed: Any, inputs: tuple[Tensor, ...], tokens: Tensor) -> Tensor:

@@ -1,0 +1,61 @@
+"""Batches of several sizes: which, and what can take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import castling_convert as cc
+from castling_convert.distillation.intake import refuse_size, resized
+from castling_convert.errors import ModelError
+from tests.models import LANDMARKS, WINDOW, images, tiny
+
+
+def test_which_size_depends_on_the_number_alone() -> None:
+    batches = [images(2) for _ in range(20)]
+    whole = [batch.shape[-1] for batch in resized(iter(batches), (24, 32, 40), seed=3, first=0)]
+    assert set(whole) == {24, 32, 40}
+    rest = [batch.shape[-1] for batch in resized(iter(batches[8:]), (24, 32, 40), seed=3, first=8)]
+    assert rest == whole[8:]
+    assert whole != [batch.shape[-1] for batch in resized(iter(batches), (24, 32, 40), seed=4, first=0)]
+    same = next(iter(resized(iter(batches), (32,), seed=0, first=0)))
+    assert same is batches[0]
+
+
+def test_values_are_those_of_the_image() -> None:
+    ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
+    smaller = next(iter(resized(iter([ramp]), (16,), seed=0, first=0)))
+    torch.testing.assert_close(smaller[0, 0, 0, 1:-1], torch.linspace(0, 1, 32).unfold(0, 2, 2).mean(-1)[1:-1])
+
+
+@pytest.mark.parametrize("form", [LANDMARKS, WINDOW])
+def test_a_student_of_several_sizes(form: dict[str, Any]) -> None:
+    teacher = tiny(dynamic_img_size=True)
+    recipe = cc.Recipe.parse(
+        {
+            "attention": form | {"depthwise": "grid"},
+            "data": {"sizes": [24, 32, 40]},
+            "distill": {"steps": 24, "batch_size": 4, "align": {"share": 0.7}},
+        },
+        "test",
+    )
+    student = cc.castle(teacher, recipe)
+    seen: list[int] = []
+    student.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[-1]))
+    cc.distill(student, teacher, [images(4)] * 24, recipe, device="cpu")
+    folded = cc.fold(student)
+    for side in (24, 40):
+        torch.testing.assert_close(folded(images(2, side, side)), student(images(2, side, side)), rtol=0, atol=1e-4)
+
+
+def test_a_model_of_one_size() -> None:
+    with pytest.raises(ModelError, match=r"can't take images of 40x40 .*dynamic_img_size=true"):
+        refuse_size(tiny(), 40)
+    with pytest.raises(ModelError, match="36 is no multiple of the patch"):
+        refuse_size(tiny(dynamic_img_size=True), 36)
+    recipe = cc.Recipe.parse({"attention": LANDMARKS, "data": {"sizes": [40]}}, "test")
+    teacher = tiny()
+    with pytest.raises(ModelError, match=r"data\.sizes"):
+        cc.distill(cc.castle(teacher, recipe), teacher, [images(4)], recipe, device="cpu")
