@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 ARCHITECTURE = "castled"
 """As in `bundle.layout`."""
-SMALLEST = "vit_tiny_patch16_224"
-"""The backbone of a dense model, where none is named."""
 default_cfgs = generate_default_cfgs(
     {name: {"classifier": "classifier", "crop_pct": 1.0, "crop_mode": "squash"} for name in ("segmenter", "detector")}
 )
@@ -54,8 +52,18 @@ def segmenter(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _dense(Segmenter, "segmenter", pretrained, **kwargs)
 
 
+@register_model
+def detector(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A backbone of timm's, by the argument `backbone`, with boxes at every place; see `dense.Detector`."""
+    from .dense.detector import Detector
+
+    return _dense(Detector, "detector", pretrained, **kwargs)
+
+
 def _dense(kind: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Images are normalised as those that the backbone was trained on, where nobody says otherwise."""
+    from .dense.backbone import SMALLEST
+
     backbone = kwargs.get("backbone", SMALLEST)
     if not kwargs.get("pretrained_cfg") and isinstance(backbone, str):
         known = timm.get_pretrained_cfg(backbone)

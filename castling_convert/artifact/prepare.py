@@ -54,7 +54,7 @@ class Deployable(nn.Module):
 
 def _float32(features: Any) -> Any:
     """Of all branches, where a model has several."""
-    return features.float() if isinstance(features, Tensor) else [branch.float() for branch in features]
+    return [branch.float() for branch in features] if isinstance(features, list | tuple) else features.float()
 
 
 def prepare(

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..timm_entry import SMALLEST
-from .backbone import make_backbone
+from .backbone import SMALLEST, make_backbone, side_by_side
 
 
 class Segmenter(nn.Module):
@@ -44,8 +42,5 @@ class Segmenter(nn.Module):
         self.classifier = nn.Conv2d(self.num_features, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        first, *others = self.backbone(images)
-        size = first.shape[-2:]
-        maps = [first, *(F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in others)]
-        logits = self.classifier(self.norm(torch.cat(maps, 1) if others else first))
+        logits = self.classifier(self.norm(side_by_side(self.backbone(images))))
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..data.spec import ImageData
@@ -34,9 +35,7 @@ def metrics() -> Any:
         import torchmetrics.classification
         import torchmetrics.detection
     except ImportError as error:
-        raise DataError(
-            f"to measure this task {error.name} is needed: pip install castling-convert[dense]"
-        ) from None
+        raise DataError(f"to measure this task {error.name} is needed: pip install castling-convert[dense]") from None
     return torchmetrics
 
 
@@ -84,6 +83,15 @@ class Task(ABC):
     def probabilities(self, output: Tensor) -> Tensor:
         """What an artifact with its preprocessing baked in returns in place of `output`."""
         return output
+
+    def joined(self, outputs: Sequence[Any]) -> Any:
+        """What a model returned for several batches as if it were for one."""
+        return torch.cat(list(outputs))
+
+    def parts(self, output: Tensor, expected: Tensor) -> list[Tensor]:
+        """What is held against what a model returned, or that itself, in parts of one unit each, in which their values
+        are of the order of one. `expected` is what it is held against."""
+        return [output]
 
     @abstractmethod
     def loss(self, output: Tensor, expected: Tensor, temperature: float) -> Tensor | None:
