@@ -16,7 +16,7 @@ class Tolerance:
     """Parity holds when |artifact - model| <= atol + rtol·|model| on every logit, or, where `noise` is
     given, when the root mean square of the difference is at most `noise` times that of the logits about
     their mean: quantisation moves every logit, by an amount that goes with their spread. Boxes are held
-    to the same, in units of the image (`Task.parts`), apart from the logits."""
+    to the same, in units of their sides (`Task.parts`), apart from the logits."""
 
     atol: float = 0.0
     rtol: float = 0.0

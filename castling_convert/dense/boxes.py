@@ -38,8 +38,15 @@ class Found(NamedTuple):
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union, [n, m], of boxes [n, 4] and [m, 4]."""
-    return box_iou(a, b)
+    """Intersection over union, [n, m], of boxes [n, 4] and [m, 4]. One narrower than a pixel counts as a pixel wide, so
+    that one without any area is still the same as itself."""
+    return box_iou(_of_pixels(a), _of_pixels(b))
+
+
+def _of_pixels(boxes: Tensor) -> Tensor:
+    low, high = boxes.double().split(CORNERS // 2, -1)
+    more = (1 - (high - low)).clamp_min(0) / 2
+    return torch.cat([low - more, high + more], -1)
 
 
 def found(output: Any) -> list[Found]:
@@ -97,6 +104,12 @@ def labelled(boxes: Tensor) -> list[Found]:
     are none."""
     rows = [image[image[:, CORNERS] >= 0] for image in boxes.detach().float().cpu()]
     return [Found(row[:, :CORNERS], torch.ones(len(row)), row[:, CORNERS].long()) for row in rows]
+
+
+def by_image(rows: Tensor, images: int) -> list[dict[str, Tensor]]:
+    """Detections [M, 7] of a batch, image, x1, y1, x2, y2, kind and score, in torchvision's form."""
+    each = [rows[rows[:, 0] == index] for index in range(images)]
+    return [{"boxes": one[:, 1:5], "scores": one[:, 6], "labels": one[:, 5].long()} for one in each]
 
 
 def matched(a: Found, b: Found) -> int:

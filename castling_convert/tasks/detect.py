@@ -62,9 +62,11 @@ class Detect(Task):
         return [image for output in outputs for image in output]
 
     def parts(self, output: Tensor, expected: Tensor) -> list[Tensor]:
-        """Boxes in units of the image, the median of whose coordinates is its middle, and logits."""
-        side = 2 * expected[..., :CORNERS].abs().median()
-        return [output[..., :CORNERS] / side.clamp_min(1), output[..., CORNERS:]]
+        """Boxes as seen from the middles of the expected ones, in units of the median of their sides, and logits. The
+        spread of the first is then half the side of a box, and not that of the places in the image."""
+        low, high = expected[..., :CORNERS].split(CORNERS // 2, -1)
+        middles, side = torch.cat(2 * [(low + high) / 2], -1), (high - low).abs().median()
+        return [(output[..., :CORNERS] - middles) / side.clamp_min(1), output[..., CORNERS:]]
 
     def loss(self, output: Any, expected: Any, temperature: float) -> Tensor | None:
         """The divergence of every kind at every place, KL(teacher || student) of being it or not, at `temperature` and
