@@ -92,7 +92,9 @@ def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
     """The checked, simplified graph."""
     batch = options.fixed_batch or 2
     signature = prepared.signature
-    example = signature.inputs(probe_images(prepared.model, batch, size=signature.input_size[1:]))
+    images = probe_images(prepared.model, batch, size=signature.input_size[1:])
+    prepared.refuse_lists(images)
+    example = signature.inputs(images)
     proto = trace(
         prepared, example, options, (signature.input, signature.output), (dynamic_axes(signature, options),)
     )  # fmt: skip

@@ -132,7 +132,8 @@ def test_distilling_lowers_the_error_of_the_layers(tmp_path: Path, listing: bool
     settings = ["distill.steps=12", "distill.batch_size=4", "distill.align.share=0.8", "distill.optimizer.guard=false"]
     run = cc.Recipe.load("castling", settings)
     batches = list(scenes(4)[0].split(4))
-    student = distill(cc.castle(teacher, run), teacher, batches, run, device="cpu", workdir=tmp_path)
+    student = cc.castle(teacher, run)
+    distill(student, teacher, batches, run, device="cpu", workdir=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["losses"] for line in lines if "losses" in line]
     alone, whole = losses[:9], losses[-1]
