@@ -36,7 +36,7 @@ def test_a_bundle_and_what_is_made_of_it(tmp_path: Path) -> None:
     assert verified.folded.agreement == 100
     result = CliRunner().invoke(cli, ["export", str(bundle), "--nms", "-o", str(bundle / "detections.onnx")])
     assert result.exit_code == 0, result.output
-    with pytest.raises(ExportError, match="gives detections after non-maximum suppression, .* exported without --nms"):
+    with pytest.raises(ExportError, match=r"gives detections after non-maximum suppression, .* exported without --nms"):
         verify(bundle / "detections.onnx")
     rungs: dict[str, Any] = {rung.name: rung for rung in ladder(bundle).rungs}
     assert rungs["model.onnx"].holds
