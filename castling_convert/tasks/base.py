@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, Protocol
 
 import torch
@@ -24,13 +25,15 @@ def classes_of(model: nn.Module) -> int | None:
     return getattr(model, "num_classes", None) if said is None else said
 
 
-def metrics() -> Any:
-    """torchmetrics.
+def metrics(*more: str) -> Any:
+    """torchmetrics, which for some metrics needs `more` packages.
 
     Raises:
-        DataError: it is not installed.
+        DataError: one of them is not installed.
     """
     try:
+        for package in more:
+            import_module(package)
         import torchmetrics
         import torchmetrics.classification
         import torchmetrics.detection

@@ -122,7 +122,7 @@ class Detect(Task):
         reference, is_labelled = next(iter(models)), data.classes is not None
         precision: dict[str, Any] = {}
         if is_labelled:
-            precision = {name: metrics().detection.MeanAveragePrecision() for name in models}
+            precision = {name: metrics("pycocotools").detection.MeanAveragePrecision() for name in models}
         for metric in precision.values():
             metric.warn_on_many_detections = False
         partners, counted = (dict.fromkeys(models, 0) for _ in range(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,14 @@ def test_without_labels_only_agreement_is_known() -> None:
 
 def test_where_there_is_nothing_to_find_there_is_no_precision() -> None:
     assert TASK.measure({"model": says(GOOD)}, data(-torch.ones(1, 3, 5)))["model"].map is None
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(DataError) as error:
+        TASK.measure({"model": says(GOOD)}, data(RIGHT_ANSWERS[:1]))
+    assert str(error.value) == ("to measure this task pycocotools is needed: pip install castling-convert[dense]")
+    assert TASK.measure({"model": says(GOOD)}, data(RIGHT_ANSWERS[:1], None))["model"].images == 1
 
 
 def test_limit_and_no_images() -> None:
