@@ -60,7 +60,7 @@ def export(
         raise OutputError(f"{output} is a folder; give a file name with --output")
     prepared = prepare(model, options, channels_first=channels_first.get(options.precision))
     if options.nms:
-        suppression.refuse(prepared, options)
+        suppression.refuse(prepared)
     proto = to_proto(prepared, options)
     notes: dict[str, Any] = {}
     if options.how.quantized:
@@ -77,12 +77,12 @@ def export(
         run = open_artifact(fresh)
         parity = check(run, model, options) if options.verify else None
         if options.nms:
-            end = suppression.tail_of(prepared, proto)
+            kinds, end = suppression.kinds_of(proto), suppression.tail_of(prepared, proto)
             suppression.append_(proto, end)
             describe(proto, suppression.signature_with(prepared.signature), options)
             onnx.save(proto, fresh)
             if options.verify:
-                suppression.check_tail(OnnxModel(output, content=end.SerializeToString()).run, prepared)
+                suppression.check_tail(OnnxModel(output, content=end.SerializeToString()).run, kinds)
                 suppression.check_whole(run, open_artifact(fresh), prepared, options)
     nodes = dict(Counter(node.op_type for node in proto.graph.node))
     return Exported(output, parity, {"nodes": nodes, **notes})

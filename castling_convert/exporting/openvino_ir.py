@@ -54,7 +54,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     single = replace(options, precision=DEFAULT, opset=options.opset or OPSET)
     prepared = prepare(model, single)
     if options.nms:
-        suppression.refuse(prepared, options)
+        suppression.refuse(prepared)
     proto = onnx_graph.to_proto(prepared, single)
     core = openvino.Core()
     graph = core.read_model(proto.SerializeToString())
@@ -73,7 +73,7 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
             _save(graph, suppression.signature_with(prepared.signature), options, fresh)
             if options.verify:
                 alone = core.compile_model(core.read_model(end.SerializeToString()), "CPU", hints(DEFAULT, None))
-                suppression.check_tail(lambda raw: alone(raw)[0], prepared)
+                suppression.check_tail(lambda raw: alone(raw)[0], suppression.kinds_of(proto))
                 suppression.check_whole(run, open_artifact(fresh), prepared, options)
         # Both are whole before one of them gets its name.
         with writing_file(output) as graph_file, writing_file(output.with_suffix(".bin")) as weights_file:

@@ -51,7 +51,7 @@ AGREEING = 98.0
 be rounded to either side of a threshold."""
 
 
-def refuse(prepared: Deployable, options: ExportOptions) -> None:
+def refuse(prepared: Deployable) -> None:
     """Raise ExportError where the output is not that of a detector, in float32."""
     if prepared.signature.output != "boxes":
         kind = type(prepared.model).__name__
@@ -79,7 +79,12 @@ def tail(source: str, kinds: int, opset: int, ir: int) -> onnx.ModelProto:
 def tail_of(prepared: Deployable, proto: onnx.ModelProto) -> onnx.ModelProto:
     """That for the graph `proto` of a model."""
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return tail(prepared.signature.output, prepared.task.classes(prepared.model) or 0, opset, proto.ir_version)
+    return tail(prepared.signature.output, kinds_of(proto), opset, proto.ir_version)
+
+
+def kinds_of(proto: onnx.ModelProto) -> int:
+    """How many kinds a graph with raw boxes tells apart."""
+    return proto.graph.output[0].type.tensor_type.shape.dim[-1].dim_value - CORNERS
 
 
 def append_(proto: onnx.ModelProto, end: onnx.ModelProto) -> None:
@@ -91,13 +96,12 @@ def append_(proto: onnx.ModelProto, end: onnx.ModelProto) -> None:
     onnx.checker.check_model(proto)
 
 
-def check_tail(run: Callable[[np.ndarray], np.ndarray], prepared: Deployable) -> None:
+def check_tail(run: Callable[[np.ndarray], np.ndarray], kinds: int) -> None:
     """Hold `run`, the tail alone in a runtime, against torchvision's batched_nms on boxes of chance.
 
     Raises:
         CheckFailed: it finds others.
     """
-    kinds = prepared.task.classes(prepared.model) or 0
     generator = torch.Generator().manual_seed(0)
     corners = 100 * torch.rand(2, 60, 2, generator=generator)
     sizes = 10 + 40 * torch.rand(2, 60, 2, generator=generator)

@@ -13,8 +13,6 @@ from click.testing import CliRunner
 
 import castling_convert as cc
 from castling_convert.artifact.onnx_model import OnnxModel
-from castling_convert.artifact.options import ExportOptions
-from castling_convert.artifact.prepare import prepare
 from castling_convert.castling import close_masks
 from castling_convert.cli.export import command
 from castling_convert.dense.boxes import by_image, found, shared, suppressed
@@ -117,15 +115,15 @@ def test_a_fixed_batch_and_images_in_which_nothing_is(tmp_path: Path, with_detec
     assert cc.Session(empty)(torch.zeros(3, 3, SIDE, SIDE)).shape == (0, 7)
 
 
-def tail(opset: int = 20) -> tuple[OnnxModel, Any]:
+def tail(opset: int = 20) -> OnnxModel:
     end = suppression.tail("boxes", KINDS, opset, ir=10)
-    return OnnxModel(Path("tail.onnx"), content=end.SerializeToString()), prepare(folded(), ExportOptions())
+    return OnnxModel(Path("tail.onnx"), content=end.SerializeToString())
 
 
 @pytest.mark.parametrize("opset", [18, 20, 23])
 def test_the_tail_alone_is_torchvisions(opset: int) -> None:
-    run, prepared = tail(opset)
-    suppression.check_tail(run.run, prepared)
+    run = tail(opset)
+    suppression.check_tail(run.run, KINDS)
     raw = torch.cat([folded()(scenes(2)[0])]).detach()
     rows = torch.from_numpy(run.run(raw.numpy()))
     assert shared(found(by_image(rows, 2)), [suppressed(one) for one in raw])[0] == 2 * len(rows)
@@ -133,9 +131,9 @@ def test_the_tail_alone_is_torchvisions(opset: int) -> None:
 
 @pytest.mark.parametrize("spoil", [lambda rows: rows[:-1], lambda rows: rows + 0.01, lambda rows: rows[::-1].copy()])
 def test_a_runtime_that_suppresses_others_is_found_out(spoil: Any) -> None:
-    run, prepared = tail()
+    run = tail()
     with pytest.raises(CheckFailed, match=r"the operator NonMaxSuppression finds .* leave out --nms"):
-        suppression.check_tail(lambda raw: spoil(run.run(raw)), prepared)
+        suppression.check_tail(lambda raw: spoil(run.run(raw)), KINDS)
 
 
 @pytest.mark.parametrize("name", ["torch", "trt", "trt-rtx"])
