@@ -89,8 +89,8 @@ def make_scenes(folder: Path) -> Path:
 def draw_scenes(
     place: Path, count: int, photographs: list[Path], stamps: dict[str, list[Path]], rng: random.Random
 ) -> None:  # fmt: skip
-    """Images, masks and COCO's description of them; where stamps overlap, the later one is seen, and boxes are of all of
-    a stamp."""
+    """Images, masks and COCO's description of them; where stamps overlap, the later one is seen, and a box is of the
+    whole stamp."""
     images, annotations = [], []
     for folder in ("images", "masks"):
         (place / folder).mkdir(parents=True)

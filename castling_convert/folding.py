@@ -105,7 +105,11 @@ def _block_outputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, 
         for name in family.block_names(model)
     ]
     try:
-        return family.head(model, family.features(model, images)), outputs
+        features = family.features(model, images)
+        output = family.head(model, features)
+        if not isinstance(output, Tensor):  # detections, whose number rounding can change; so what they are made of
+            output = torch.cat([tokens.flatten() for tokens, _ in family.maps(model, features)])
+        return output, outputs
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .artifact.caches import engine_cache
 from .artifact.runner import Runner
-from .artifact.signature import Signature
+from .artifact.signature import DETECTIONS, Signature
 from .errors import PATH, DataError, ExportError, Wanted, described, is_number, takes
 from .exporting import format_of
 from .files import expanded
@@ -25,6 +25,9 @@ PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
 }
 """onnxruntime's providers for each device, in the order they are asked for."""
+
+OF_PLACES = ("masks", "boxes", DETECTIONS)
+"""Outputs that say something of places, and not of an image as a whole."""
 
 
 class Session:
@@ -82,7 +85,9 @@ class Session:
         return np.dtype(np.uint8 if self.signature.input == "pixels" else np.float32)
 
     def __call__(self, images: Array) -> Array:
-        """images [B, ...] to what `signature.output` says: logits or probabilities, [B, classes], or features.
+        """images [B, ...] to what `signature.output` says: logits or probabilities, [B, classes], or features, or
+        the boxes [B, N, 4 + kinds] of a detector; `detections` are [M, 7], of all images: the number of the image, x1,
+        y1, x2, y2, kind, score.
 
         Raises:
             DataError: another shape or type than the artifact takes, or no image at all.
@@ -94,7 +99,10 @@ class Session:
             batch = batch.to(getattr(torch, self.signature.dtype))
         step = self._batch_size or len(values)
         with self._lock:
-            rows = [self._runner.rows(batch[start : start + step].numpy()) for start in range(0, len(values), step)]
+            rows = [
+                self.signature.rows(self._runner.rows(batch[start : start + step].numpy()), start, step)
+                for start in range(0, len(values), step)
+            ]
         out = np.concatenate(rows).astype(np.float32, copy=False)
         return torch.from_numpy(out) if isinstance(images, Tensor) else out
 
@@ -102,6 +110,10 @@ class Session:
         """The `top` most likely classes of each image, [B, top], the likeliest first."""
         if not isinstance(top, int) or top < 1:
             raise DataError(f"classes() takes as top a whole number from 1 up, not {described(top)}")
+        if self.signature.output in OF_PLACES:
+            raise DataError(
+                f"classes() is for images of one class each, and this artifact gives {self.signature.output}"
+            )
         out = self(images)
         values = out.numpy() if isinstance(out, Tensor) else out
         return np.argsort(-values, axis=-1, kind="stable")[:, :top]

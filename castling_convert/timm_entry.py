@@ -69,6 +69,14 @@ def transformers(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return model
 
 
+@register_model
+def detector(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A backbone of timm's, by the argument `backbone`, with boxes at every place; see `dense.Detector`."""
+    from .dense.detector import Detector
+
+    return _dense(Detector, "detector", pretrained, **kwargs)
+
+
 def _dense(kind: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Images are normalised as those that the backbone was trained on, where nobody says otherwise."""
     from .dense.backbone import SMALLEST

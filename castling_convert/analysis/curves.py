@@ -6,7 +6,7 @@ from typing import Any
 
 from .page import svg
 
-FOLLOWED = {"top1": "top-1", "pixels": "right pixels", "map50": "mAP at IoU 0.5"}
+FOLLOWED = {"top1": "top-1", "pixels": "right pixels", "f1": "F1 at IoU 0.5"}
 """What the tasks follow of a student beside its teacher."""
 
 

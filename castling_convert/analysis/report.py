@@ -163,7 +163,7 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _score(summary: dict[str, Any]) -> tuple[str, str]:
-    """What was measured, by its name in the summary and in words; bundles of before there were tasks are to classify."""
+    """What was measured, by its name in the summary and in words; older bundles are to classify."""
     return find_task(summary.get("task", "classify")).score
 
 

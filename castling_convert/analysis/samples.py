@@ -27,7 +27,7 @@ SHOWN, LOOKED_AT = 12, 512
 """Images that are shown, and of how many; those that the two models disagree about first."""
 PICTURES, PICTURES_OF = 9, 64
 """The same of what is drawn into images."""
-THUMBNAIL = 144
+THUMBNAIL, LARGER = 144, 1.5
 CLASSES = 20
 """Rows of the table by class: those that lost most."""
 
@@ -100,10 +100,11 @@ def side_by_side(
 ) -> Image.Image:  # fmt: skip
     """One image, [C, H, W], with its labels where there are some, with what the teacher and what the castled model say
     of it, from left to right."""
-    picture = _picture(image, preprocessing).convert("RGB")
+    picture = _pixels(image, preprocessing).convert("RGB")
     drawn = [task.drawn(picture, output) for output in (teacher, castled)]
     drawn = drawn if labels is None else [task.drawn_labels(picture, labels), *drawn]
-    parts = [part or picture for part in drawn]
+    parts = [_shrunk(part or picture, LARGER * THUMBNAIL) for part in drawn]
+    picture = parts[0]
     whole = Image.new("RGB", (len(parts) * (picture.width + 4) - 4, picture.height), "white")
     for place, part in enumerate(parts):
         whole.paste(part, (place * (picture.width + 4), 0))
@@ -127,15 +128,19 @@ def _figure(source: str, label: int, teacher: int, castled: int, name: Any) -> s
 
 def _thumbnail(image: Tensor, preprocessing: Preprocessing) -> str:
     """A data URL of a normalised image, [C, H, W]."""
-    return _url(_picture(image, preprocessing))
+    return _url(_shrunk(_pixels(image, preprocessing), THUMBNAIL))
 
 
-def _picture(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
-    """Of a normalised image, [C, H, W], at the size of a thumbnail."""
+def _pixels(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
+    """A normalised image, [C, H, W], as it looks."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     values = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(np.squeeze(values, 2) if values.shape[2] == 1 else values)
-    factor = THUMBNAIL / max(picture.size)
+    return Image.fromarray(np.squeeze(values, 2) if values.shape[2] == 1 else values)
+
+
+def _shrunk(picture: Image.Image, side: float) -> Image.Image:
+    """The longer side as long as that."""
+    factor = side / max(picture.size)
     width, height = (max(1, round(side * factor)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 

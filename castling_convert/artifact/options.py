@@ -35,6 +35,7 @@ class ExportOptions:
         onnx_only: for `trt` and `trt-rtx`, write the checked ONNX graph and not the engine.
         compute_capabilities: of the GPUs that an engine of `trt-rtx` is for, such as `8.9`; all from Ampere on when
             left out.
+        nms: for `onnx` and `openvino`, put the non-maximum suppression of a detector behind its boxes.
         console: where progress goes; silent when left out.
         simplify: run the simplifier.
         verify: check parity; without it the artifact is not known to be right.
@@ -55,6 +56,7 @@ class ExportOptions:
     opset: int | None = None
     onnx_only: bool = False
     compute_capabilities: tuple[str, ...] = ()
+    nms: bool = False
     console: Console | None = None
     simplify: bool = True
     verify: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..tasks import Task
@@ -14,7 +15,8 @@ from ..tasks import Task
 class Tolerance:
     """Parity holds when |artifact - model| <= atol + rtol·|model| on every logit, or, where `noise` is
     given, when the root mean square of the difference is at most `noise` times that of the logits about
-    their mean: quantisation moves every logit, by an amount that goes with their spread."""
+    their mean: quantisation moves every logit, by an amount that goes with their spread. Boxes are held
+    to the same, in units of their sides (`Task.parts`), apart from the logits."""
 
     atol: float = 0.0
     rtol: float = 0.0
@@ -49,12 +51,15 @@ def compare(actual: Tensor, expected: Tensor, tolerance: Tolerance, task: Task) 
         far = float("inf")
         return Parity(images=len(expected), max_error=far, mean_error=far, noise=far, agreement=0.0, holds=False)
     actual, expected = actual.double(), expected.double()
-    difference = (actual - expected).abs()
-    found = noise(actual, expected)
+    parts, wanted = (
+        torch.cat([part.flatten() for part in task.parts(values, expected)]) for values in (actual, expected)
+    )
+    difference = (parts - wanted).abs()
+    found = noise(actual, expected, task)
     if tolerance.noise is not None:
         within = found <= tolerance.noise
     else:
-        within = bool((difference <= tolerance.atol + tolerance.rtol * expected.abs()).all())
+        within = bool((difference <= tolerance.atol + tolerance.rtol * wanted.abs()).all())
     error = difference.nan_to_num(nan=float("inf"), posinf=float("inf"))
     holds = bool(difference.isfinite().all()) and within
     return Parity(
@@ -63,7 +68,13 @@ def compare(actual: Tensor, expected: Tensor, tolerance: Tolerance, task: Task) 
     )  # fmt: skip
 
 
-def noise(actual: Tensor, expected: Tensor) -> float:
-    """The root mean square of the difference over that of `expected` about its mean; infinite for NaN."""
+def noise(actual: Tensor, expected: Tensor, task: Task) -> float:
+    """Of what two models for `task` return: the root mean square of the difference over that of `expected` about its
+    mean, in the part of `Task.parts` where it is greatest; infinite for NaN."""
+    pairs = zip(task.parts(actual, expected), task.parts(expected, expected), strict=True)
+    return max(_noise(*pair) for pair in pairs)
+
+
+def _noise(actual: Tensor, expected: Tensor) -> float:
     spread = (expected - expected.mean()).square().mean().sqrt().clamp_min(1e-30)
     return ((actual - expected).square().mean().sqrt() / spread).nan_to_num(nan=float("inf")).item()

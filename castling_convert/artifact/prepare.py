@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..attention import CastledAttention, ChannelsFirst, FoldedAttention
 from ..data.preprocessing import Preprocessing
-from ..errors import DataError, ExportError, FoldError, ModelError
+from ..errors import DataError, ExportError, FoldError, ModelError, described
 from ..families import family_of, input_size_of
 from ..tasks import task_of
 from .options import ExportOptions
@@ -45,16 +45,27 @@ class Deployable(nn.Module):
         if self.signature.input == "pixels":
             # Cast first: TensorRT does nothing else with uint8.
             x = x.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
-        features = self.task.features(self.model, x.to(self.dtype))
-        out = self.task.head(self.model, _float32(features))
+        out = self._output(x)
         if self.signature.output == "probabilities":
             out = self.task.probabilities(out)
         return out.to(getattr(torch, self.signature.dtype))
 
+    def _output(self, x: Tensor) -> Any:
+        return self.task.head(self.model, _float32(self.task.features(self.model, x.to(self.dtype))))
+
+    @torch.no_grad()
+    def refuse_lists(self, images: Tensor) -> None:
+        """Raise ExportError where the model returns something else than one tensor for normalised `images`."""
+        if self.task.reads_maps and not isinstance(out := self._output(images), Tensor):
+            raise ExportError(
+                f"{type(self.model).__name__} returns {described(out)}, and an artifact gives one tensor; export a "
+                "model that returns what the list is made of, as castling's own detector does"
+            )
+
 
 def _float32(features: Any) -> Any:
     """Of all branches, where a model has several."""
-    return [_float32(branch) for branch in features] if isinstance(features, list) else features.float()
+    return [branch.float() for branch in features] if isinstance(features, list | tuple) else features.float()
 
 
 def prepare(

@@ -15,13 +15,14 @@ from ..data.loaders import some_images
 from ..data.preprocessing import Preprocessing
 from ..data.probe import probe_images
 from ..data.spec import open_data
+from ..dense.boxes import by_image
 from ..errors import CheckFailed
 from ..tasks import task_of_output
 from .options import ExportOptions
 from .parity import Parity, Tolerance, compare
 from .precision import DEFAULT
 from .prepare import Deployable, prepare
-from .signature import Signature
+from .signature import DETECTIONS, Signature
 
 IDENTITY, PRECISION, SIGNATURE = "castling.bundle", "castling.precision", "castling.signature"
 DIGEST = "castling.sha256"
@@ -63,9 +64,11 @@ class Runner(ABC):
     def precision(self) -> str:
         return self.metadata.get(PRECISION, DEFAULT)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images [B, C, H, W] to the artifact's output, [B, classes], float32."""
-        return torch.from_numpy(self.rows(self.signature.inputs(images.detach().cpu()).numpy())).float()
+    def __call__(self, images: Tensor) -> Any:
+        """Normalised images [B, C, H, W] to the artifact's output, [B, classes], float32; `detections` image by image,
+        as `dense.boxes.by_image` has them."""
+        rows = torch.from_numpy(self.rows(self.signature.inputs(images.detach().cpu()).numpy())).float()
+        return by_image(rows, len(images)) if self.signature.output == DETECTIONS else rows
 
     def rows(self, values: np.ndarray) -> np.ndarray:
         """Any number of rows of what the artifact takes; a fixed batch is filled up with the last row."""
@@ -75,7 +78,7 @@ class Runner(ABC):
         for start in range(0, len(values), self.batch):
             part = values[start : start + self.batch]
             padded = np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
-            rows.append(self.run(padded)[: len(part)])
+            rows.append(self.signature.rows(self.run(padded), start, len(part)))
         return np.concatenate(rows)
 
 

@@ -6,8 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+DETECTIONS = "detections"
+"""The output of a detector with non-maximum suppression in the artifact."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Signature:
         input: `images`, float [B, C, H, W] normalised by the model's mean and std; or `pixels`, uint8
             [B, H, W, C] as decoded, when the preprocessing is part of the artifact.
         output: `logits`, or `probabilities` when the softmax is part of it, [B, classes]; `features`, [B, width], of a
-            model without classes.
+            model without classes; `boxes`, [B, N, 4 + kinds], or `detections`, [M, 7], of a detector.
         dtype: of a float input and of the output.
         mean, std: for one channel each, of pixels in 0..1.
     """
@@ -67,6 +71,15 @@ class Signature:
         """uint8 pixels [B, H, W, C] of normalised images [B, C, H, W]; exact for images that were pixels."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def rows(self, output: np.ndarray, start: int, count: int) -> np.ndarray:
+        """What belongs to the first `count` images of a call of the runtime; detections with the numbers that their
+        images have when the first one is number `start`."""
+        if self.output != DETECTIONS:
+            return output[:count]
+        rows = output[output[:, 0] < count]
+        rows[:, 0] += start
+        return rows
 
     def logits(self, output: Tensor) -> Tensor:
         """What an artifact gave, [B, classes], as logits up to a constant an image; probabilities below what its type

@@ -30,8 +30,8 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
     "--max-drop",
     type=float,
     metavar="POINTS",
-    help="Points of top-1 (of mIoU, of mAP, or of nearest neighbours of features) that may be lost; more, and nothing is published. "
-    "With --layers auto the budget.",
+    help="Points of top-1 (of mIoU, of mAP, of nearest neighbours of features) that may be lost; more, and nothing is "
+    "published. With --layers auto the budget.",
 )
 @click.option(
     "--task",

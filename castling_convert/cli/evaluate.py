@@ -10,7 +10,7 @@ from .options import PATH, data_help, json_option, print_json, print_table, prog
 
 COLUMNS = {
     "top1": "top-1", "top5": "top-5", "agreement": "agreement with teacher",
-    "miou": "mIoU", "pixels": "right pixels", "map": "mAP", "map50": "mAP at IoU 0.5",
+    "miou": "mIoU", "pixels": "right pixels", "map": "mAP", "map50": "mAP at 0.5",
     "cosine": "cosine with teacher", "neighbours": "same nearest neighbour",
 }  # fmt: skip
 """Of what the tasks measure."""

@@ -35,6 +35,9 @@ from .options import PATH, ImageSizes, json_option, print_json, progress_console
     multiple=True,
     help="For trt-rtx: of a GPU to build for, such as 8.9; repeatable [default: Ampere and later].",
 )
+@click.option(
+    "--nms", is_flag=True, help="For onnx, openvino: detections [M, 7] of a detector in place of its raw boxes."
+)
 @click.option("--triton", type=PATH, help="Also write a model repository for NVIDIA's Triton Inference Server there.")
 @click.option("--output", "-o", type=PATH, help="The file [default: model[.PRECISION].SUFFIX inside the bundle].")
 @click.option("--atol", type=float, help="Allowed absolute error on a logit [default: by the precision].")
@@ -54,12 +57,15 @@ def command(
 ) -> None:
     """Export BUNDLE (default: the newest under castled/) and check it against the folded model."""
     from ..bundle.reading import newest
+    from ..errors import ExportError
     from ..exporting import export_bundle, find_format
     from ..exporting.triton import refuse_suffix, serve
 
     chosen = find_format(format_, precision)
     if triton is not None:
         refuse_suffix(chosen.suffix)
+        if options["nms"]:
+            raise ExportError("Triton's batches are of outputs an image, which detections are not; leave out --nms")
     path = bundle or newest()
     console = progress_console()
     console.print(f"exporting {path} as {format_} {precision} ...")
@@ -103,6 +109,9 @@ def command(
         click.echo(f"with TensorRT for RTX: {made.notes['tensorrt_rtx']}")
     if "engine" in made.notes:
         click.echo(made.notes["engine"])
+        return
+    if options["nms"]:
+        click.echo(f"next: castling evaluate {artifact} --data SPEC")
         return
     found = artifact.resolve().parent == path.resolve() or path.resolve().parent == Path("castled").resolve()
     click.echo(f"next: castling verify {artifact}{'' if found else f' --bundle {path}'}")

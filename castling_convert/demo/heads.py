@@ -6,14 +6,13 @@ import time
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import set_seed
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..data.loaders import eval_loader
 from ..data.preprocessing import Preprocessing
 from ..data.spec import open_data
-from ..data.targets import IGNORED
 from ..tasks import task_of
 
 BATCH = 16
@@ -47,12 +46,10 @@ def train_head(
     head = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     optimizer = torch.optim.AdamW(head, lr, weight_decay=1e-2)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * -(-count // BATCH))
-    size = preprocessing.input_size[1:]
     for epoch in range(epochs):
         _train_around(model)
         for chosen in torch.randperm(count).split(BATCH):
-            output = model.read([maps[chosen].float() for maps in kept], size)
-            loss = _loss(model, output, wanted[chosen])
+            loss = model.loss_of([maps[chosen].float() for maps in kept], wanted[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -71,8 +68,6 @@ def train_head(
 @torch.no_grad()
 def _maps(model: Any, data: Any) -> tuple[list[Tensor], Tensor]:
     """The backbone's maps of all images, in half precision, and what is to be found in them."""
-    from ..data.loaders import eval_loader
-
     maps: list[list[Tensor]] = []
     wanted = []
     for images, labels in eval_loader(data, BATCH):
@@ -85,11 +80,3 @@ def _train_around(model: Any) -> None:
     """All but the backbone in training mode."""
     model.train()
     model.backbone.eval()
-
-
-def _loss(model: nn.Module, output: Tensor, wanted: Tensor) -> Tensor:
-    if task_of(model).name == "segment":
-        return F.cross_entropy(output, wanted, ignore_index=IGNORED)
-    from ..dense.detector import detection_loss
-
-    return detection_loss(output, wanted)

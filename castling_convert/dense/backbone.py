@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
+import torch.nn.functional as F
 from timm.models._features import FeatureGetterNet
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..families import reason_of
@@ -39,3 +41,11 @@ def make_backbone(
         size = {} if img_size is None else {"img_size": img_size}
         backbone = timm.create_model(backbone, num_classes=0, in_chans=in_chans, **size, **arguments)
     return FeatureGetterNet(backbone, out_indices=list(out_indices), norm=True)
+
+
+def side_by_side(maps: Sequence[Tensor]) -> Tensor:
+    """Feature maps [B, C, h, w] as one, at the size of the first."""
+    first, *others = maps
+    size = first.shape[-2:]
+    resized = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in others]
+    return torch.cat([first, *resized], 1) if others else first

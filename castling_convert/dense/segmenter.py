@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import SMALLEST, make_backbone
+from ..data.targets import IGNORED
+from .backbone import SMALLEST, make_backbone, side_by_side
 
 
 class Segmenter(nn.Module):
@@ -45,10 +45,13 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.read(self.backbone(images), images.shape[-2:])
 
+    def loss_of(self, maps: Sequence[Tensor], masks: Tensor) -> Tensor:
+        """The cross-entropy of the classes at every pixel of `masks`, [B, H, W], from the backbone's maps of the
+        images; what is none of the classes is passed over."""
+        logits = self.read(maps, masks.shape[-2:])
+        return F.cross_entropy(logits, masks, ignore_index=IGNORED)
+
     def read(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Logits of images of `size` (H, W) from the backbone's maps of them."""
-        first, *others = maps
-        grid = first.shape[-2:]
-        aligned = [first, *(F.interpolate(x, size=grid, mode="bilinear", align_corners=False) for x in others)]
-        logits = self.classifier(self.norm(torch.cat(aligned, 1) if others else first))
+        logits = self.classifier(self.norm(side_by_side(maps)))
         return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..data.loaders import count_in_memory, some_batches
 from ..data.preprocessing import Preprocessing
 from ..data.spec import ImageData
+from ..families.around import main_output
 from ..tasks import task_of
 
 PROBED_IMAGES = 500
@@ -27,10 +31,14 @@ class Probe:
         self.images = [x for x, _ in batches]
         self.labels = torch.cat([y for _, y in batches]) if data.classes is not None else None
         with torch.no_grad():
-            self.expected = torch.cat([teacher(x.to(device)).cpu() for x in self.images])
+            self.expected = self.task.joined([_on_cpu(main_output(teacher(x.to(device)))) for x in self.images])
 
     @torch.no_grad()
     def __call__(self, student: nn.Module) -> dict[str, float]:
         device = next(student.parameters()).device
-        outputs = torch.cat([student(x.to(device)).cpu() for x in self.images])
+        outputs = self.task.joined([_on_cpu(main_output(student(x.to(device)))) for x in self.images])
         return self.task.followed(outputs, self.expected, self.labels)
+
+
+def _on_cpu(output: Any) -> Any:
+    return tree_map_only(Tensor, Tensor.cpu, output)

@@ -57,6 +57,8 @@ _ALL = (
     Format("trt-rtx", ".trt_rtx", ".rtxplan", tuple(PRECISIONS)),
 )
 FORMATS = {found.name: found for found in _ALL}
+WITH_SUPPRESSION = ("onnx", "openvino")
+"""Formats that a detector's non-maximum suppression can be a part of."""
 
 
 def find_format(name: str, precision: str) -> Format:
@@ -150,5 +152,9 @@ def _make_options(chosen: Format, **options: Any) -> ExportOptions:
     if made.compute_capabilities and chosen.name != "trt-rtx":
         raise ExportError(
             f"a compute capability is for --format trt-rtx, not for {chosen.name}; leave out --compute-capability"
+        )
+    if made.nms and chosen.name not in WITH_SUPPRESSION:
+        raise ExportError(
+            f"--nms is for --format {' and '.join(WITH_SUPPRESSION)}, not for {chosen.name}; leave out --nms"
         )
     return made

@@ -24,6 +24,7 @@ from ..data.probe import probe_images
 from ..errors import ExportError, OutputError
 from ..files import writing_file
 from ..quantize import quantizer
+from . import suppression
 
 CHATTY = ("onnxscript", "onnx_ir", "torch.onnx", "torch.onnx._internal.exporter._registration")
 """Loggers of the exporter, which prints its progress and what it deprecates."""
@@ -58,6 +59,8 @@ def export(
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file name with --output")
     prepared = prepare(model, options, channels_first=channels_first.get(options.precision))
+    if options.nms:
+        suppression.refuse(prepared)
     proto = to_proto(prepared, options)
     notes: dict[str, Any] = {}
     if options.how.quantized:
@@ -71,7 +74,16 @@ def export(
     describe(proto, prepared.signature, options)
     with writing_file(output) as fresh:
         onnx.save(proto, fresh)
-        parity = check(open_artifact(fresh), model, options) if options.verify else None
+        run = open_artifact(fresh)
+        parity = check(run, model, options) if options.verify else None
+        if options.nms:
+            kinds, end = suppression.kinds_of(proto), suppression.tail_of(prepared, proto)
+            suppression.append_(proto, end)
+            describe(proto, suppression.signature_with(prepared.signature), options)
+            onnx.save(proto, fresh)
+            if options.verify:
+                suppression.check_tail(OnnxModel(output, content=end.SerializeToString()).run, kinds)
+                suppression.check_whole(run, open_artifact(fresh), prepared, options)
     nodes = dict(Counter(node.op_type for node in proto.graph.node))
     return Exported(output, parity, {"nodes": nodes, **notes})
 
@@ -80,7 +92,9 @@ def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
     """The checked, simplified graph."""
     batch = options.fixed_batch or 2
     signature = prepared.signature
-    example = signature.inputs(probe_images(prepared.model, batch, size=signature.input_size[1:]))
+    images = probe_images(prepared.model, batch, size=signature.input_size[1:])
+    prepared.refuse_lists(images)
+    example = signature.inputs(images)
     proto = trace(
         prepared, example, options, (signature.input, signature.output), (dynamic_axes(signature, options),)
     )  # fmt: skip

@@ -23,7 +23,7 @@ from ..artifact.signature import Signature
 from ..errors import ExportError, OutputError
 from ..files import writing_file
 from ..quantize import quantizer
-from . import onnx_graph
+from . import onnx_graph, suppression
 
 
 def missing() -> str | None:
@@ -53,23 +53,28 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     openvino: Any = import_module("openvino")  # this module has its name
     single = replace(options, precision=DEFAULT, opset=options.opset or OPSET)
     prepared = prepare(model, single)
+    if options.nms:
+        suppression.refuse(prepared)
     proto = onnx_graph.to_proto(prepared, single)
-    graph = openvino.Core().read_model(proto.SerializeToString())
+    core = openvino.Core()
+    graph = core.read_model(proto.SerializeToString())
     notes: dict[str, Any] = {}
     if options.how.quantized:
         graph, notes = quantizer(options.quantizer or QUANTIZER).quantize(graph, prepared, options)
-    metadata = {PRECISION: options.precision, SIGNATURE: prepared.signature.to_json()}
-    if options.identity is not None:
-        metadata[IDENTITY] = options.identity
-    _name(graph)
-    for key, value in metadata.items():
-        graph.set_rt_info(value, key.split("."))
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / "model.xml"
-        openvino.save_model(graph, fresh, compress_to_fp16=options.precision == "fp16")
-        graph.set_rt_info(digest(fresh), DIGEST.split("."))
-        openvino.save_model(graph, fresh, compress_to_fp16=options.precision == "fp16")
-        parity = check(open_artifact(fresh), model, options) if options.verify else None
+        _save(graph, prepared.signature, options, fresh)
+        run = open_artifact(fresh)
+        parity = check(run, model, options) if options.verify else None
+        if options.nms:
+            fresh = Path(folder) / "detections.xml"
+            end = suppression.tail_of(prepared, proto)
+            graph = _behind(graph, core.read_model(end.SerializeToString()))
+            _save(graph, suppression.signature_with(prepared.signature), options, fresh)
+            if options.verify:
+                alone = core.compile_model(core.read_model(end.SerializeToString()), "CPU", hints(DEFAULT, None))
+                suppression.check_tail(lambda raw: alone(raw)[0], suppression.kinds_of(proto))
+                suppression.check_whole(run, open_artifact(fresh), prepared, options)
         # Both are whole before one of them gets its name.
         with writing_file(output) as graph_file, writing_file(output.with_suffix(".bin")) as weights_file:
             shutil.copyfile(fresh, graph_file)
@@ -78,6 +83,28 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
     for node in graph.get_ops():
         counts[node.get_type_name()] = counts.get(node.get_type_name(), 0) + 1
     return Exported(output, parity, {"nodes": counts, **notes})
+
+
+def _save(graph: Any, signature: Signature, options: ExportOptions, path: Path) -> None:
+    """Write `graph` with what there is to say of it."""
+    openvino: Any = import_module("openvino")
+    metadata = {PRECISION: options.precision, SIGNATURE: signature.to_json()}
+    if options.identity is not None:
+        metadata[IDENTITY] = options.identity
+    _name(graph)
+    for key, value in metadata.items():
+        graph.set_rt_info(value, key.split("."))
+    openvino.save_model(graph, path, compress_to_fp16=options.precision == "fp16")
+    graph.set_rt_info(digest(path), DIGEST.split("."))
+    openvino.save_model(graph, path, compress_to_fp16=options.precision == "fp16")
+
+
+def _behind(graph: Any, end: Any) -> Any:
+    """One graph of `graph` and of `end`, which takes its output."""
+    source = graph.get_results()[0].input_value(0)
+    for target in end.get_parameters()[0].output(0).get_target_inputs():
+        target.replace_source_output(source)
+    return import_module("openvino").Model(end.get_results(), graph.get_parameters(), graph.get_friendly_name())
 
 
 QUANTIZER = "nncf"

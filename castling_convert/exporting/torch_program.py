@@ -54,7 +54,9 @@ def export(model: nn.Module, output: Path, options: ExportOptions) -> Exported:
         )
     prepared = prepare(model, options, fused=True)
     batch = options.fixed_batch or 2
-    example = prepared.signature.inputs(probe_images(prepared.model, batch, size=prepared.signature.input_size[1:]))
+    images = probe_images(prepared.model, batch, size=prepared.signature.input_size[1:])
+    prepared.refuse_lists(images)
+    example = prepared.signature.inputs(images)
     shapes = (dynamic_axes(prepared.signature, options),)
     try:
         with torch.no_grad():

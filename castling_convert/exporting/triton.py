@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +37,21 @@ def serve(made: Exported, bundle_path: Path, folder: Path, batch: str) -> Path:
     run = format_of(made.artifact).exporter.open_artifact(made.artifact)
     largest = int(batch.rsplit(":", 1)[-1]) if ":" in batch else None
     taken = np.uint8 if run.signature.input == "pixels" else run.signature.dtype
-    width = run.rows(np.zeros((1, *run.signature.shape()), taken)).shape[-1]
-    return write_repository(made.artifact, run, width, folder, bundle_path.resolve().name, largest)
+    best, smallest = (
+        run.rows(np.zeros((1, *run.signature.shape(size)), taken)).shape[1:] for size in (None, run.signature.smallest)
+    )
+    given = [side if side == other else -1 for side, other in zip(best, smallest, strict=True)]
+    return write_repository(made.artifact, run, given, folder, bundle_path.resolve().name, largest)
 
 
-def write_repository(artifact: Path, run: Runner, width: int, folder: Path, name: str, largest: int | None) -> Path:
+def write_repository(
+    artifact: Path, run: Runner, given: Sequence[int], folder: Path, name: str, largest: int | None
+) -> Path:
     """Write `folder`/`name` around a copy of `artifact`; returns it.
 
     Args:
-        run: the artifact in its runtime, for what it takes and gives: `width` numbers an image.
+        run: the artifact in its runtime, for what it takes and gives: numbers of the shape `given` for an image, with
+            -1 for a side that changes with the image's.
         largest: the largest batch a dynamic artifact is served with; LARGEST_BATCH when left out.
 
     Raises:
@@ -60,11 +67,11 @@ def write_repository(artifact: Path, run: Runner, width: int, folder: Path, name
         for file in (artifact, artifact.with_suffix(".bin")):
             if file == artifact or (backend == "openvino" and file.is_file()):
                 shutil.copyfile(file, version / f"model{file.suffix}")
-        (fresh / "config.pbtxt").write_text(config(run, width, name, backend, largest), encoding="utf-8")
+        (fresh / "config.pbtxt").write_text(config(run, given, name, backend, largest), encoding="utf-8")
     return target
 
 
-def config(run: Runner, width: int, name: str, backend: str, largest: int | None) -> str:
+def config(run: Runner, given: Sequence[int], name: str, backend: str, largest: int | None) -> str:
     """The text of `config.pbtxt`. The batch dimension is Triton's own where the artifact is dynamic."""
     signature = run.signature
     image = list(signature.shape((-1, -1) if signature.stride else None))
@@ -76,7 +83,7 @@ def config(run: Runner, width: int, name: str, backend: str, largest: int | None
         f"backend: {json.dumps(backend)}",
         f"max_batch_size: {0 if fixed else largest or LARGEST_BATCH}",
         *_tensor("input", signature.input, taken, [*batch, *image]),
-        *_tensor("output", signature.output, signature.dtype, [*batch, width]),
+        *_tensor("output", signature.output, signature.dtype, [*batch, *given]),
     ]
     if not fixed:
         lines.append("dynamic_batching { }")

@@ -191,7 +191,9 @@ class Family(ABC):
             ModelError: the layers do not follow the size of images.
         """
         if image_size != self.image_size(model):
-            raise ModelError(f"training with images of several sizes is not known for {self.title}; leave out data.sizes")
+            raise ModelError(
+                f"training with images of several sizes is not known for {self.title}; leave out data.sizes"
+            )
 
     def any_size_(self, model: nn.Module) -> None:
         """Let the model take any image size, by operators that every runtime has.

@@ -40,7 +40,7 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
         import nncf
 
         batches = calibration_batches(calibration_images(prepared, options), options)
-        signature = prepared.signature
+        signature, task = prepared.signature, prepared.task
         scheme: dict[str, Any] = {
             "ignored_scope": nncf.IgnoredScope(names=_left_float(graph)),
             "subset_size": len(batches),
@@ -60,7 +60,7 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             """Minus the noise on all that NNCF chose, and on each."""
             pairs = [(torch.from_numpy(run(input_of(sample))[0].copy()), sample[1]) for sample in chosen]
             outputs, references = (torch.cat(column) for column in zip(*pairs, strict=True))
-            return -noise(outputs, references), [-noise(*pair) for pair in pairs]
+            return -noise(outputs, references, task), [-noise(*pair, task) for pair in pairs]
 
         judged = samples[:: max(1, len(samples) // JUDGED_IMAGES)]
         return nncf.quantize_with_accuracy_control(

@@ -10,16 +10,19 @@ from torch import nn
 from ..errors import ModelError, did_you_mean
 from .base import Outputs, Score, Task
 from .classify import Accuracy, Classify
+from .detect import Detect, Detections
 from .features import Features, Likeness
 from .segment import Segment, Segmentation
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features(), Segment())}
+TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features(), Segment(), Detect())}
 """The last that knows a model is asked first, so that a special case can be added after the general one."""
 
 __all__ = [
     "TASKS",
     "Accuracy",
     "Classify",
+    "Detect",
+    "Detections",
     "Features",
     "Likeness",
     "Outputs",

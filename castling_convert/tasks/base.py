@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,13 +26,15 @@ def classes_of(model: nn.Module) -> int | None:
     return getattr(model, "num_classes", None) if said is None else said
 
 
-def metrics() -> Any:
-    """torchmetrics.
+def metrics(*more: str) -> Any:
+    """torchmetrics, which for some metrics needs `more` packages.
 
     Raises:
-        DataError: it is not installed.
+        DataError: one of them is not installed.
     """
     try:
+        for package in more:
+            import_module(package)
         import torchmetrics
         import torchmetrics.classification
         import torchmetrics.detection
@@ -87,6 +91,15 @@ class Task(ABC):
     def probabilities(self, output: Tensor) -> Tensor:
         """What an artifact with its preprocessing baked in returns in place of `output`."""
         return output
+
+    def joined(self, outputs: Sequence[Any]) -> Any:
+        """What a model returned for several batches as if it were for one."""
+        return torch.cat(list(outputs))
+
+    def parts(self, output: Tensor, expected: Tensor) -> list[Tensor]:
+        """What is held against what a model returned, or that itself, in parts of one unit each, in which their values
+        are of the order of one. `expected` is what it is held against."""
+        return [output]
 
     @abstractmethod
     def loss(self, output: Tensor, expected: Tensor, temperature: float) -> Tensor | None:

@@ -10,6 +10,7 @@ from .. import bundle
 from ..artifact.options import ExportOptions
 from ..artifact.parity import Parity
 from ..artifact.runner import IDENTITY, expected, judge
+from ..artifact.signature import DETECTIONS
 from ..data.loaders import some_images
 from ..data.preprocessing import Preprocessing
 from ..data.probe import probe_images
@@ -19,6 +20,7 @@ from ..exporting import format_of
 from ..families import family_of
 from .target import find_bundle
 
+SUPPRESSED = "gives detections after non-maximum suppression, not what the model returns"
 IMAGES = 64
 """Images taken from real data; generated ones are dearer and eight do."""
 
@@ -76,6 +78,8 @@ def verify(
     if not artifact.is_file():
         raise ExportError(f"artifact {artifact} not found; make it with: castling export")
     run = format_of(artifact).exporter.open_artifact(artifact)
+    if run.signature.output == DETECTIONS:
+        raise ExportError(f"{artifact} {SUPPRESSED}; verify one that was exported without --nms")
     tolerance = ExportOptions.make(precision=run.precision, atol=atol, rtol=rtol).tolerance
     path = find_bundle(artifact, run.metadata.get(IDENTITY), bundle_path)
     folded = bundle.load(path)

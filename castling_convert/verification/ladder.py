@@ -18,6 +18,7 @@ from ..artifact.options import ExportOptions
 from ..artifact.parity import Parity, compare
 from ..artifact.precision import DEFAULT, PRECISIONS
 from ..artifact.runner import IDENTITY, expected, judge
+from ..artifact.signature import DETECTIONS
 from ..data.loaders import some_batches
 from ..data.preprocessing import Preprocessing
 from ..data.probe import probe_images
@@ -25,6 +26,7 @@ from ..data.spec import open_data
 from ..exporting import FORMATS, format_of
 from ..files import writing_file
 from ..tasks import task_of
+from .artifact import SUPPRESSED
 
 FILE = "verify.json"
 IMAGES = 256
@@ -121,6 +123,9 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
             continue
         run = exporter.open_artifact(artifact)
         find_bundle(artifact, run.metadata.get(IDENTITY), path)
+        if run.signature.output == DETECTIONS:
+            rungs.append(Rung(artifact.name, run.precision, note=f"not run: it {SUPPRESSED}"))
+            continue
         tolerance = ExportOptions.make(precision=run.precision).tolerance
         if run.signature.input_size != Preprocessing.of(folded).input_size:
             rungs.append(Rung(artifact.name, run.precision, note="not run: for another image size"))

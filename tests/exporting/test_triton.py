@@ -70,7 +70,7 @@ class Known(Runner):
 
 
 def parsed(signature: Signature, batch: int | None = None, largest: int | None = None) -> dict:
-    found = parse(config(Known(signature, {}, batch), 10, "deit", "onnxruntime", largest))
+    found = parse(config(Known(signature, {}, batch), (10,), "deit", "onnxruntime", largest))
     for name, value in found.items():
         assert isinstance(value, FIELDS[""][name])
     for tensor in (*found["input"], *found["output"]):
@@ -100,7 +100,7 @@ def test_the_layout(tmp_path: Path):
     for suffix in (".xml", ".bin"):
         (tmp_path / f"model.int8{suffix}").write_text(suffix)
     made = write_repository(
-        tmp_path / "model.int8.xml", Known(Signature((3, 8, 8)), {}, None), 10, tmp_path / "models", "deit", None
+        tmp_path / "model.int8.xml", Known(Signature((3, 8, 8)), {}, None), (10,), tmp_path / "models", "deit", None
     )
     files = {path.relative_to(made).as_posix(): path.read_text() for path in made.rglob("*") if path.is_file()}
     assert files.pop("config.pbtxt").startswith('name: "deit"\nbackend: "openvino"\n')
@@ -109,4 +109,11 @@ def test_the_layout(tmp_path: Path):
 
 def test_a_kind_that_triton_does_not_serve(tmp_path: Path):
     with pytest.raises(ExportError, match=r"no backend for \.pt2"):
-        write_repository(tmp_path / "model.pt2", Known(Signature((3, 8, 8)), {}, None), 10, tmp_path, "deit", None)
+        write_repository(tmp_path / "model.pt2", Known(Signature((3, 8, 8)), {}, None), (10,), tmp_path, "deit", None)
+
+
+def test_boxes_have_more_axes_than_one():
+    found = parse(
+        config(Known(Signature((3, 8, 8), output="boxes"), {}, None), (-1, 7), "detector", "onnxruntime", None)
+    )
+    assert found["output"][0]["dims"] == [-1, 7]
