@@ -67,7 +67,7 @@ def jobs() -> list[Job]:
     return [Job(task, size, seed, IMAGES[size]) for size in IMAGES for seed in SEEDS for task in MODELS]
 
 
-def teacher(bed: Path, task: str, size: int, scenes: Path, epochs: int = 20) -> Path:
+def teacher(bed: Path, task: str, size: int, scenes: Path, epochs: int | None = None) -> Path:
     """A folder for `local-dir:`, made where it is not there yet."""
     kind, classes = MODELS[task]
     place = bed / f"{kind}-{size}"

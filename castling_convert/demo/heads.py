@@ -16,10 +16,12 @@ from ..data.spec import open_data
 from ..tasks import task_of
 
 BATCH = 16
+TRAINING = {"segment": (40, 1e-2), "detect": (20, 2e-3)}
+"""Epochs, and AdamW's rate, by task."""
 
 
 def train_head(
-    model: Any, data: str, *, seed: int = 0, epochs: int = 20, lr: float = 3e-3, images: int | None = None,
+    model: Any, data: str, *, seed: int = 0, epochs: int | None = None, images: int | None = None,
     console: Console | None = None,
 ) -> float:  # fmt: skip
     """Train what `model`, a `Segmenter` or a `Detector`, has around its backbone, in place.
@@ -44,6 +46,8 @@ def train_head(
         console.print(f"maps of {count} images in {time.monotonic() - started:.0f} s; training the head ...")
     inside = {id(parameter) for parameter in model.backbone.parameters()}
     head = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    asked, lr = TRAINING[task_of(model).name]
+    epochs = epochs or asked
     optimizer = torch.optim.AdamW(head, lr, weight_decay=1e-2)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * -(-count // BATCH))
     for epoch in range(epochs):

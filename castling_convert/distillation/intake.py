@@ -78,7 +78,7 @@ def resized(batches: Iterator[Tensor], sides: Sequence[int], seed: int, first: i
     """Batches of images [B, C, H, W], each at one of these sides; which one depends on the seed and on its number, the
     first one's being `first`, alone."""
     for number, images in enumerate(batches, start=first):
-        side = sides[np.random.default_rng((seed, number)).integers(len(sides))]
+        side = sides[int(np.random.default_rng((seed, number)).integers(len(sides)))]
         if images.shape[-2:] == (side, side):
             yield images
         else:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import castling_convert as cc
 from castling_convert.cli import cli
-from castling_convert.errors import BundleError, ExportError
+from castling_convert.errors import ExportError
 from castling_convert.evaluation.evaluate import evaluate
 from castling_convert.verification.artifact import verify
 from castling_convert.verification.ladder import ladder
@@ -21,7 +21,6 @@ from tests.exporting.test_detectors import folded
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("onnx"),
-    pytest.mark.xfail(raises=BundleError, reason="bundle/config.py does not know the arguments of a backbone yet"),
 ]
 
 
