@@ -9,7 +9,6 @@ finds is held against the list of names that `castling models` shows. A few minu
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import sys
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 import timm
 
 from castling_convert.errors import CastlingError
-from castling_convert.families import FAMILIES, family_of, reason_of, skeleton
+from castling_convert.families import FAMILIES, family_of, reason_of, skeleton, timm_names
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 
@@ -74,7 +73,7 @@ def main() -> int:
     started, wrong = time.monotonic(), []
     found: dict[str, tuple[int, Counter[str]]] = {}
     refused: dict[str, str] = {}
-    for name in fnmatch.filter(timm.list_models(), pattern):
+    for name in timm_names(pattern):
         why = reason_of(name)
         if why is not None:
             refused[name] = why

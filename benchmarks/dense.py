@@ -98,11 +98,11 @@ def run(job: Job, bed: Path, scenes: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def some_of(scenes: Path, place: Path) -> Path:
-    """The first FEW scenes of both parts."""
-    for part in ("train", "val"):
+def some_of_parts(scenes: Path, place: Path, parts: Iterable[str], few: int) -> Path:
+    """The first `few` scenes of each part."""
+    for part in parts:
         described = json.loads((scenes / part / "instances.json").read_text())
-        chosen = {image["id"]: image for image in described["images"][:FEW]}
+        chosen = {image["id"]: image for image in described["images"][:few]}
         described["images"] = list(chosen.values())
         described["annotations"] = [note for note in described["annotations"] if note["image_id"] in chosen]
         for image in chosen.values():
@@ -165,7 +165,7 @@ def main() -> None:
         scenes = make_scenes(BED)
         bed = BED
         if arguments.quick:
-            scenes = some_of(scenes, CACHE / "scenes-quick")
+            scenes = some_of_parts(scenes, CACHE / "scenes-quick", ("train", "val"), FEW)
             bed = CACHE / "dense-quick"
             bed.mkdir(exist_ok=True)
             (bed / "packages").exists() or (bed / "packages").symlink_to(BED / "packages")

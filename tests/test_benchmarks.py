@@ -127,3 +127,52 @@ def test_a_long_run_made_short(long_run):
     assert [line.split(":")[0] for line in lines[:2]] == ["align", "closed"]
     assert all("300 steps" in line for line in lines[:2])
     assert lines[-1].startswith("too few steps to judge by: ")
+
+
+@pytest.fixture
+def dense(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import dense
+
+    yield dense
+    for name in ("dense", "pretrained", "bed"):
+        sys.modules.pop(name, None)
+
+
+def test_the_page_of_dense_tasks(dense, tmp_path, monkeypatch):
+    records = [
+        {
+            "key": f"{task} 280 {seed}", "task": task, "size": 280, "seed": seed, "images": 3000, "seconds": 900.0,
+            "macs": {"teacher": 12e9, "castled": 11e9},
+            "teacher": {score: 40.0}, "castled": {score: 39.0 + seed, "agreement": 95.0},
+        }
+        for task, score in (("segment", "miou"), ("detect", "map"))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    (tmp_path / "dense.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = [line for line in dense.page(tmp_path / "dense.jsonl").splitlines() if line.startswith("| segment")]
+    assert rows == ["| segment, mIoU | 280 | 2 | 3000 | 15.0 | 40.0 | -0.5 [-1.0, +0.0] | 95.0 | 12.0 to 11.0 |"]
+
+
+def test_scenes_are_drawn(dense, tmp_path):
+    from bed import draw_scenes
+
+    rng = np.random.default_rng(0)
+    photographs = [tmp_path / f"{index}.png" for index in range(2)]
+    for path in photographs:
+        Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(path)
+    stamp = np.zeros((60, 40, 4), np.uint8)
+    stamp[10:50, 5:35] = 255
+    Image.fromarray(stamp).save(tmp_path / "stamp.png")
+    import random
+
+    draw_scenes(tmp_path / "scenes/train", 4, photographs, {"a": [tmp_path / "stamp.png"]}, random.Random(0))
+    described = json.loads((tmp_path / "scenes/train/instances.json").read_text())
+    assert len(described["images"]) == 4
+    for note in described["annotations"]:
+        mask = np.asarray(Image.open(tmp_path / f"scenes/train/masks/{note['image_id']:05d}.png"))
+        x, y, width, height = note["bbox"]
+        assert set(np.unique(mask)) <= {0, 1}
+        assert mask[y : y + height, x : x + width].any()
+    copy = dense.some_of_parts(tmp_path / "scenes", tmp_path / "few", ("train",), 2)
+    assert len(list((copy / "train/images").iterdir())) == 2

@@ -86,3 +86,41 @@ def test_your_own_model(name):
     assert out.count(": castled, ") == 2
     error = float(re.search(r"onnx differs from torch by (\S+),", out)[1])
     assert error < 1e-4
+
+
+@pytest.mark.parametrize(("name", "score"), [("segmentation", "miou"), ("detection", "map")])
+def test_dense(name, score, tmp_path):
+    out = run(
+        f"{name}.py", "--teacher-steps", 3, "--steps", 3, "--batch-size", 4, "--output", tmp_path / "out"
+    )  # fmt: skip
+    assert f"'{score}'" in out
+    assert "model.onnx" in out
+    with Image.open(tmp_path / "out" / "scenes.png") as sheet:
+        assert sheet.width > 600
+    assert "Of 64 validation images" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_segmentation_of_a_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, index in ((part, index) for part in ("train", "val") for index in range(6)):
+        for kind in ("images", "masks"):
+            (tmp_path / "scenes" / part / kind).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "scenes" / part / "images" / f"{index}.png")
+        mask = (pixels[..., 0] > 128).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path / "scenes" / part / "masks" / f"{index}.png")
+    out = run(
+        "segmentation.py", "--data", tmp_path / "scenes", "--backbone", "vit_t", "--weights",
+        weights_of(tmp_path), "--image-size", 32, "--steps", 2, "--batch-size", 2, "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert "'miou'" in out
+
+
+def weights_of(folder: Path) -> Path:
+    """Of a ViT-Ti with random weights."""
+    import timm
+
+    torch.manual_seed(0)
+    file = folder / "vit.pth"
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict(), file)
+    return file

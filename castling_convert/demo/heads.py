@@ -1,4 +1,5 @@
-"""The head of a segmenter or a detector, trained on the maps of its frozen backbone."""
+"""Segmenters and detectors to try castling on: a head trained on the maps of a frozen backbone, or a small one trained
+whole."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor
 
-from ..data.loaders import eval_loader
+from ..data.loaders import eval_loader, training_loader
 from ..data.preprocessing import Preprocessing
 from ..data.spec import open_data
 from ..tasks import task_of
@@ -60,9 +61,36 @@ def train_head(
             scheduler.step()
         if console is not None and (epoch + 1) % max(1, epochs // 5) == 0:
             console.print(f"  epoch {epoch + 1}/{epochs} loss {loss.item():.3f}")
+    return _measured(model, data, console)
+
+
+def train_whole(
+    model: Any, data: str, *, steps: int, seed: int = 0, batch_size: int = 32, lr: float = 2e-3,
+    console: Console | None = None,
+) -> float:  # fmt: skip
+    """Train a small `Segmenter` or `Detector` as a whole, in place, from the weights that it has, on the training part
+    of a data set with masks or boxes; returns what `train_head` does."""
+    set_seed(seed)
+    opened = open_data(data, Preprocessing.of(model), "train")
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    model.train()
+    for step, (images, labels) in enumerate(training_loader(opened, batch_size, steps, 0, seed, workers=0), start=1):
+        loss = model.loss_of(model.backbone(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        if console is not None and step % max(1, steps // 5) == 0:
+            console.print(f"  step {step}/{steps} loss {loss.item():.3f}")
+    return _measured(model, data, console)
+
+
+def _measured(model: Any, data: str, console: Console | None) -> float:
     model.eval()
     task = task_of(model)
-    score = task.measure({"teacher": model}, open_data(data, preprocessing, "validation"))["teacher"]
+    score = task.measure({"teacher": model}, open_data(data, Preprocessing.of(model), "validation"))["teacher"]
     reached = float(score.to_dict()[task.score[0]])
     if console is not None:
         console.print(f"teacher: {task.score[1]} {reached:.2f} % on {score.images} held-out images")

@@ -106,7 +106,7 @@ AROUND = AroundFamily(lambda model: _known_whole(model))
 
 __all__ = [
     "FAMILIES", "AttentionLayer", "CalledFamily", "Family", "MultiheadReader", "castable_names", "family_of",
-    "input_size_of", "known_family", "reason_of", "refused_names", "register", "said_task", "skeleton",
+    "input_size_of", "known_family", "reason_of", "refused_names", "register", "said_task", "skeleton", "timm_names",
 ]  # fmt: skip
 
 
@@ -163,16 +163,22 @@ def reason_of(name: str) -> str | None:
     return family.excluded.get(name) if family is not None else REASONS.get(module, UNKNOWN)
 
 
-def castable_names(pattern: str = "*") -> list[str]:
-    """timm names, without pretrained tags, that a family can castle."""
+def timm_names(pattern: str = "*") -> list[str]:
+    """timm's own names, without pretrained tags, sorted; what is registered here beside them is none."""
     import timm
 
-    return sorted(name for name in timm.list_models(pattern) if reason_of(name) is None)
+    ours = __name__.partition(".")[0]
+    return sorted(
+        name for name in timm.list_models(pattern) if not timm.models.model_entrypoint(name).__module__.startswith(ours)
+    )
+
+
+def castable_names(pattern: str = "*") -> list[str]:
+    """timm names, without pretrained tags, that a family can castle."""
+    return [name for name in timm_names(pattern) if reason_of(name) is None]
 
 
 def refused_names(pattern: str = "*") -> dict[str, str]:
     """All other timm names and why they can't be castled."""
-    import timm
-
-    reasons = {name: reason_of(name) for name in sorted(timm.list_models(pattern))}
+    reasons = {name: reason_of(name) for name in timm_names(pattern)}
     return {name: why for name, why in reasons.items() if why is not None}

@@ -36,7 +36,7 @@ REASONS: dict[str, str] = {
     "mlp_mixer": "no attention: layers of fixed weights mix the tokens",
     "sequencer": "no attention: recurrent layers run along rows and columns",
     "swiftformer": "its additive attention has one global query and is already linear in the tokens",
-    "castling_convert.timm_entry": "it is what a bundle holds, and castled already",
+    "castling_convert.timm_entry": "it is no model of timm's, and made by castling-convert",
     "xcit": "its cross-covariance attention is between channels and already linear in the tokens",
 }  # fmt: skip
 """By the module of timm."""

@@ -207,7 +207,7 @@ class _Follow:
     def __call__(self, patch_embed: Any, images: tuple[torch.Tensor, ...]) -> None:
         self.see(patch_embed, tuple(images[0].shape[-2:]))
 
-    def see(self, patch_embed: Any, image_size: Size) -> None:
+    def see(self, patch_embed: Any, image_size: tuple[int, ...]) -> None:
         self.grid.height, self.grid.width = patch_embed.dynamic_feat_size(image_size)
 
 

@@ -143,13 +143,14 @@ class Segment(Task):
 
 
 def _painted(picture: Image.Image, classes: Tensor) -> Image.Image:
-    """The classes [H, W] as colours over a picture; class 0 has none, it is the background where there is one."""
+    """The classes [H, W] as colours over a grey picture; class 0 has none, it is the background where there is one."""
     from matplotlib import colormaps
 
-    colours = np.array([*colormaps["tab20"].colors], dtype=np.float32) * 255  # type: ignore[attr-defined]
+    palette = [*colormaps["tab10"].colors, *colormaps["Set2"].colors, *colormaps["Set1"].colors]  # type: ignore[attr-defined]
+    colours = 255 * np.array(palette, dtype=np.float32)
     places = Image.fromarray(classes.byte().cpu().numpy()).resize(picture.size, Image.Resampling.NEAREST)
-    found, pixels = np.asarray(places), np.asarray(picture.convert("RGB"), dtype=np.float32)
-    painted = 0.35 * pixels + 0.65 * colours[(found.astype(int) - 1) % len(colours)]
+    found, pixels = np.asarray(places), np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
+    painted = 0.3 * pixels + 0.7 * colours[(found.astype(int) - 1) % len(colours)]
     shown = (found != 0) & (found != IGNORED)
     return Image.fromarray(np.where(shown[..., None], painted, pixels).astype(np.uint8))
 
