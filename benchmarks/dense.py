@@ -3,6 +3,7 @@
     python benchmarks/dense.py             every run that is not in dense.jsonl yet, then dense.md
     python benchmarks/dense.py --quick     a few steps of each task on a few scenes, into benchmarks/.cache
     python benchmarks/dense.py --only "segment 280 0"     some of them: task, pixels, seed
+    python benchmarks/dense.py --latency   what it gains in onnxruntime, into dense.jsonl; `latency.py --table` shows it
     python benchmarks/dense.py --table     the page from the runs that are there
 
 The test bed is that of `bed.py`: scenes of one to three stamps on photographs, with masks and boxes. The teacher is its
@@ -25,12 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from bed import ARCHITECTURE, GRAPH, KINDS, backbone, make_scenes
 from pretrained import BED, CACHE, HERE, markdown, mean, read
 from rich.console import Console
 from timm.models import save_for_hf
 
 import castling_convert as cc
+from castling_convert.analysis.analyze import castled_twin
+from castling_convert.bench.bench import measure, softmax_baseline_
+from castling_convert.bench.cases import CASTLED, Case
 from castling_convert.demo.heads import train_head
 from castling_convert.tasks import find_task
 
@@ -40,6 +45,7 @@ BATCH = {280: 8, 518: 4}
 IMAGES = {280: 3_000, 518: 700}
 """Learned from in about 15 minutes here."""
 SEEDS = (0, 1)
+SMALL_VIT, CLASSES, LATENCIES, SECONDS = "vit_small_patch16_224", 21, (512, 1024), 10
 FEW = 8
 """Scenes of a part in a smoke test."""
 
@@ -98,6 +104,37 @@ def run(job: Job, bed: Path, scenes: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def latency(kind: str, size: int, seconds: float = SECONDS) -> dict[str, Any]:
+    """Of a ViT-S/16 alone or with a head, random weights, in one interleaved run with softmax."""
+    arguments: dict[str, Any] = {"img_size": size}
+    name = SMALL_VIT if kind == "backbone" else kind
+    arguments |= {"num_classes": 0} if kind == "backbone" else {"num_classes": CLASSES, "backbone": SMALL_VIT}
+    softmax = softmax_baseline_(timm.create_model(name, **arguments).eval())
+    castled = castled_twin(softmax, cc.Recipe.load("castling"))
+    result = measure(
+        Case("onnx", "fp32", (size, size), 1), castled, softmax, threads=2, seconds=seconds, trained=False,
+        memory=False,
+    )  # fmt: skip
+    return {
+        "key": f"latency {kind} {size}", "kind": kind, "size": size, "baseline": result.baseline,
+        "softmax": result.latency[result.baseline].median, "castled": result.latency[CASTLED].median,
+        "ratio": asdict(result.ratio), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def latencies(results: Path = RESULTS) -> str:
+    """A table of those that are there."""
+    rows = [
+        (
+            r["kind"], r["size"], f"{r['softmax']:.0f}", f"{r['castled']:.0f}",
+            f"{r['ratio']['value']:.2f} [{r['ratio']['low']:.2f}, {r['ratio']['high']:.2f}]",
+        )
+        for r in read(results).values()
+        if "ratio" in r
+    ]  # fmt: skip
+    return markdown(("graph", "pixels", "softmax, ms", "castled, ms", "ratio [95 %]"), rows)
+
+
 def some_of_parts(scenes: Path, place: Path, parts: Iterable[str], few: int) -> Path:
     """The first `few` scenes of each part."""
     for part in parts:
@@ -119,7 +156,7 @@ def page(results: Path) -> str:
     done = read(results)
     rows = []
     for task, size in dict.fromkeys((job.task, job.size) for job in jobs()):
-        records = [r for r in done.values() if (r["task"], r["size"]) == (task, size)]
+        records = [r for r in done.values() if "ratio" not in r and (r["task"], r["size"]) == (task, size)]
         if not records:
             continue
         key, word = find_task(task).score
@@ -156,11 +193,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two steps of each task, into benchmarks/.cache")
     parser.add_argument("--table", action="store_true", help="only write the page")
     parser.add_argument("--only", default="", help="runs whose task, pixels and seed begin so, such as 'segment 280'")
+    parser.add_argument("--latency", action="store_true", help="only the latencies")
     arguments = parser.parse_args()
     results, table = (CACHE / "dense-quick.jsonl", CACHE / "dense-quick.md") if arguments.quick else (RESULTS, TABLE)
     listed = [Job(task, 280, 0, 16) for task in MODELS] if arguments.quick else jobs()
     done = read(results)
     todo = [job for job in listed if job.key not in done and job.key.startswith(arguments.only)]
+    if arguments.latency:
+        for kind, size in (
+            (kind, size) for size in LATENCIES for kind in ("backbone", *(m for m, _ in MODELS.values()))
+        ):
+            if f"latency {kind} {size}" not in done:
+                record = latency(kind, size)
+                with results.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                print(json.dumps(record), flush=True)
+        return
     if not arguments.table:
         scenes = make_scenes(BED)
         bed = BED

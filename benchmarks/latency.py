@@ -26,6 +26,7 @@ from typing import Any
 
 import timm
 import torch
+from dense import latencies
 from torch import Tensor, nn
 
 import castling_convert as cc
@@ -165,6 +166,13 @@ uncertain as the others: *bare* of `castling-fast` without norms of q and k, cen
 left of its attention are the two products and the convolution; *most* of a model with all linear layers and **no
 attention at all**. They say about what is within reach, *bare* of these graphs and *most* of any; where *bare* is near
 a ratio or *target*, the intervals do not tell them apart.
+
+## Dense models
+
+A ViT-S/16 alone, and with the light heads of `segmenter` and `detector` (21 classes, upsampling to all pixels
+included), onnxruntime fp32, the recipe `castling`. Made by `python benchmarks/dense.py --latency`.
+
+{latencies()}
 
 ## The best castled artifact against the softmax model in float32
 

@@ -28,6 +28,7 @@ EXCEPTIONS = {
     "dense/detector.py": "an argument of timm's",
     "dense/segmenter.py": "an argument of timm's",
     "timm_entry.py": "an argument of timm's",
+    "families/hub_model.py": "an argument of timm's",
     "bundle/config.py": "a key of timm's config.json",
     "evaluation/teacher.py": "arguments of timm that a teacher is not made with again",
 }

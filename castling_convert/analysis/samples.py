@@ -44,9 +44,9 @@ def samples(path: Path, summary: dict[str, Any], console: Console | None) -> str
         data = open_data(spec, preprocessing, "validation")
         opened = data.dataset
         data, _ = task.usable(data, folded)
-        batches = some_batches(data, count_in_memory(LOOKED_AT, preprocessing))
         if preprocessing.labels != "classes":
             return _pictures(task, teacher_of(path, folded, console=console), folded, data, preprocessing)
+        batches = some_batches(data, count_in_memory(LOOKED_AT, preprocessing))
         names = list(getattr(opened, "classes", []))
         castled = answers(task, folded, batches)
         if castled is None:
