@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data.loaders import eval_loader
 from ..data.spec import ImageData
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..families import said_task
 from .base import Outputs, Task, classes_of
 
@@ -47,6 +47,11 @@ class Classify(Task):
         return output.softmax(-1)
 
     def loss(self, output: Tensor, expected: Tensor, temperature: float) -> Tensor:
+        if output.ndim != 2:
+            raise ModelError(
+                f"the model returns {list(output.shape)}, which is no logits of one class an image; say by its "
+                "attribute task what it is for, segment or detect"
+            )
         return logit_divergence(output, expected, temperature)
 
     def divergence(self, output: Tensor, expected: Tensor) -> float:

@@ -183,3 +183,13 @@ def test_export(tmp_path: Any) -> None:
     torch.testing.assert_close(
         torch.from_numpy(session(images(2).numpy())), folded(images(2))["out"], rtol=0, atol=1e-5
     )
+
+
+def test_a_model_that_does_not_say_what_it_is_for() -> None:
+    class Silent(ByMaps):
+        task = None
+
+    teacher = Silent().eval()
+    recipe_of = cc.Recipe.parse({"attention": LANDMARKS, "distill": {"steps": 2, "align": {"share": 0}}}, "test")
+    with pytest.raises(ModelError, match=r"returns \[4, 3, 8, 8\].*attribute task"):
+        cc.distill(cc.castle(teacher, recipe_of), teacher, [images(4)] * 2, recipe_of, device="cpu")
