@@ -42,7 +42,8 @@ def teacher_of(options, console):
     name = inside.pretrained_cfg["architecture"]
     classes = open_data(options.data, LIKE, "validation").classes
     teacher = timm.create_model("detector", backbone=name, num_classes=classes, img_size=options.image_size)
-    teacher.backbone.model.load_state_dict(inside.state_dict(), strict=False)
+    found = teacher.backbone.model.load_state_dict(inside.state_dict(), strict=False)  # its head is not wanted
+    assert not found.missing_keys, found.missing_keys
     train_head(teacher, options.data, console=console)
     return teacher, options.data
 
