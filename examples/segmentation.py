@@ -88,7 +88,7 @@ def main():
         sheet.paste(row, (0, place * (row.height + 4)))
     sheet.save(options.output / "scenes.png")
     print(f"{options.output / 'scenes.png'}: labels, teacher, castled")
-    print(write_report(options.output, console=console))
+    print(write_report(options.output, latency=False, console=console))
 
 
 if __name__ == "__main__":

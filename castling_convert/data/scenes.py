@@ -34,7 +34,7 @@ NOISE = 8.0
 WAVES = ((4, 60.0), (16, 14.0))
 """Of the background: points along a side, between which it is smooth, and their standard deviation."""
 
-TRAIN, VALIDATION = 20_000, 400
+TRAIN, VALIDATION = 20_000, 200
 
 
 class Scenes(Dataset[tuple[Tensor, Tensor | int]]):
