@@ -150,7 +150,7 @@ REFUSED = [
     (lambda: converted(max_drop="1"), RecipeError, "convert() takes as max_drop a number, not the text '1'"),
     (lambda: converted(minutes=True), RecipeError, "convert() takes as minutes a number, not True"),
     (lambda: converted(task=["features"]), ModelError,
-     "convert() takes as task a word, classify or features, not a list"),
+     "convert() takes as task a word: classify, features, segment or detect, not a list"),
     (lambda: converted(weights=3), WeightsError, "convert() takes as weights a .safetensors or .pth file, not 3"),
     (lambda: converted(image_size="32"), ModelError,
      "convert() takes as image_size (height, width), not the text '32'"),
