@@ -27,7 +27,7 @@ def drawn(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_scenes_depend_on_part_and_index_alone():
     train, again, held_out = opened("masks"), opened("masks"), opened("masks", "validation")
-    assert (len(train), len(held_out), train.classes, train.held_out) == (20_000, 400, 5, True)
+    assert (len(train), len(held_out), train.classes, train.held_out) == (20_000, 200, 5, True)
     assert all(torch.equal(*pair) for pair in zip(train.dataset[5], again.dataset[5], strict=True))
     assert not torch.equal(train.dataset[5][0], train.dataset[6][0])
 
