@@ -246,9 +246,15 @@ FLIPS = (
          "        close_masks(student)\n        output", "        output", PLANNING),
     Flip("points that are lost", "tasks/classify.py", "return teacher.top1 - castled.top1",
          "return castled.top1 - teacher.top1", ("tests/evaluation", "tests/test_pipeline.py")),
+    Flip("maps by channel", "distillation/losses.py", "cosine + channel_error(student, teacher, prefix) if by_channel",
+         "cosine if by_channel", LOSSES),
+    Flip("pixels without a label", "tasks/segment.py", "looked_at = labels != IGNORED", "looked_at = labels == labels",
+         ("tests/tasks",)),
+    Flip("divergence of kinds", "tasks/detect.py", "- _cross_entropy(wanted, likely)",
+         "+ _cross_entropy(wanted, likely)", ("tests/tasks",)),
     # What is said of an artifact.
-    Flip("parity's tolerance", "artifact/parity.py", "tolerance.rtol * expected.abs()",
-         "1000 * tolerance.rtol * expected.abs()", ("tests/artifact",)),
+    Flip("parity's tolerance", "artifact/parity.py", "tolerance.rtol * wanted.abs()",
+         "1000 * tolerance.rtol * wanted.abs()", ("tests/artifact",)),
     Flip("parity's noise", "artifact/parity.py", "(expected - expected.mean()).square()", "expected.square()",
          ("tests/artifact",)),
 )  # fmt: skip

@@ -106,3 +106,11 @@ def test_taps_are_taken_off_even_after_an_error(teacher):
         assert tokens_in.shape == taps.outputs["blocks.0.attn"].shape == (1, 17, 32)
         raise RuntimeError
     assert not any(module._forward_hooks for module in teacher.modules())
+
+
+def test_maps_that_a_head_reads_count_by_value_too():
+    teacher = torch.randn(2, 6, 5)
+    assert feature_distance(teacher, teacher, 0, True).item() == pytest.approx(0, abs=1e-6)
+    longer = feature_distance(2 * teacher, teacher, 0, True)
+    torch.testing.assert_close(longer, channel_error(2 * teacher, teacher))
+    assert longer > 0.5
