@@ -95,10 +95,7 @@ def draw_scenes(
     for folder in ("images", "masks"):
         (place / folder).mkdir(parents=True)
     for index in range(count):
-        whole = opened(rng.choice(photographs))
-        side = int(min(whole.size) * rng.uniform(0.3, 0.9))
-        x, y = rng.randint(0, whole.width - side), rng.randint(0, whole.height - side)
-        image = whole.crop((x, y, x + side, y + side)).resize((SCENE, SCENE), Image.Resampling.BICUBIC)
+        image = crop(photographs, SCENE, rng)
         mask = np.zeros((SCENE, SCENE), np.uint8)
         for _ in range(rng.randint(1, 3)):
             number, kind = rng.choice(list(enumerate(stamps, start=1)))
@@ -123,6 +120,14 @@ def draw_scenes(
     kinds = [{"id": number, "name": kind} for number, kind in enumerate(stamps, start=1)]
     described = {"images": images, "annotations": annotations, "categories": kinds}
     (place / "instances.json").write_text(json.dumps(described))
+
+
+def crop(photographs: list[Path], side: int, rng: random.Random) -> Image.Image:
+    """A square out of one of the photographs, of `side` pixels."""
+    whole = opened(rng.choice(photographs))
+    part = int(min(whole.size) * rng.uniform(0.3, 0.9))
+    x, y = rng.randint(0, whole.width - part), rng.randint(0, whole.height - part)
+    return whole.crop((x, y, x + part, y + part)).resize((side, side), Image.Resampling.BICUBIC)
 
 
 @cache
@@ -153,14 +158,8 @@ def draw_images(folder: Path, share: Path) -> None:
     photographs = parted(largest_versions(share), rng)
     stamps = {kind: parted(sorted((share / "tuxpaint/stamps" / kind).rglob("*.png")), rng) for kind in KINDS}
 
-    def crop(split: str) -> Image.Image:
-        whole = opened(rng.choice(photographs[split]))
-        side = int(min(whole.size) * rng.uniform(0.3, 0.9))
-        x, y = rng.randint(0, whole.width - side), rng.randint(0, whole.height - side)
-        return whole.crop((x, y, x + side, y + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-
     def scene(split: str, kind: str) -> Image.Image:
-        image = crop("train" if split == "train" else "val")
+        image = crop(photographs["train" if split == "train" else "val"], SIDE, rng)
         stamp = Image.open(rng.choice(stamps[kind]["val" if split == "unseen" else "train"])).convert("RGBA")
         side = int(SIDE * rng.uniform(0.45, 0.85))
         stamp.thumbnail((side, side))
@@ -178,7 +177,7 @@ def draw_images(folder: Path, share: Path) -> None:
         if split == "train":
             (folder / "photos-train").mkdir(exist_ok=True)
             for index in range(count // 3):
-                crop(split).save(folder / "photos-train" / f"{index:05d}.jpg", quality=92)
+                crop(photographs[split], SIDE, rng).save(folder / "photos-train" / f"{index:05d}.jpg", quality=92)
 
 
 def largest_versions(share: Path) -> list[Path]:

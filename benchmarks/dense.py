@@ -18,10 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,12 @@ def of(records: Iterable[dict[str, Any]], name: str) -> float:
     return mean(record[name] for record in records)
 
 
+def keep(record: dict[str, Any], results: Path) -> None:
+    with results.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    print(json.dumps(record), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two steps of each task, into benchmarks/.cache")
@@ -200,14 +206,9 @@ def main() -> None:
     done = read(results)
     todo = [job for job in listed if job.key not in done and job.key.startswith(arguments.only)]
     if arguments.latency:
-        for kind, size in (
-            (kind, size) for size in LATENCIES for kind in ("backbone", *(m for m, _ in MODELS.values()))
-        ):
+        for size, kind in product(LATENCIES, ("backbone", *(model for model, _ in MODELS.values()))):
             if f"latency {kind} {size}" not in done:
-                record = latency(kind, size)
-                with results.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-                print(json.dumps(record), flush=True)
+                keep(latency(kind, size), results)
         return
     if not arguments.table:
         scenes = make_scenes(BED)
@@ -216,17 +217,14 @@ def main() -> None:
             scenes = some_of_parts(scenes, CACHE / "scenes-quick", ("train", "val"), FEW)
             bed = CACHE / "dense-quick"
             bed.mkdir(exist_ok=True)
-            (bed / "packages").exists() or (bed / "packages").symlink_to(BED / "packages")
+            if not (bed / "packages").exists():
+                (bed / "packages").symlink_to(BED / "packages")
         for count, job in enumerate(todo, start=1):
             print(f"[{count}/{len(todo)}] {job.key}", flush=True)
-            record = run(job, bed, scenes)
-            with results.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(json.dumps({name: record[name] for name in ("teacher", "castled", "seconds")}), flush=True)
+            keep(run(job, bed, scenes), results)
     table.write_text(page(results))
     print(f"wrote {table}")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE))
     main()

@@ -81,12 +81,10 @@ def _dense(kind: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) ->
     """Images are normalised as those that the backbone was trained on, where nobody says otherwise."""
     from .dense.backbone import SMALLEST
 
-    backbone = kwargs.get("backbone", SMALLEST)
-    if not kwargs.get("pretrained_cfg") and isinstance(backbone, str):
-        known = timm.get_pretrained_cfg(backbone)
-        said = {key: getattr(known, key) for key in ("input_size", "mean", "std", "interpolation")} if known else {}
-        classes = {key: kwargs[key] for key in ("num_classes",) if key in kwargs}
-        kwargs["pretrained_cfg_overlay"] = said | classes | (kwargs.get("pretrained_cfg_overlay") or {})
+    known = timm.get_pretrained_cfg(kwargs.get("backbone", SMALLEST))
+    if known is not None and not kwargs.get("pretrained_cfg"):
+        said = {key: getattr(known, key) for key in ("input_size", "mean", "std", "interpolation")}
+        kwargs["pretrained_cfg_overlay"] = said | (kwargs.get("pretrained_cfg_overlay") or {})
     return build_model_with_cfg(kind, name, pretrained, **kwargs)
 
 
@@ -107,6 +105,8 @@ def build(base: str, base_args: dict[str, Any], castling: dict[str, Any], **kwar
     model = timm.create_model(base, pretrained=False, **{**base_args, **kwargs})
     if base == "transformers":
         model._model_args = {}  # `base_args` are all of them
+    if castling.get("task") is not None:
+        model.task = castling["task"]
     recipe = Recipe.parse({"attention": before_forms(castling["attention"])}, "config.json")
     castle_(model, recipe, layers=castling["layers"])
     close_masks(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ SHOWN, LOOKED_AT = 12, 512
 """Images that are shown, and of how many; those that the two models disagree about first."""
 PICTURES, PICTURES_OF = 9, 64
 """The same of what is drawn into images."""
-THUMBNAIL, LARGER = 144, 1.5
+THUMBNAIL, LARGER, GAP = 144, 1.5, 4
 CLASSES = 20
 """Rows of the table by class: those that lost most."""
 
@@ -42,12 +43,11 @@ def samples(path: Path, summary: dict[str, Any], console: Console | None) -> str
     task, preprocessing = task_of(folded), Preprocessing.of(folded)
     try:
         data = open_data(spec, preprocessing, "validation")
-        opened = data.dataset
+        names = getattr(data.dataset, "classes", ())
         data, _ = task.usable(data, folded)
         if preprocessing.labels != "classes":
             return _pictures(task, teacher_of(path, folded, console=console), folded, data, preprocessing)
         batches = some_batches(data, count_in_memory(LOOKED_AT, preprocessing))
-        names = list(getattr(opened, "classes", []))
         castled = answers(task, folded, batches)
         if castled is None:
             return ""
@@ -81,11 +81,11 @@ def _pictures(
     """Images with what the two models say of them side by side, those that they agree about least first."""
     found = []
     for images, labels in some_batches(data, count_in_memory(PICTURES_OF, preprocessing)):
-        for image, label, wanted, said in zip(images, labels, teacher(images), folded(images), strict=True):
-            picture = side_by_side(
-                task, image, label if data.classes is not None else None, wanted, said, preprocessing
-            )  # fmt: skip
-            found.append((task.agreement(said[None], wanted[None]), picture))
+        known = labels if data.classes is not None else len(images) * [None]
+        for image, label in zip(images.split(1), known, strict=True):
+            wanted, said = (task.run(model, image) for model in (teacher, folded))
+            picture = in_a_row(task, image[0], label, (wanted[0], said[0]), preprocessing)
+            found.append((task.agreement(said, wanted), picture))
     found.sort(key=lambda pair: pair[0])
     figures = "".join(
         f'<figure><img src="{_url(picture)}" alt=""><figcaption>agreement {agreement:.1f} %</figcaption></figure>'
@@ -96,19 +96,19 @@ def _pictures(
     return f'{head}<div class="samples wide">{figures}</div>'
 
 
-def side_by_side(
-    task: Task, image: Tensor, labels: Tensor | None, teacher: Any, castled: Any, preprocessing: Preprocessing
+def in_a_row(
+    task: Task, image: Tensor, labels: Tensor | None, outputs: Iterable[Any], preprocessing: Preprocessing
 ) -> Image.Image:  # fmt: skip
-    """One image, [C, H, W], with its labels where there are some, with what the teacher and what the castled model say
-    of it, from left to right."""
+    """One image, [C, H, W], with its labels where there are some and with what each of several models returned for it,
+    from left to right."""
     picture = _pixels(image, preprocessing).convert("RGB")
-    drawn = [task.drawn(picture, output) for output in (teacher, castled)]
-    drawn = drawn if labels is None else [task.drawn_labels(picture, labels), *drawn]
-    parts = [_shrunk(part or picture, LARGER * THUMBNAIL) for part in drawn]
-    picture = parts[0]
-    whole = Image.new("RGB", (len(parts) * (picture.width + 4) - 4, picture.height), "white")
+    drawn = [] if labels is None else [task.drawn_labels(picture, labels)]
+    drawn += [task.drawn(picture, output) for output in outputs]
+    parts = [_shrunk(part, LARGER * THUMBNAIL) for part in drawn]
+    width, height = parts[0].width + GAP, parts[0].height
+    whole = Image.new("RGB", (len(parts) * width - GAP, height), "white")
     for place, part in enumerate(parts):
-        whole.paste(part, (place * (picture.width + 4), 0))
+        whole.paste(part, (place * width, 0))
     return whole
 
 

@@ -98,6 +98,7 @@ class _Section(BaseModel):
 class _Castling(_Strict):
     attention: dict[str, Argument]
     layers: Text
+    task: Literal["segment", "detect"] | None = None
 
 
 class _Arguments(BaseModel):

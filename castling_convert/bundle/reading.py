@@ -50,6 +50,8 @@ def load_trained(path: Path) -> nn.Module | None:
     recipe = Recipe.parse({"attention": before_forms(castling["attention"])}, str(path))
     with _loading(path):
         base = timm.create_model(arguments["base"], pretrained=False, **arguments["base_args"])
+        if castling.get("task") is not None:
+            base.task = castling["task"]
         student = castle_(base, recipe, castling["layers"])
         student.load_state_dict(read_state_dict(path / TRAINED))
     close_masks(student)

@@ -184,6 +184,8 @@ def _config(model: nn.Module) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(Path(folder, CONFIG).read_text())
     if config["architecture"] != ARCHITECTURE:
         section = {"attention": castling.attention.model_dump(), "layers": castling.choice}
+        if "task" in vars(model):  # said of this one, and not by its class
+            section["task"] = model.task
         arguments = {
             "base": config["architecture"],
             "base_args": config.get("model_args", {}),

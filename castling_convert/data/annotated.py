@@ -49,10 +49,10 @@ def open_scenes(
     images.check_headers()
     notes = folder / INSTANCES
     if labelled and labels == "masks" and (folder / MASKS).is_dir():
-        kinds = len(_categories(_read(notes), notes)) if notes.exists() else None
+        kinds = len(_categories(_read(notes), notes)) if notes.is_file() else None
         masked = MaskedImages(images, folder, size, kinds)
         return masked, masked.classes
-    if labelled and labels == "boxes" and notes.exists():
+    if labelled and labels == "boxes" and notes.is_file():
         boxed = BoxedImages(images, folder, size)
         return boxed, boxed.classes
     return images, None

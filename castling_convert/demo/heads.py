@@ -18,31 +18,28 @@ from ..tasks import task_of
 
 BATCH = 16
 TRAINING = {"segment": (40, 1e-2), "detect": (20, 2e-3)}
-"""Epochs, and AdamW's rate, by task."""
+"""Of a head: epochs, and AdamW's rate, by task."""
+SEED, RATE = 0, 2e-3
+"""The rate of what is trained whole."""
 
 
-def train_head(
-    model: Any, data: str, *, seed: int = 0, epochs: int | None = None, images: int | None = None,
-    console: Console | None = None,
-) -> float:  # fmt: skip
+def train_head(model: Any, data: str, *, epochs: int | None = None, console: Console | None = None) -> float:
     """Train what `model`, a `Segmenter` or a `Detector`, has around its backbone, in place.
 
-    The backbone is not trained, so that its maps of every image are computed once and kept: 600 images of 400 patches
-    of 384 channels are 370 MB.
+    The backbone is not trained, so that its maps of every image are computed once and kept, in half precision: 600
+    images of 400 patches of 384 channels are 184 MB.
 
     Args:
-        data: a spec with masks or boxes. images: how many of its training part; all of them when left out.
+        data: a spec with masks or boxes. epochs: those of TRAINING when left out.
 
     Returns:
         What the task measures first, in percent, on the validation part.
     """
-    set_seed(seed)
+    set_seed(SEED)
     model.eval()
-    preprocessing = Preprocessing.of(model)
-    opened = open_data(data, preprocessing, "train")
-    count = min(images or len(opened), len(opened))
     started = time.monotonic()
-    kept, wanted = _maps(model, opened.only(range(count)))
+    kept, wanted = _maps(model, open_data(data, Preprocessing.of(model), "train"))
+    count = len(wanted)
     if console is not None:
         console.print(f"maps of {count} images in {time.monotonic() - started:.0f} s; training the head ...")
     inside = {id(parameter) for parameter in model.backbone.parameters()}
@@ -52,7 +49,8 @@ def train_head(
     optimizer = torch.optim.AdamW(head, lr, weight_decay=1e-2)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * -(-count // BATCH))
     for epoch in range(epochs):
-        _train_around(model)
+        model.train()
+        model.backbone.eval()
         for chosen in torch.randperm(count).split(BATCH):
             loss = model.loss_of([maps[chosen].float() for maps in kept], wanted[chosen])
             optimizer.zero_grad()
@@ -65,17 +63,16 @@ def train_head(
 
 
 def train_whole(
-    model: Any, data: str, *, steps: int, seed: int = 0, batch_size: int = 32, lr: float = 2e-3,
-    console: Console | None = None,
+    model: Any, data: str, *, steps: int, batch_size: int = 32, console: Console | None = None
 ) -> float:  # fmt: skip
     """Train a small `Segmenter` or `Detector` as a whole, in place, from the weights that it has, on the training part
     of a data set with masks or boxes; returns what `train_head` does."""
-    set_seed(seed)
+    set_seed(SEED)
     opened = open_data(data, Preprocessing.of(model), "train")
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     model.train()
-    for step, (images, labels) in enumerate(training_loader(opened, batch_size, steps, 0, seed, workers=0), start=1):
+    for step, (images, labels) in enumerate(training_loader(opened, batch_size, steps, 0, SEED, workers=0), start=1):
         loss = model.loss_of(model.backbone(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -106,9 +103,3 @@ def _maps(model: Any, data: Any) -> tuple[list[Tensor], Tensor]:
         maps.append([found.half() for found in model.backbone(images)])
         wanted.append(labels)
     return [torch.cat(parts) for parts in zip(*maps, strict=True)], torch.cat(wanted)
-
-
-def _train_around(model: Any) -> None:
-    """All but the backbone in training mode."""
-    model.train()
-    model.backbone.eval()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from .backbone import SMALLEST, make_backbone, side_by_side
+from .backbone import AroundBackbone, side_by_side
 from .boxes import CORNERS
 
 WIDTH = 128
@@ -22,7 +22,7 @@ REACH = 1.5
 """Strides from the middle of a box within which places learn it, as in FCOS with centre sampling."""
 
 
-class Detector(nn.Module):
+class Detector(AroundBackbone):
     """Images [B, C, H, W] to a box and logits of its kinds at every place, [B, N, 4 + kinds]: x1, y1, x2, y2 in pixels
     of these images, which they may reach beyond, and for each kind the logit of a sigmoid.
 
@@ -31,30 +31,15 @@ class Detector(nn.Module):
     and for the distances from the middle of a place to the four sides, a softplus in units of the place's size.
     `boxes.suppressed` makes detections of that.
 
-    Args:
-        backbone: a timm name, or a model that timm made.
-        num_classes: kinds of things.
-        img_size, in_chans: of the images. out_indices: of the blocks whose maps the head reads, -1 is the last.
-        arguments: for `timm.create_model`, of the backbone.
+    What it is made with is said at `AroundBackbone`.
     """
 
     task = "detect"
 
-    def __init__(
-        self,
-        backbone: str | nn.Module = SMALLEST,
-        num_classes: int = 2,
-        img_size: int | Sequence[int] | None = None,
-        in_chans: int = 3,
-        out_indices: Sequence[int] = (-1,),
-        **arguments: Any,
-    ) -> None:
-        super().__init__()
-        self.backbone = make_backbone(backbone, in_chans, img_size, out_indices, **arguments)
-        self.num_classes, self.num_features = num_classes, sum(self.backbone.feature_info.channels())
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.stride = self.backbone.feature_info.reduction()[0] / 2
         """Pixels from one place to the next."""
-        self.norm = nn.BatchNorm2d(self.num_features)
         self.stem = nn.Sequential(
             nn.ConvTranspose2d(self.num_features, WIDTH, 2, stride=2, bias=False),
             nn.BatchNorm2d(WIDTH),
@@ -64,7 +49,7 @@ class Detector(nn.Module):
             nn.ReLU(),
         )
         self.distances = nn.Conv2d(WIDTH, CORNERS, 3, padding=1)
-        self.classifier = nn.Conv2d(WIDTH, num_classes, 3, padding=1)
+        self.classifier = nn.Conv2d(WIDTH, self.num_classes, 3, padding=1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.constant_(self.classifier.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 

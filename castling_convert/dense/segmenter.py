@@ -9,38 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.targets import IGNORED
-from .backbone import SMALLEST, make_backbone, side_by_side
+from .backbone import AroundBackbone, side_by_side
 
 
-class Segmenter(nn.Module):
+class Segmenter(AroundBackbone):
     """Images [B, C, H, W] to logits of a class at every pixel, [B, classes, H, W].
 
     The head is a batch norm and a 1x1 convolution on the feature maps, put side by side at the size of the first, and
     bilinear upsampling: what DINOv2's linear segmentation is (Oquab et al., arXiv 2304.07193, section 7.4).
 
-    Args:
-        backbone: a timm name, or a model that timm made.
-        num_classes: background included.
-        img_size, in_chans: of the images. out_indices: of the blocks whose maps the head reads, -1 is the last.
-        arguments: for `timm.create_model`, of the backbone.
+    What it is made with is said at `AroundBackbone`.
     """
 
     task = "segment"
 
-    def __init__(
-        self,
-        backbone: str | nn.Module = SMALLEST,
-        num_classes: int = 2,
-        img_size: int | Sequence[int] | None = None,
-        in_chans: int = 3,
-        out_indices: Sequence[int] = (-1,),
-        **arguments: Any,
-    ) -> None:
-        super().__init__()
-        self.backbone = make_backbone(backbone, in_chans, img_size, out_indices, **arguments)
-        self.num_classes, self.num_features = num_classes, sum(self.backbone.feature_info.channels())
-        self.norm = nn.BatchNorm2d(self.num_features)
-        self.classifier = nn.Conv2d(self.num_features, num_classes, 1)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.classifier = nn.Conv2d(self.num_features, self.num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.read(self.backbone(images), images.shape[-2:])

@@ -114,14 +114,10 @@ class Lessons:
     @torch.no_grad()
     def _taught(self, images: Tensor) -> Lesson:
         self.images = images
+        count, _, height, width = images.shape
         with self.accelerator.autocast():
             self.teacher(images)
-        return Lesson(dict(self.softmax.inputs), dict(self.softmax.outputs), *_count_and_size(images))
-
-
-def _count_and_size(images: Tensor) -> tuple[int, tuple[int, int]]:
-    count, _, height, width = images.shape
-    return count, (height, width)
+        return Lesson(dict(self.softmax.inputs), dict(self.softmax.outputs), count, (height, width))
 
 
 def align_step(

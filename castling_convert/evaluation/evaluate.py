@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def evaluate(
     path, runner = open_target(target)
     folded: Any = bundle.load(path)
     task = task_of(folded)
-    castled: Outputs = runner if runner is not None else folded
+    castled: Outputs = runner if runner is not None else partial(task.run, folded)
     opened, unmeasured = task.usable(open_data(data, Preprocessing.of(folded), "validation"), folded)
     try:
         original = teacher_of(path, folded, teacher, teacher_weights, console)
@@ -49,4 +50,7 @@ def evaluate(
             raise  # of features nothing is known without a teacher
         notes = [f"without the teacher: {error}", *([unmeasured] if unmeasured else [])]
         return task.measure({"castled": castled}, opened, limit), notes
-    return task.measure({"teacher": original, "castled": castled}, opened, limit), [unmeasured] if unmeasured else []
+    return (
+        task.measure({"teacher": partial(task.run, original), "castled": castled}, opened, limit),
+        [unmeasured] if unmeasured else [],
+    )

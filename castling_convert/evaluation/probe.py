@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_map_only
 from ..data.loaders import count_in_memory, some_batches
 from ..data.preprocessing import Preprocessing
 from ..data.spec import ImageData
-from ..families.around import main_output
 from ..tasks import task_of
 
 PROBED_IMAGES = 500
@@ -31,12 +30,12 @@ class Probe:
         self.images = [x for x, _ in batches]
         self.labels = torch.cat([y for _, y in batches]) if data.classes is not None else None
         with torch.no_grad():
-            self.expected = self.task.joined([_on_cpu(main_output(teacher(x.to(device)))) for x in self.images])
+            self.expected = self.task.joined([_on_cpu(self.task.run(teacher, x.to(device))) for x in self.images])
 
     @torch.no_grad()
     def __call__(self, student: nn.Module) -> dict[str, float]:
         device = next(student.parameters()).device
-        outputs = self.task.joined([_on_cpu(main_output(student(x.to(device)))) for x in self.images])
+        outputs = self.task.joined([_on_cpu(self.task.run(student, x.to(device))) for x in self.images])
         return self.task.followed(outputs, self.expected, self.labels)
 
 

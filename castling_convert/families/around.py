@@ -131,7 +131,10 @@ class AroundFamily(Family):
 
     def head(self, model: Any, features: Any) -> Any:
         """What the whole module returned: of several things the one that it is for, of detections a list."""
-        return main_output(features.output)
+        output = features.output
+        if isinstance(output, Mapping):
+            return next((output[name] for name in OUTPUTS if name in output), output)
+        return output
 
     def maps(self, model: nn.Module, features: Any) -> list[tuple[Tensor, int]]:
         channels: set[int] = set()
@@ -167,13 +170,6 @@ class AroundFamily(Family):
         for _, inside, family in self._inside(model):
             family.to_half_(inside, dtype)
             inside.register_forward_hook(lambda _module, _inputs, output: tree_map_only(Tensor, Tensor.float, output))
-
-
-def main_output(output: Any) -> Any:
-    """Of several things that a module returns the one that it is for."""
-    if isinstance(output, Mapping):
-        return next((output[name] for name in OUTPUTS if name in output), output)
-    return output
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -36,4 +37,10 @@ def skeleton(name: str, **arguments: Any) -> nn.Module:
     import timm
 
     with _NothingFilled():
-        return timm.create_model(name, pretrained=False, device="meta", **arguments)
+        try:
+            return timm.create_model(name, pretrained=False, device="meta", **arguments)
+        except TypeError as error:
+            if "unexpected keyword argument 'device'" not in str(error):
+                raise
+        with torch.device("meta"):  # of a model that is registered with timm, and does not say where it is made
+            return timm.create_model(name, pretrained=False, **arguments)

@@ -21,7 +21,6 @@ from ..distillation.loop import DistillResult, distill
 from ..distillation.progress import Progress
 from ..distillation.state import saved_fingerprint, saved_step
 from ..evaluation.probe import PROBED_IMAGES, Probe
-from ..families.around import main_output
 from ..recipe import Recipe
 from ..tasks import Outputs, task_of
 
@@ -94,7 +93,8 @@ def outputs_of(teacher: nn.Module, student: nn.Module) -> dict[str, Outputs]:
     """Both on the student's device, for images from anywhere."""
     device = next(student.parameters()).device
     teacher.to(device)
+    task = task_of(teacher)
     return {
-        "teacher": lambda x: main_output(teacher(x.to(device))),
-        "castled": lambda x: main_output(student(x.to(device))),
+        "teacher": lambda x: task.run(teacher, x.to(device)),
+        "castled": lambda x: task.run(student, x.to(device)),
     }

@@ -73,7 +73,7 @@ def sensitivities(
     task = task_of(teacher)
     device = next(teacher.parameters()).device
     batches = images.split(EVAL_BATCH)
-    expected = task.joined([teacher(batch.to(device)) for batch in batches])
+    expected = task.joined([task.run(teacher, batch.to(device)) for batch in batches])
     for block in castable_blocks(teacher, recipe.attention) if numbers is None else numbers:
         student = castle(teacher, recipe, layers=str(block)).eval()
         if aligned is None:
@@ -81,7 +81,7 @@ def sensitivities(
         else:
             adopt_layers(student, aligned)
         close_masks(student)
-        output = task.joined([student(batch.to(device)) for batch in batches])
+        output = task.joined([task.run(student, batch.to(device)) for batch in batches])
         yield Sensitivity(
             block,
             [name for name, _ in castled_layers(student)],

@@ -43,6 +43,10 @@ def metrics(*more: str) -> Any:
     return torchmetrics
 
 
+PLACES_AT_ONCE = 16
+"""Images at once of a model whose outputs are larger than they are."""
+
+
 class Score(Protocol):
     """What was measured of one model over a number of images; values are percentages where nothing else is said."""
 
@@ -88,6 +92,10 @@ class Task(ABC):
         """What `model` returns for images with these `features`."""
         return family_of(model).head(model, features)
 
+    def run(self, model: nn.Module, images: Tensor) -> Any:
+        """What `model` returns for images [B, C, H, W]; of several things the one that it is for."""
+        return self.head(model, self.features(model, images))
+
     def probabilities(self, output: Tensor) -> Tensor:
         """What an artifact with its preprocessing baked in returns in place of `output`."""
         return output
@@ -121,13 +129,13 @@ class Task(ABC):
         """For each image the number of what it is said to be, [B]; None where nothing of that kind is said."""
         return None
 
-    def drawn(self, picture: Image.Image, output: Tensor) -> Image.Image | None:
-        """A picture with what a model says of it, the `output` of one image; None where that is no matter of places."""
-        return None
+    def drawn(self, picture: Image.Image, output: Any) -> Image.Image:
+        """A picture with what a model says of its places, the `output` of one image."""
+        return picture
 
-    def drawn_labels(self, picture: Image.Image, labels: Tensor) -> Image.Image | None:
+    def drawn_labels(self, picture: Image.Image, labels: Tensor) -> Image.Image:
         """As `drawn`, of what the labels of one image say."""
-        return None
+        return picture
 
     @abstractmethod
     def usable(self, data: ImageData, model: nn.Module) -> tuple[ImageData, str | None]:
@@ -149,14 +157,16 @@ class Task(ABC):
             DataError: no image, too few, or labels of other classes than the model's.
         """
 
-    @abstractmethod
     def lost(self, teacher: Any, castled: Any) -> float:
-        """The points that the score of a castled model is below that of its teacher, as --max-drop counts them."""
+        """The points that the score of a castled model is below that of its teacher, as --max-drop counts them; without
+        labels those of agreement."""
+        before, after = (getattr(score, self.score[0]) for score in (teacher, castled))
+        return before - after if before is not None and after is not None else 100 - castled.agreement
 
-    @abstractmethod
     def lost_in(self, data: ImageData) -> str:
         """What `lost` counts on such data: `top-1`, say."""
+        return self.score[1] if data.classes is not None else "agreement"
 
-    @abstractmethod
     def account(self, scores: Mapping[str, Any]) -> dict[str, Any]:
         """The scores of `teacher` and `castled` as they stand in a summary."""
+        return {name: score.to_dict() for name, score in scores.items()}

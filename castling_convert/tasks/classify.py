@@ -116,18 +116,6 @@ class Classify(Task):
             for name in models
         }
 
-    def lost(self, teacher: Accuracy, castled: Accuracy) -> float:
-        """In top-1 where there are labels, else the share of images with another top class."""
-        if teacher.top1 is not None and castled.top1 is not None:
-            return teacher.top1 - castled.top1
-        return 100 - castled.agreement  # type: ignore[operator]
-
-    def lost_in(self, data: ImageData) -> str:
-        return "top-1" if data.classes is not None else "agreement"
-
-    def account(self, scores: Mapping[str, Accuracy]) -> dict[str, Any]:
-        return {name: score.to_dict() for name, score in scores.items()}
-
 
 def logit_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) of the class distributions at `temperature`, times its square; [B, classes].

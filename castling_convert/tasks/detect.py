@@ -16,12 +16,10 @@ from ..data.loaders import eval_loader
 from ..data.spec import ImageData
 from ..dense.boxes import CORNERS, Found, found, labelled, shared
 from ..errors import DataError
-from .base import Outputs, Task, classes_of, metrics
+from .base import PLACES_AT_ONCE, Outputs, Task, classes_of, metrics
 
 CERTAIN = 0.3
 """Score above which a detection is one that models are asked to agree on."""
-AT_ONCE = 16
-"""Images at once: what comes out is larger than what goes in."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Detect(Task):
             metric.warn_on_many_detections = False
         partners, counted = (dict.fromkeys(models, 0) for _ in range(2))
         seen = 0
-        for images, labels in eval_loader(data, batch_size=AT_ONCE):
+        for images, labels in eval_loader(data, batch_size=PLACES_AT_ONCE):
             outputs = {name: found(model(images)) for name, model in models.items()}
             expected = [image.above(CERTAIN) for image in outputs[reference]]
             for name, detections in outputs.items():
@@ -161,18 +159,6 @@ class Detect(Task):
             )
             for name in models
         }
-
-    def lost(self, teacher: Detections, castled: Detections) -> float:
-        """In mean average precision where there are labels, else the share of detections without a partner."""
-        if teacher.map is not None and castled.map is not None:
-            return teacher.map - castled.map
-        return 100 - castled.agreement  # type: ignore[operator]
-
-    def lost_in(self, data: ImageData) -> str:
-        return "mAP" if data.classes is not None else "agreement"
-
-    def account(self, scores: Mapping[str, Detections]) -> dict[str, Any]:
-        return {name: score.to_dict() for name, score in scores.items()}
 
 
 def _framed(picture: Image.Image, image: Found) -> Image.Image:

@@ -17,11 +17,8 @@ from ..data.spec import ImageData
 from ..data.targets import IGNORED
 from ..errors import DataError
 from ..families import said_task
-from .base import Outputs, Task, classes_of, metrics
+from .base import PLACES_AT_ONCE, Outputs, Task, classes_of, metrics
 from .classify import logit_divergence
-
-AT_ONCE = 16
-"""Images at once: what comes out is larger than what goes in."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class Segment(Task):
         unions: dict[str, Any] = {}
         right, agree = (dict.fromkeys(models, 0) for _ in range(2))
         seen, pixels, counted = 0, 0, 0
-        for images, masks in eval_loader(data, batch_size=AT_ONCE):
+        for images, masks in eval_loader(data, batch_size=PLACES_AT_ONCE):
             logits = {name: model(images).float().cpu() for name, model in models.items()}
             if labelled:
                 logits = {name: _at(masks, values) for name, values in logits.items()}
@@ -128,18 +125,6 @@ class Segment(Task):
             )
             for name in models
         }
-
-    def lost(self, teacher: Segmentation, castled: Segmentation) -> float:
-        """In mIoU where there are masks, else the share of pixels with another class."""
-        if teacher.miou is not None and castled.miou is not None:
-            return teacher.miou - castled.miou
-        return 100 - castled.agreement  # type: ignore[operator]
-
-    def lost_in(self, data: ImageData) -> str:
-        return "mIoU" if data.classes is not None else "agreement"
-
-    def account(self, scores: Mapping[str, Segmentation]) -> dict[str, Any]:
-        return {name: score.to_dict() for name, score in scores.items()}
 
 
 def _painted(picture: Image.Image, classes: Tensor) -> Image.Image:

@@ -106,7 +106,7 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
 
     def logits(model: torch.nn.Module) -> Tensor:
         with torch.no_grad():
-            return torch.cat([model(part) for part in images.split(16)])
+            return task.joined([task.run(model, part) for part in images.split(16)])
 
     reference = logits(top)
     rungs = [Rung("trained" if trained is not None else "folded", DEFAULT, None, None, top1(reference))]

@@ -16,6 +16,7 @@ SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_head
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("castling_convert.data.scenes.TRAIN", 16)
     monkeypatch.setattr("castling_convert.data.scenes.VALIDATION", 16)
 
 
@@ -28,7 +29,7 @@ def model(kind: str) -> Any:
 def test_a_head_alone(kind: str) -> None:
     net = model(kind)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    reached = train_head(net, "scenes", epochs=2, images=32)
+    reached = train_head(net, "scenes", epochs=2)
     assert 0 <= reached <= 100
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
     assert "classifier.weight" in changed
@@ -41,7 +42,7 @@ def test_it_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     net, losses = model("segmenter"), []
     loss_of = net.loss_of
     monkeypatch.setattr(net, "loss_of", lambda *inputs: losses.append(loss_of(*inputs)) or losses[-1])
-    train_head(net, "scenes", epochs=60, images=16)
+    train_head(net, "scenes", epochs=60)
     assert losses[-1] < 0.6 * losses[0]
 
 

@@ -13,7 +13,7 @@ import castling_convert as cc
 from castling_convert.attention import Reading
 from castling_convert.castling import castled_layers, close_masks
 from castling_convert.distillation.losses import tap
-from castling_convert.families import input_size_of
+from castling_convert.families import family_of, input_size_of
 from castling_convert.folding import certify
 from castling_convert.tasks import task_of
 from tests.models import LANDMARKS, recipe, shake_
@@ -127,6 +127,16 @@ def _nothing_crosses_regions(layer: Any, reading: Reading, matrix: Tensor) -> No
 
 
 @torch.no_grad()
+def only_unreduced_keys_have_a_residual(model: Any, shapes: list[tuple[int, int, tuple[int, int]]]) -> None:
+    """On the grid, of the layers with these numbers of tokens and of keys, and these grids; the last alone is not
+    reduced."""
+    layers = family_of(model).layers(model)
+    assert [(layer.tokens, layer.keys, layer.grid) for layer in layers] == shapes
+    student: Any = cc.castle(model, cc.Recipe.parse({"attention": LANDMARKS}, "test"))
+    found = [student.get_submodule(layer.name).depthwise is not None for layer in layers]
+    assert found == [layer.queries_are_keys for layer in layers] == [*(len(shapes) - 1) * [False], True]
+
+
 def settled(model: Any, x: Tensor) -> Any:
     """In eval mode. Random networks with batch norms explode: these get the statistics of what they see, as after a
     training, and logits become about one."""

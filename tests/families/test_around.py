@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -193,3 +195,42 @@ def test_a_model_that_does_not_say_what_it_is_for() -> None:
     recipe_of = cc.Recipe.parse({"attention": LANDMARKS, "distill": {"steps": 2, "align": {"share": 0}}}, "test")
     with pytest.raises(ModelError, match=r"returns \[4, 3, 8, 8\].*attribute task"):
         cc.distill(cc.castle(teacher, recipe_of), teacher, [images(4)] * 2, recipe_of, device="cpu")
+
+
+REGISTERED = """
+import sys, timm, torch
+from torch import nn
+from timm.models import build_model_with_cfg, register_model
+import castling_convert as cc
+from castling_convert.bundle import load_trained
+from castling_convert.tasks import task_of
+from pathlib import Path
+
+class Mine(nn.Module):
+    def __init__(self, num_classes=5, in_chans=3, depth=2):
+        super().__init__()
+        self.num_classes, self.num_features = num_classes, 32
+        self.vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=depth,
+                                     num_heads=2, num_classes=0)
+        self.head = nn.Conv2d(32, num_classes, 1)
+
+    def forward(self, x):
+        tokens = self.vit.forward_features(x)[:, 1:]
+        return {"out": self.head(tokens.transpose(1, 2).unflatten(2, (4, 4)))}
+
+@register_model
+def mine(pretrained=False, **kwargs):
+    return build_model_with_cfg(Mine, "mine", pretrained, **kwargs)
+
+recipe = cc.Recipe.load("castling", ["distill.steps=2", "distill.batch_size=4"])
+out = Path(sys.argv[1], "out")
+summary = cc.convert(timm.create_model("mine").eval(), out, task="segment", data="scenes", recipe=recipe, device="cpu")
+models = cc.load(out), load_trained(out), timm.create_model(f"local-dir:{out}", pretrained=True)
+print([task_of(model).name for model in models], "miou" in summary["accuracy"]["castled"])
+"""
+
+
+@pytest.mark.slow
+def test_a_bundle_of_a_registered_class_knows_what_it_is_for(tmp_path: Any) -> None:
+    run = subprocess.run([sys.executable, "-c", REGISTERED, tmp_path], capture_output=True, text=True, check=False)
+    assert run.stdout == "['segment', 'segment', 'segment'] True\n", run.stderr

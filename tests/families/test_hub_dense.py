@@ -117,13 +117,7 @@ def test_factors_are_the_bias() -> None:
 
 def test_only_unreduced_keys_have_a_residual_on_the_grid() -> None:
     model = small("segformer")
-    layers = family_of(model).layers(model)
-    assert [(layer.tokens, layer.keys, layer.grid) for layer in layers] == [
-        (256, 16, (4, 4)), (64, 16, (4, 4)), (16, 16, (4, 4)),
-    ]  # fmt: skip
-    student: Any = cc.castle(model, cc.Recipe.parse({"attention": LANDMARKS}, "test"))
-    found = [student.get_submodule(layer.name).depthwise is not None for layer in layers]
-    assert found == [layer.queries_are_keys for layer in layers] == [False, False, True]
+    road.only_unreduced_keys_have_a_residual(model, [(256, 16, (4, 4)), (64, 16, (4, 4)), (16, 16, (4, 4))])
 
 
 def test_windows_and_blocks_that_see_all() -> None:

@@ -12,7 +12,6 @@ import castling_convert as cc
 from castling_convert.errors import ModelError
 from castling_convert.families import family_of
 from tests.families import road
-from tests.models import LANDMARKS
 
 VARIANTS: dict[str, tuple[int, int]] = {"square": (64, 64), "odd": (72, 40)}
 
@@ -42,13 +41,7 @@ def test_from_castle_to_onnx(tmp_path) -> None:
 
 def test_only_unreduced_keys_have_a_residual_on_the_grid() -> None:
     model = small((64, 64))
-    layers = family_of(model).layers(model)
-    assert [(layer.tokens, layer.keys, layer.grid) for layer in layers] == [
-        (256, 16, (4, 4)), (64, 16, (4, 4)), (16, 16, (4, 4)),
-    ]  # fmt: skip
-    student: Any = cc.castle(model, cc.Recipe.parse({"attention": LANDMARKS}, "test"))
-    found = [student.get_submodule(layer.name).depthwise is not None for layer in layers]
-    assert found == [layer.queries_are_keys for layer in layers] == [False, False, True]
+    road.only_unreduced_keys_have_a_residual(model, [(256, 16, (4, 4)), (64, 16, (4, 4)), (16, 16, (4, 4))])
 
 
 def test_keys_pooled_to_a_constant_are_kept_with_the_reason() -> None:

@@ -14,7 +14,7 @@ from castling_convert.data.spec import ImageData
 from castling_convert.data.targets import IGNORED
 from castling_convert.errors import DataError
 from castling_convert.tasks import find_task, task_of
-from tests.models import images, tiny
+from tests.models import tiny
 
 SEGMENT = find_task("segment")
 
@@ -111,7 +111,6 @@ def test_whose_task_it_is() -> None:
     assert task_of(tiny(num_classes=0)).name == "features"
     classifier.task = "segment"
     assert task_of(classifier).name == "segment"
-    assert images(1).shape == (1, 3, 32, 32)
 
 
 def test_without_torchmetrics() -> None:
