@@ -168,7 +168,7 @@ def _refuse_random_head(resolved: str, num_classes: int | None) -> None:
     from timm.models import get_pretrained_cfg
 
     config = None if resolved.startswith(("local-dir:", "hf-hub:")) else get_pretrained_cfg(resolved)
-    if config is not None and num_classes not in (None, 0, config.num_classes):
+    if config is not None and config.has_weights and num_classes not in (None, 0, config.num_classes):
         raise WeightsError(
             f"the pretrained head of {resolved} has {config.num_classes} classes, one of {num_classes} is random; "
             "leave out --num-classes, or give --weights FILE of a model fine-tuned to them"

@@ -81,7 +81,7 @@ def _dense(kind: type[nn.Module], name: str, pretrained: bool, **kwargs: Any) ->
     """Images are normalised as those that the backbone was trained on, where nobody says otherwise."""
     from .dense.backbone import SMALLEST
 
-    known = timm.get_pretrained_cfg(kwargs.get("backbone", SMALLEST))
+    known = timm.get_pretrained_cfg(str(kwargs.get("backbone", SMALLEST)))
     if known is not None and not kwargs.get("pretrained_cfg"):
         said = {key: getattr(known, key) for key in ("input_size", "mean", "std", "interpolation")}
         kwargs["pretrained_cfg_overlay"] = said | (kwargs.get("pretrained_cfg_overlay") or {})
