@@ -183,7 +183,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
         save_config_for_hf(model, f"{folder}/{CONFIG}")
         config: dict[str, Any] = json.loads(Path(folder, CONFIG).read_text())
     if config["architecture"] != ARCHITECTURE:
-        section = {"attention": castling.attention.model_dump(), "layers": castling.choice}
+        section: dict[str, Any] = {"attention": castling.attention.model_dump(), "layers": castling.choice}
         if "task" in vars(model):  # said of this one, and not by its class
             section["task"] = model.task
         arguments = {
