@@ -137,6 +137,7 @@ def only_unreduced_keys_have_a_residual(model: Any, shapes: list[tuple[int, int,
     assert found == [layer.queries_are_keys for layer in layers] == [*(len(shapes) - 1) * [False], True]
 
 
+@torch.no_grad()
 def settled(model: Any, x: Tensor) -> Any:
     """In eval mode. Random networks with batch norms explode: these get the statistics of what they see, as after a
     training, and logits become about one."""
