@@ -14,8 +14,9 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from .backbone import AroundBackbone, side_by_side
 from .boxes import CORNERS
 
-WIDTH = 128
-"""Channels of the head."""
+WIDTH, CONVOLUTIONS = 128, 4
+"""Channels of the head, and how many 3x3 convolutions they pass before they are read: as many as FCOS has, so that a
+place sees the sides of a box nine places wide."""
 PRIOR = 0.01
 """Score of everything before the head is trained, as in RetinaNet (Lin et al., arXiv 1708.02002, section 4.1)."""
 REACH = 1.5
@@ -26,8 +27,8 @@ class Detector(AroundBackbone):
     """Images [B, C, H, W] to a box and logits of its kinds at every place, [B, N, 4 + kinds]: x1, y1, x2, y2 in pixels
     of these images, which they may reach beyond, and for each kind the logit of a sigmoid.
 
-    The head is FCOS's (Tian et al., arXiv 1904.01355) at one level, twice as fine as the first feature map, with its
-    two branches in one: a transposed and a 3x3 convolution, both normalised, and two 3x3 convolutions for the logits
+    The head is FCOS's (Tian et al., arXiv 1904.01355) at one level, that of the first feature map, with its two
+    branches in one: a 1x1 and CONVOLUTIONS 3x3 convolutions, all normalised, and two 3x3 convolutions for the logits
     and for the distances from the middle of a place to the four sides, a softplus in units of the place's size.
     `boxes.suppressed` makes detections of that.
 
@@ -38,15 +39,11 @@ class Detector(AroundBackbone):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.stride = self.backbone.feature_info.reduction()[0] / 2
+        self.stride = float(self.backbone.feature_info.reduction()[0])
         """Pixels from one place to the next."""
         self.stem = nn.Sequential(
-            nn.ConvTranspose2d(self.num_features, WIDTH, 2, stride=2, bias=False),
-            nn.BatchNorm2d(WIDTH),
-            nn.ReLU(),
-            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
-            nn.BatchNorm2d(WIDTH),
-            nn.ReLU(),
+            _normalised(nn.Conv2d(self.num_features, WIDTH, 1, bias=False)),
+            *(_normalised(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)) for _ in range(CONVOLUTIONS)),
         )
         self.distances = nn.Conv2d(WIDTH, CORNERS, 3, padding=1)
         self.classifier = nn.Conv2d(WIDTH, self.num_classes, 3, padding=1)
@@ -82,7 +79,7 @@ class Detector(AroundBackbone):
     def loss_of(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """The same of the backbone's maps of the images."""
         output = self.read(maps)
-        height, width = (2 * side for side in maps[0].shape[-2:])
+        height, width = maps[0].shape[-2:]
         return detection_loss(output, boxes, self.middles(height, width, output), self.stride)
 
 
@@ -116,6 +113,10 @@ def detection_loss(output: Tensor, boxes: Tensor, middles: Tensor, stride: float
     targets = corners.gather(1, which[..., None].expand(-1, -1, CORNERS))
     overlap = generalized_box_iou_loss(output[..., :CORNERS][taken], targets[taken], reduction="sum")
     return (focal + overlap) / count
+
+
+def _normalised(convolution: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU())
 
 
 def _by_place(maps: Tensor) -> Tensor:
