@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/castling demo
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 --durations 20
 
 coverage: $(VENV)/.installed
 	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 --cov --cov-report=term

@@ -9,8 +9,8 @@
 The test bed is that of `bed.py`: scenes of one to three stamps on photographs, with masks and boxes. The teacher is its
 DINOv2 ViT-S/14, frozen, and a head trained here on the 600 training scenes; no stamp and no photograph of the 200
 validation scenes is among those. It is converted with the recipe `castling` as it is but for batch and steps, all
-layers, its head untouched, by the call that `castling convert` makes. Minutes are those of the training, on a machine
-that has nothing else to do. About three hours on two cores.
+layers, its head untouched, by the call that `castling convert` makes. Minutes are those of the training; the machine
+should have nothing else to do. About three hours on two cores.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def page(results: Path) -> str:
 A segmenter and a detector around a real DINOv2 ViT-S/14, frozen, each with a light head trained on 600 scenes; 200
 scenes of other photographs and other stamps to measure on. The teacher's figures are as they are because its kinds are
 hard to tell on stamps it has never seen (a linear classifier on the same backbone gets half of them right). All twelve
-layers castled, all masks closed, folded, the head as it was. Points are those of the score against the teacher's, mean
+layers castled, all masks closed, folded, the head as it was. Minutes are those of the training, on one or two cores,
+some beside another run, so they are upper bounds. Points are those of the score against the teacher's, mean
 over the seeds and range in brackets; agreement is that of pixels, or of detections (score above 0.3, IoU above 0.5, the
 same kind), with the teacher's.
 
