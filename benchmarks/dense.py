@@ -129,7 +129,7 @@ def latencies(results: Path = RESULTS) -> str:
             r["kind"], r["size"], f"{r['softmax']:.0f}", f"{r['castled']:.0f}",
             f"{r['ratio']['value']:.2f} [{r['ratio']['low']:.2f}, {r['ratio']['high']:.2f}]",
         )
-        for r in read(results).values()
+        for r in sorted(read(results).values(), key=lambda r: r["size"])
         if "ratio" in r
     ]  # fmt: skip
     return markdown(("graph", "pixels", "softmax, ms", "castled, ms", "ratio [95 %]"), rows)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import Conv2dNormActivation, generalized_box_iou_loss, sigmoid_focal_loss
 
 from .backbone import AroundBackbone, side_by_side
 from .boxes import CORNERS
 
 WIDTH, CONVOLUTIONS = 128, 4
-"""Channels of the head, and how many 3x3 convolutions they pass before they are read: as many as FCOS has, so that a
-place sees the sides of a box nine places wide."""
+"""Channels of the head, and how many 3x3 convolutions they pass before they are read by another: as many as FCOS has.
+What a place answers then depends on the maps up to five places away, where the sides of its box may be."""
 PRIOR = 0.01
 """Score of everything before the head is trained, as in RetinaNet (Lin et al., arXiv 1708.02002, section 4.1)."""
 REACH = 1.5
@@ -39,11 +39,11 @@ class Detector(AroundBackbone):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.stride = float(self.backbone.feature_info.reduction()[0])
+        self.stride = self.backbone.feature_info.reduction()[0]
         """Pixels from one place to the next."""
         self.stem = nn.Sequential(
-            _normalised(nn.Conv2d(self.num_features, WIDTH, 1, bias=False)),
-            *(_normalised(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False)) for _ in range(CONVOLUTIONS)),
+            Conv2dNormActivation(self.num_features, WIDTH, 1, inplace=False),
+            *(Conv2dNormActivation(WIDTH, WIDTH, 3, inplace=False) for _ in range(CONVOLUTIONS)),
         )
         self.distances = nn.Conv2d(WIDTH, CORNERS, 3, padding=1)
         self.classifier = nn.Conv2d(WIDTH, self.num_classes, 3, padding=1)
@@ -113,10 +113,6 @@ def detection_loss(output: Tensor, boxes: Tensor, middles: Tensor, stride: float
     targets = corners.gather(1, which[..., None].expand(-1, -1, CORNERS))
     overlap = generalized_box_iou_loss(output[..., :CORNERS][taken], targets[taken], reduction="sum")
     return (focal + overlap) / count
-
-
-def _normalised(convolution: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU())
 
 
 def _by_place(maps: Tensor) -> Tensor:

@@ -126,7 +126,6 @@ def _nothing_crosses_regions(layer: Any, reading: Reading, matrix: Tensor) -> No
     assert torch.equal(before[here], after[here])
 
 
-@torch.no_grad()
 def only_unreduced_keys_have_a_residual(model: Any, shapes: list[tuple[int, int, tuple[int, int]]]) -> None:
     """On the grid, of the layers with these numbers of tokens and of keys, and these grids; the last alone is not
     reduced."""
