@@ -20,6 +20,8 @@ FACTOR = 4.0
 HARM = 1.5
 """How much higher the loss may be after TRIED steps: Adam's first ones are of one size for every weight, and rarely an
 improvement; at a rate that destroys the student it is several times as high."""
+HOPELESS = 3.0
+"""At a step whose own images find the student so much worse the trial is over: batches don't differ so."""
 LOWEST = 1e-3
 """Of the recipe's rate; a student that even that makes worse is not helped by a lower one."""
 
@@ -58,7 +60,11 @@ def settle_rate(
         for count, images in enumerate(tried, start=1):
             for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor * min(1.0, count / RISING)
-            update(loss(images)[0])
+            now = loss(images)[0]
+            if not processes.mean(now.detach()).item() <= HOPELESS * start:
+                after = math.inf
+                break
+            update(now)
             if count % RISING == 0 or count == len(tried):
                 after = level()
                 if not after <= HARM * start:
