@@ -37,13 +37,20 @@ def refuse_other_teacher(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def refuse_unread(student: nn.Module, images: Tensor) -> None:
-    """Raise ModelError where a castled layer changes nothing that `student`, a module around a backbone, makes of
-    `images`: it would learn for nobody."""
+    """Raise ModelError where what `student`, a module around a backbone, makes of `images` is not one tensor or nothing
+    of its task, or where a castled layer changes nothing of it and would learn for nobody."""
     family = family_of(student)
     if not isinstance(family, AroundFamily):
         return
     features = family.features(student, images)
     output = family.head(student, features)
+    if not isinstance(output, Tensor | list):  # a list is detections
+        raise ModelError(
+            f"{type(student).__name__} returns a {type(output).__name__}, not one tensor; convert the module inside it "
+            "that returns what you use, such as its image encoder"
+        )
+    if isinstance(output, Tensor):
+        task_of(student).loss(output, output, temperature=1.0)  # an output of another task is refused by that
     read = [output] if isinstance(output, Tensor) else [tokens for tokens, _ in family.maps(student, features)]
     parameters = {name: next(layer.parameters()) for name, layer in castled_layers(student)}
     with torch.enable_grad():

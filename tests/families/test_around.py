@@ -163,6 +163,36 @@ def test_a_head_that_reads_no_castled_layer() -> None:
         cc.distill(student, teacher, [images(4)] * 4, "castling", device="cpu")
 
 
+class Pair(ByMaps):
+    """Several things without names, as open_clip's CLIP returns: embeddings of images and of texts, and a scale."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x), torch.ones(())
+
+
+class Unsaid(ByMaps):
+    """Logits of pixels, and nobody says so."""
+
+    task = "classify"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Pair, r"Pair returns a tuple, not one tensor; convert the module inside it"),
+        (Unsaid, r"returns \[1, \d+, \d+, \d+\], which is no logits of one class an image"),
+    ],
+)
+def test_an_output_that_nobody_knows_is_refused_before_anything_is_learned(kind: type[nn.Module], why: str) -> None:
+    teacher, learned = kind().eval(), recipe(**LANDMARKS)
+    student = cc.castle(teacher, learned)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(ModelError, match=why):
+        cc.distill(student, teacher, [images(4)] * 4, learned, device="cpu")
+    after = student.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_a_model_that_is_not_called() -> None:
     class Unused(ByTokens):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
