@@ -173,14 +173,14 @@ class Pair(ByMaps):
 class Unsaid(ByMaps):
     """Logits of pixels, and nobody says so."""
 
-    task = "classify"
+    task = None  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
         (Pair, r"Pair returns a tuple, not one tensor; convert the module inside it"),
-        (Unsaid, r"returns \[1, \d+, \d+, \d+\], which is no logits of one class an image"),
+        (Unsaid, r"returns \[1, 3, 8, 8\].*attribute task"),
     ],
 )
 def test_an_output_that_nobody_knows_is_refused_before_anything_is_learned(kind: type[nn.Module], why: str) -> None:
@@ -215,16 +215,6 @@ def test_export(tmp_path: Any) -> None:
     torch.testing.assert_close(
         torch.from_numpy(session(images(2).numpy())), folded(images(2))["out"], rtol=0, atol=1e-5
     )
-
-
-def test_a_model_that_does_not_say_what_it_is_for() -> None:
-    class Silent(ByMaps):
-        task = None
-
-    teacher = Silent().eval()
-    recipe_of = cc.Recipe.parse({"attention": LANDMARKS, "distill": {"steps": 2, "align": {"share": 0}}}, "test")
-    with pytest.raises(ModelError, match=r"returns \[4, 3, 8, 8\].*attribute task"):
-        cc.distill(cc.castle(teacher, recipe_of), teacher, [images(4)] * 2, recipe_of, device="cpu")
 
 
 REGISTERED = """
