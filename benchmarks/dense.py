@@ -164,11 +164,12 @@ def page(results: Path) -> str:
         spread = f" [{min(drops):+.1f}, {max(drops):+.1f}]" if len(drops) > 1 else ""
         macs = [records[0]["macs"][name] / 1e9 for name in ("teacher", "castled")]
         rows.append((
-            f"{task}, {word}", size, len(records), records[0]["images"], f"{of(records, 'seconds') / 60:.1f}",
+            f"{task}, {word}", size, records[0]["images"] // records[0]["steps"], len(records), records[0]["images"],
+            f"{of(records, 'seconds') / 60:.1f}",
             f"{mean(r['teacher'][key] for r in records):.1f}", f"{mean(drops):+.1f}{spread}",
             f"{mean(r['castled']['agreement'] for r in records):.1f}", f"{macs[0]:.1f} to {macs[1]:.1f}",
         ))  # fmt: skip
-    head = ("task", "pixels", "seeds", "images", "minutes", "teacher", "castled, points", "agreement", "GMACs")
+    head = ("task", "pixels", "batch", "seeds", "images", "minutes", "teacher", "castled, points", "agreement", "GMACs")
     return f"""# Dense tasks
 
 A segmenter and a detector around a real DINOv2 ViT-S/14, frozen, each with a light head trained on 600 scenes; 200
