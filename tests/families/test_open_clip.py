@@ -35,5 +35,5 @@ def test_the_whole_model_is_refused_for_its_encoder() -> None:
     vision = {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear", "image_size": SIZE}
     text = {"context_length": 8, "vocab_size": 40, "width": 32, "heads": 2, "layers": 1}
     teacher = open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text).eval()
-    with pytest.raises(ModelError, match="CLIP returns a tuple.*its image encoder"):
+    with pytest.raises(ModelError, match=r"CLIP returns a tuple.*its image encoder"):
         cc.distill(cc.castle(teacher, STEPS), teacher, [images(4, SIZE, SIZE)] * 4, STEPS, device="cpu")
