@@ -60,11 +60,11 @@ def settle_rate(
         for count, images in enumerate(tried, start=1):
             for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor * min(1.0, count / RISING)
-            now = loss(images)[0]
-            if not processes.mean(now.detach()).item() <= HOPELESS * start:
+            found = loss(images)[0]
+            if not processes.mean(found.detach()).item() <= HOPELESS * start:
                 after = math.inf
                 break
-            update(now)
+            update(found)
             if count % RISING == 0 or count == len(tried):
                 after = level()
                 if not after <= HARM * start:

@@ -44,14 +44,16 @@ def refuse_unread(student: nn.Module, images: Tensor) -> None:
         return
     features = family.features(student, images)
     output = family.head(student, features)
-    if not isinstance(output, Tensor | list):  # a list is detections
+    if isinstance(output, Tensor):
+        task_of(student).loss(output, output, temperature=1.0)  # an output of another task is refused by that
+        read = [output]
+    elif isinstance(output, list):  # detections, image by image
+        read = [tokens for tokens, _ in family.maps(student, features)]
+    else:
         raise ModelError(
             f"{type(student).__name__} returns a {type(output).__name__}, not one tensor; convert the module inside it "
             "that returns what you use, such as its image encoder"
         )
-    if isinstance(output, Tensor):
-        task_of(student).loss(output, output, temperature=1.0)  # an output of another task is refused by that
-    read = [output] if isinstance(output, Tensor) else [tokens for tokens, _ in family.maps(student, features)]
     parameters = {name: next(layer.parameters()) for name, layer in castled_layers(student)}
     with torch.enable_grad():
         total = torch.stack([values.float().square().mean() for values in read]).sum()

@@ -228,6 +228,15 @@ runpy.run_module("castling_convert", run_name="__main__")
     assert only_error(done.stderr).startswith("error: interrupted")
 
 
+@pytest.fixture
+def hangups_count():
+    """For what is started, whether or not nohup has told these tests to ignore them."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.usefixtures("hangups_count")
 def test_a_closed_terminal_loses_no_step(environment, here, tiny, castling):
     """What still shows its progress there gets a SIGHUP, and an error from everything it writes."""
     arguments = [*map(str, ["convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out"])]
@@ -247,6 +256,7 @@ def test_a_closed_terminal_loses_no_step(environment, here, tiny, castling):
     assert step == metrics.read_text().count("\n") < 2000
 
 
+@pytest.mark.usefixtures("hangups_count")
 @pytest.mark.parametrize("signals", [[signal.SIGHUP], [signal.SIGHUP] * 2, [signal.SIGTERM, signal.SIGHUP]], ids=str)
 def test_a_hangup_never_counts_as_the_second_signal(environment, here, tiny, signals):
     process = start(environment, "convert", *tiny, "--data", "digits", "--steps", 2000, "-o", "out")
