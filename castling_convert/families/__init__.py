@@ -39,6 +39,7 @@ from .mvit import MultiScaleFamily
 from .naflex import NaFlexFamily
 from .nest import NestFamily
 from .nextvit import NextVitFamily
+from .open_clip import OpenClipFamily
 from .pit import PitFamily
 from .pvt import PvtFamily
 from .refused import REASONS, UNKNOWN, WITHOUT
@@ -93,6 +94,7 @@ FAMILIES: list[Family] = [
     FastVitFamily(),
     EfficientFormerFamily(),
     ByobFamily(),
+    OpenClipFamily(),
     HubFamily(),
     SegformerFamily(),
     VitDetFamily(),

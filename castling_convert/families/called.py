@@ -160,6 +160,11 @@ class CalledFamily(Family):
     def resize_(self, model: nn.Module, image_size: Size) -> None:
         if image_size == self.image_size(model):
             return
+        if not hasattr(model, "set_input_size"):
+            made, asked = ("{}x{}".format(*size) for size in (self.image_size(model), image_size))
+            raise ModelError(
+                f"{type(model).__name__} takes images of {made} alone, not of {asked}; leave out --image-size"
+            )
         refuse_castled(model, image_size)
         set_input_size_(model, image_size)
 

@@ -176,13 +176,6 @@ class HubFamily(CalledFamily):
                 reader.start(places((grid.height, grid.width), dim_size=grid.tokens)[0])
         return reader
 
-    def resize_(self, model: Any, image_size: Size) -> None:
-        if image_size != self.image_size(model):
-            made, asked = ("{}x{}".format(*size) for size in (self.image_size(model), image_size))
-            raise ModelError(
-                f"{type(model).__name__} takes images of {made} alone, not of {asked}; leave out --image-size"
-            )
-
     def features(self, model: Any, images: Tensor) -> Tensor:
         return backbone_of(model)(images).last_hidden_state
 

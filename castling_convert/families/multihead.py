@@ -12,11 +12,12 @@ from ..attention import Reader, Reading, Regions
 
 
 class MultiheadReader(Reader):
-    in_proj_bias: nn.Parameter | None
     """Self-attention alone, in either order of axes. Keys that a padding mask hides are a region that nobody sees.
 
     What it returns for the weights is None, as with `need_weights=False`: a linear form has none.
     """
+
+    in_proj_bias: nn.Parameter | None
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
