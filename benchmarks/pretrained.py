@@ -99,12 +99,14 @@ def jobs() -> list[Job]:
     found += [Job("castling", SHORT, seed, classes=False) for seed in SEEDS]
     found += [Job("castling", SHORT, data=data) for data in DATA if data != "labelled scenes"]
     found += [Job("castling-window", SHORT, seed, changes=NO_CONVOLUTION, note=AGAINST_WINDOW) for seed in SEEDS]
+    found += [Job("castling", SHORT, seed, changes=LIGHT_CLASSES, note=AGAINST_CASTLING) for seed in SEEDS]
     found += [Job("castling", VARIANT, changes=changes, note=note) for note, changes in VARIANTS.items()]
     return found
 
 
 FEATURES = "As a feature model: top-1 is a linear probe's on frozen features, agreement the same nearest neighbour"
 NO_CONVOLUTION, AGAINST_WINDOW = ("attention.depthwise=none",), "castling-window without its convolution"
+LIGHT_CLASSES, AGAINST_CASTLING = ("distill.loss.logits=0.1",), "castling with the classes at a tenth of the weight"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
     "layers alone, nothing after": ("distill.align.share=1",),
