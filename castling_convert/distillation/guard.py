@@ -17,7 +17,7 @@ TRIED, JUDGED = 8, 2
 RISING = 4
 """Steps over which the rate of a trial rises, and after which it is judged for the first time."""
 FACTOR = 4.0
-HARM = 1.5
+HARM = 1.25
 """How much higher the loss may be after TRIED steps: Adam's first ones are of one size for every weight, and rarely an
 improvement; at a rate that destroys the student it is several times as high."""
 HOPELESS = 3.0
@@ -89,4 +89,4 @@ def settle_rate(
     rate = min(scheduler.base_lrs)
     scheduler.base_lrs = [base * factor for base in scheduler.base_lrs]
     if factor < 1:
-        say(f"the whole student got worse at a rate of {rate:.1g}; lowered to {rate * factor:.1g}")
+        say(f"the whole student got worse at a rate of {rate:.2g}; lowered to {rate * factor:.2g}")
