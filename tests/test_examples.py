@@ -88,9 +88,10 @@ def test_your_own_model(name):
     assert error < 1e-4
 
 
-def test_detection_of_scenes_made_here(tmp_path):
-    out = run("detection.py", "--teacher-steps", 3, "--steps", 3, "--batch-size", 4, "--output", tmp_path / "out")
-    assert "'map'" in out
+@pytest.mark.parametrize(("name", "score"), [("segmentation", "miou"), ("detection", "map")])
+def test_scenes_made_here(name, score, tmp_path):
+    out = run(f"{name}.py", "--teacher-steps", 3, "--steps", 3, "--batch-size", 4, "--output", tmp_path / "out")
+    assert f"'{score}'" in out
     assert_drawn(tmp_path / "out", out, 64)
 
 

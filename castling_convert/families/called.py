@@ -35,12 +35,14 @@ class CalledFamily(Family):
         readers: by the exact class of an attention module, what reads it; made of the module alone.
         reasons: by the class of another attention module, why it stays. on_maps: those of them that are called with
             channels before places.
+        one_size: whether its models take images of the size that they are made for, and of no other.
     """
 
     models: ClassVar[tuple[type[nn.Module], ...]] = ()
     readers: ClassVar[Mapping[type[nn.Module], type[Any]]]
     reasons: ClassVar[Mapping[type[nn.Module], str]] = {}
     on_maps: ClassVar[tuple[type[nn.Module], ...]] = ()
+    one_size: ClassVar[bool] = False
 
     def matches(self, model: nn.Module) -> bool:
         """Of one of its classes, with attention: some of them are of models of convolutions, too."""
@@ -160,7 +162,7 @@ class CalledFamily(Family):
     def resize_(self, model: nn.Module, image_size: Size) -> None:
         if image_size == self.image_size(model):
             return
-        if not hasattr(model, "set_input_size"):
+        if self.one_size:
             made, asked = ("{}x{}".format(*size) for size in (self.image_size(model), image_size))
             raise ModelError(
                 f"{type(model).__name__} takes images of {made} alone, not of {asked}; leave out --image-size"

@@ -131,6 +131,7 @@ class HubFamily(CalledFamily):
     """
 
     title = "Hugging Face transformers"
+    one_size = True
     any_size: ClassVar[bool] = False
     reasons: ClassVar[Mapping[type[nn.Module], str]] = {
         nn.MultiheadAttention: "attention pooling has a single query and is already linear in the tokens"

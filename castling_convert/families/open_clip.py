@@ -25,6 +25,7 @@ class OpenClipFamily(CalledFamily):
     counts where it returns tokens, too."""
 
     title = "open_clip VisionTransformer"
+    one_size = True
     readers: ClassVar[Mapping[type[nn.Module], type[Reader]]] = {nn.MultiheadAttention: MultiheadReader}
 
     @property
@@ -33,8 +34,9 @@ class OpenClipFamily(CalledFamily):
         return {sys.modules[MODULE].Attention: why}
 
     def matches(self, model: nn.Module) -> bool:
+        """Of a version whose model can be run in two parts, from 2.32 on."""
         found = sys.modules.get(MODULE)
-        return found is not None and isinstance(model, found.VisionTransformer)
+        return found is not None and isinstance(model, found.VisionTransformer) and hasattr(model, "_embeds")
 
     def kept_because(self, module: nn.Module) -> str | None:
         pools = isinstance(module, nn.MultiheadAttention) and not module._qkv_same_embed_dim

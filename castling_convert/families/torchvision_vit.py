@@ -18,6 +18,7 @@ from .multihead import MultiheadReader
 
 class TorchvisionVitFamily(CalledFamily):
     title = "torchvision VisionTransformer"
+    one_size = True
     models = (VisionTransformer,)
     readers: ClassVar[Mapping[type[nn.Module], type[Reader]]] = {nn.MultiheadAttention: MultiheadReader}
 
