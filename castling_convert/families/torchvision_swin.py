@@ -184,6 +184,13 @@ class TorchvisionSwinFamily(CalledFamily):
         rows, columns = model.features[1][0].attn.window_size
         return TRAINED_STRIDE * rows, TRAINED_STRIDE * columns
 
+    def resize_(self, model: Any, image_size: Size) -> None:
+        said = getattr(model, "pretrained_cfg", None) or {}
+        model.pretrained_cfg = {**said, "input_size": (3, *image_size)}
+
+    def see_(self, model: nn.Module, image_size: Size) -> None:
+        """Its layers see by themselves how large what they are called with is."""
+
     def features(self, model: Any, images: Tensor) -> Tensor:
         return model.norm(model.features(images))
 

@@ -81,6 +81,19 @@ def test_a_castled_swin_takes_other_sizes() -> None:
     torch.testing.assert_close(student(images), teacher(images), rtol=0, atol=1e-10)
 
 
+def test_a_swin_is_resized_and_trained_at_several_sizes() -> None:
+    teacher: Any = small("swin")
+    family_of(teacher).resize_(teacher, (64, 40))
+    assert input_size_of(teacher) == (3, 64, 40)
+    assert [layer.windows for layer in family_of(teacher).layers(teacher)] == [12, 12, 4, 4]
+    wanted = recipe(**LANDMARKS).override("data.sizes=[32, 48]", "distill.steps=6", "distill.batch_size=2")
+    student = cc.castle(teacher, wanted)
+    cc.distill(student, teacher, "generated", wanted, device="cpu")
+    folded = cc.fold(student)
+    for size in ((64, 40), (48, 48)):
+        assert folded(torch.randn(1, 3, *size)).isfinite().all()
+
+
 @torch.no_grad()
 def test_regions_are_where_torchvision_masks() -> None:
     """A change of one token changes the softmax layer's outputs exactly within its region."""
