@@ -79,7 +79,7 @@ def refuse_size(model: nn.Module, side: int) -> None:
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"data.sizes: {type(model).__name__} can't take images of {side}x{side} ({first_line(error)}); a ViT of "
-            "timm's takes several sizes with --model-arg dynamic_img_size=true"
+            "timm's takes several sizes with --model-arg dynamic_img_size=true, a Swin with strict_img_size=false"
         ) from None
 
 

@@ -170,6 +170,11 @@ class CalledFamily(Family):
         refuse_castled(model, image_size)
         set_input_size_(model, image_size)
 
+    def see_(self, model: nn.Module, image_size: Size) -> None:
+        """Readers see by themselves what they are called with, where the family need not tell them a grid."""
+        if self.token_grid(model) is not None:
+            super().see_(model, image_size)
+
     def to_half_(self, model: Any, dtype: torch.dtype) -> None:
         head = self.head_modules(model)
         for name, module in list(model.named_modules()):

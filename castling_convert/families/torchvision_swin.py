@@ -188,9 +188,6 @@ class TorchvisionSwinFamily(CalledFamily):
         said = getattr(model, "pretrained_cfg", None) or {}
         model.pretrained_cfg = {**said, "input_size": (3, *image_size)}
 
-    def see_(self, model: nn.Module, image_size: Size) -> None:
-        """Its layers see by themselves how large what they are called with is."""
-
     def features(self, model: Any, images: Tensor) -> Tensor:
         return model.norm(model.features(images))
 

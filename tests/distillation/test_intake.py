@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import castling_convert as cc
 from castling_convert.distillation.intake import refuse_size, resized
 from castling_convert.errors import ModelError
+from tests.families import test_davit, test_pvt, test_swin
 from tests.models import LANDMARKS, WINDOW, images, tiny
 
 
@@ -48,6 +50,28 @@ def test_a_student_of_several_sizes(form: dict[str, Any]) -> None:
     folded = cc.fold(student)
     for side in (24, 40):
         torch.testing.assert_close(folded(images(2, side, side)), student(images(2, side, side)), rtol=0, atol=1e-4)
+
+
+OTHERS: dict[str, Callable[[], Any]] = {
+    "windows": lambda: test_swin.small(img_size=32, strict_img_size=False),
+    "windows, padded": lambda: test_davit.small("padded"),
+    "reduced keys": lambda: test_pvt.small((64, 64)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_layers_that_see_by_themselves(name: str) -> None:
+    """Open, such a student is its teacher at every size; and it learns at several."""
+    teacher = OTHERS[name]()
+    recipe = cc.Recipe.parse({"attention": LANDMARKS}, "test").override(
+        "data.sizes=[32, 64]", "distill.steps=6", "distill.batch_size=2"
+    )
+    student = cc.castle(teacher, recipe).eval()
+    for side in (64, 32, 96):
+        refuse_size(student, side)
+        torch.testing.assert_close(student(images(1, side, side)), teacher(images(1, side, side)), rtol=0, atol=1e-4)
+    cc.distill(student, teacher, "generated", recipe, device="cpu")
+    assert cc.fold(student)(images(1, 96, 96)).isfinite().all()
 
 
 def test_a_model_of_one_size() -> None:
