@@ -83,6 +83,8 @@ LONG_RUNS = RECIPES
 WITHOUT_DATA = {"generated, datafree": ("datafree", 1200), "generated, castling": ("castling", SHORT[1])}
 # Which blocks stay softmax, for the same budget: what `--layers auto` finds, and a rule that looks at nothing.
 RULES = ("auto", "last")
+BATCH = 64
+"""Images of a step, of all recipes."""
 MAX_DROP = 0.2
 RULE_STEPS = (LONG, SHORT[1])
 
@@ -93,7 +95,7 @@ def recipe_for(variant: str, bed: str, seed: int, steps: int) -> tuple[Any, dict
     changes = next((group[variant] for group in VARIANTS.values() if variant in group), ())
     extra = {key: float(value) for key, value in (c.split("=") for c in changes) if key == "average"}
     overrides = [c for c in changes if not c.startswith("average=")]
-    fixed = [f"distill.seed={seed}", f"distill.steps={steps}"]
+    fixed = [f"distill.seed={seed}", f"distill.steps={steps}", f"distill.batch_size={BATCH}"]
     if variant not in WITHOUT_DATA:
         fixed += TESTBEDS[bed].overrides
     return cc.Recipe.load(name, [*fixed, *overrides]), extra
@@ -103,7 +105,7 @@ def key_of(bed: str, variant: str, seed: int, steps: int) -> str:
     """What decides a run's outcome: the testbed with its teacher, and the whole resolved recipe."""
     recipe, extra = recipe_for(variant, bed, seed, steps)
     values = recipe.model_dump(mode="json", include={"layers", "attention", "distill", "data"})
-    for free in ("checkpoint_every", "checkpoint_minutes"):
+    for free in ("images", "checkpoint_every", "checkpoint_minutes"):
         values["distill"].pop(free)
     said = [repr(TESTBEDS[bed]), values, extra]
     said += [variant] if variant in WITHOUT_DATA else [variant, MAX_DROP] if variant in RULES else []

@@ -32,6 +32,7 @@ from castling_convert.bench.bench import random_weights_
 from castling_convert.bench.latency import Latency, interleave, ratio
 from castling_convert.bench.memory import growth
 from castling_convert.castling import castled_layers, close_masks
+from castling_convert.distillation.budget import settled
 from castling_convert.distillation.loop import distill_loss
 from castling_convert.distillation.losses import tap
 from castling_convert.distillation.optimizers import align_optimizer, whole_optimizer
@@ -142,8 +143,8 @@ def conversion(name: str, size: int, batch: int) -> dict[str, float]:
     """Of a conversion by the default recipe: seconds of a step in each phase, its tokens, and the process' peak of
     memory, all models and states included."""
     teacher: Any = random_weights_(timm.create_model(name, img_size=size)).eval()
-    recipe = cc.Recipe.load(OPTIMIZED, (f"distill.batch_size={batch}",))
-    student = cc.castle(teacher, recipe)
+    student = cc.castle(teacher, OPTIMIZED)
+    recipe = settled(cc.Recipe.load(OPTIMIZED, (f"distill.batch_size={batch}",)), student, "cpu")
     pace = measure_pace(student, teacher, [torch.randn(batch, 3, size, size) for _ in range(4)], recipe, "cpu")
     parameters = sum(parameter.numel() for parameter in teacher.parameters())
     return {

@@ -38,7 +38,7 @@ from castling_convert.tasks import task_of
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
 RESULTS, TABLE = HERE / "families.jsonl", HERE / "families.md"
-SEEDS, STEPS = (0, 1), 400
+SEEDS, IMAGES = (0, 1), 25_600
 THREADS, SECONDS = 2, 10
 STAGES = {"num_classes": 4, "img_size": 32}
 BEDS = {
@@ -96,12 +96,12 @@ def teacher_of(bed: str, seed: int, steps: int | None = None) -> Any:
     return teacher
 
 
-def accuracy(job: Job, steps: int = STEPS, taught: int | None = None) -> dict[str, Any] | None:
+def accuracy(job: Job, images: int = IMAGES, taught: int | None = None) -> dict[str, Any] | None:
     """None where there is no teacher; `taught` are steps of one that need not learn anything."""
     teacher = teacher_of(job.what, job.number, taught)
     if teacher is None:
         return None
-    recipe = cc.Recipe.load("castling", [f"distill.steps={steps}", f"distill.seed={job.number}"])
+    recipe = cc.Recipe.load("castling", [f"distill.images={images}", f"distill.seed={job.number}"])
     student = cc.castle(teacher, recipe)
     started = time.monotonic()
     cc.distill(student, teacher, "relations", recipe, device="cpu")
@@ -110,8 +110,8 @@ def accuracy(job: Job, steps: int = STEPS, taught: int | None = None) -> dict[st
     found = task_of(teacher).measure({"teacher": teacher, "castled": cc.fold(student)}, data)
     layers = family_of(teacher).layers(teacher)
     return {
-        **asdict(job), "steps": steps, "seconds": round(seconds), "layers": len(layers),
-        "tokens": sorted({layer.tokens for layer in layers}), "images": found["teacher"].images,
+        **asdict(job), "images": images, "seconds": round(seconds), "layers": len(layers),
+        "tokens": sorted({layer.tokens for layer in layers}),
         "teacher": found["teacher"].top1, "castled": found["castled"].top1, "agreement": found["castled"].agreement,
     }  # fmt: skip
 
@@ -138,8 +138,8 @@ def page(records: list[dict[str, Any]]) -> str:
     lines = [
         "# Other families", "", "Made by `python benchmarks/families.py`; the runs are in `families.jsonl`.", "",
         "## Accuracy", "",
-        f"Small teachers of each family on the relations set, converted by `castling` in {STEPS} steps, all layers;"
-        " points of top-1 on held-out images, by seed.",
+        f"Small teachers of each family on the relations set, converted by `castling` with {IMAGES:,} images, all"
+        " layers; points of top-1 on held-out images, by seed.",
         "", "| family | layers, tokens | teacher | castled against it | agreement |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for bed in BEDS:
@@ -179,7 +179,7 @@ def smoke_test() -> str:
     """The page of a teacher that has hardly learned, and of a latency that was hardly measured."""
     first = next(iter(BEDS))
     name = LATENCIES[2][0]
-    records = [accuracy(Job("accuracy", first, 0), steps=4, taught=2), latency(Job("latency", name, 224), 0.1)]
+    records = [accuracy(Job("accuracy", first, 0), images=256, taught=2), latency(Job("latency", name, 224), 0.1)]
     return page([record for record in records if record is not None])
 
 

@@ -81,7 +81,7 @@ class Job:
     def key(self) -> str:
         """What decides the outcome."""
         recipe = self.resolved().model_dump(mode="json", include={"layers", "attention", "distill", "data"})
-        for free in ("checkpoint_every", "checkpoint_minutes"):
+        for free in ("images", "checkpoint_every", "checkpoint_minutes"):
             recipe["distill"].pop(free)
         if recipe["data"]["sizes"] is None:  # recipes of before there were several sizes have it not
             recipe["data"].pop("sizes")
@@ -185,7 +185,9 @@ def processor(device: str) -> str:
 def different(job: Job) -> int:
     """How many batches of a run are read, where some are met more than once."""
     config = job.resolved().distill
-    return math.ceil(config.aligned / config.align.echo) + config.steps - config.aligned
+    steps = job.images // BATCH
+    aligned = round(config.align.share * steps)
+    return math.ceil(aligned / config.align.echo) + steps - aligned
 
 
 def converted(teacher: Any, data: str, recipe: cc.Recipe, device: str) -> tuple[Any, float]:

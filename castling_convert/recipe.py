@@ -6,7 +6,7 @@ import os
 import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -149,12 +149,14 @@ class DataConfig(_Section):
 
 
 class DistillConfig(_Section):
-    """The distillation run. `refit`: at its end the classifier is fitted to the features that the student has then
-    (see `distillation.readout`), where the second phase trains it. A checkpoint is written after `checkpoint_every`
-    steps, and after `checkpoint_minutes` where the steps are slow."""
+    """The distillation run: so many `steps`, or where they are left out as many as learn from so many `images`. Of a
+    `batch_size` left out see `distillation.budget`. `refit`: at its end the classifier is fitted to the features that
+    the student has then (see `distillation.readout`), where the second phase trains it. A checkpoint is written after
+    `checkpoint_every` steps, and after `checkpoint_minutes` where the steps are slow."""
 
-    steps: int = Field(default=400, ge=1, le=10**9)
-    batch_size: int = Field(default=64, ge=1, le=10**6)
+    images: int = Field(default=25_600, ge=1, le=10**12)
+    steps: int | None = Field(default=None, ge=1, le=10**9)
+    batch_size: int | None = Field(default=None, ge=1, le=10**6)
     seed: int = Field(default=0, ge=0, lt=2**32)
     align: AlignConfig = AlignConfig()
     refit: bool = True
@@ -164,6 +166,13 @@ class DistillConfig(_Section):
     mask: MaskConfig = MaskConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class SettledDistill(DistillConfig):
+    """With nothing left out."""
+
+    steps: int = Field(ge=1, le=10**9)
+    batch_size: int = Field(ge=1, le=10**6)
 
     @property
     def aligned(self) -> int:
@@ -203,7 +212,7 @@ class Recipe(_Section):
 
     @classmethod
     @takes(source=Wanted(PATH, RecipeError, "the name of a shipped recipe or the path of a file"), overrides=OVERRIDES)
-    def load(cls, source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    def load(cls, source: str | Path, overrides: Iterable[str] = ()) -> Self:
         """A shipped recipe by name, or a YAML file by path, with `a.b=value` overrides on top.
 
         Raises:
@@ -218,7 +227,7 @@ class Recipe(_Section):
         return recipe if isinstance(recipe, Recipe) else cls.load(os.fspath(recipe))
 
     @classmethod
-    def parse(cls, values: Any, where: str, overrides: Iterable[str] = ()) -> Recipe:
+    def parse(cls, values: Any, where: str, overrides: Iterable[str] = ()) -> Self:
         """A recipe from nested dicts; `where` names their origin in messages."""
         if not isinstance(values, dict):
             raise RecipeError(f"{where}: a recipe is a YAML mapping; see: castling recipes show castling")
@@ -230,7 +239,7 @@ class Recipe(_Section):
         return cls._validate(values, where)
 
     @classmethod
-    def _validate(cls, values: dict[str, Any], where: str) -> Recipe:
+    def _validate(cls, values: dict[str, Any], where: str) -> Self:
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -239,13 +248,19 @@ class Recipe(_Section):
             message = first["msg"].removeprefix("Value error, ")
             raise RecipeError(f"{where}: {key or 'recipe'}: {message}") from None
 
-    def override(self, *overrides: str) -> Recipe:
+    def override(self, *overrides: str) -> Self:
         """A copy with `a.b=value` overrides applied."""
         OVERRIDES.refuse_another(overrides, "override() takes")
-        return Recipe.parse(self.model_dump(), f"recipe {self.name}", overrides)
+        return self.parse(self.model_dump(), f"recipe {self.name}", overrides)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class SettledRecipe(Recipe):
+    """For one model on one device: nothing of how long to train, and in which batches, is left out."""
+
+    distill: SettledDistill
 
 
 A_RECIPE = Wanted((Recipe, *PATH), RecipeError, "a Recipe, the name of a shipped one or the path of a file")
@@ -255,8 +270,9 @@ A_RECIPE = Wanted((Recipe, *PATH), RecipeError, "a Recipe, the name of a shipped
 def migrate(values: dict[str, Any]) -> dict[str, Any]:
     """A recipe of version 1 in the words of version 2; any other as it is.
 
-    Version 1 knew no linear forms, trained by Muon, and began with the whole student unless `distill.align` said for
-    what share of the steps not to. How the error of a layer is measured has changed since, too.
+    Version 1 knew no linear forms, trained by Muon in batches of 64, and began with the whole student unless
+    `distill.align` said for what share of the steps not to. How the error of a layer is measured has changed since,
+    too.
     """
     if values.get("version") != 1 or not all(
         isinstance(values.get(key) or {}, dict) for key in ("attention", "distill")
@@ -269,7 +285,7 @@ def migrate(values: dict[str, Any]) -> dict[str, Any]:
         before = {"name": "muon", "weight_decay": 0.01, "added": 1.0, "guard": False}
         distill["optimizer"] = {**before, **optimizer, **rate}
     align = distill.get("align", 0.0)
-    distill["refit"] = distill.get("refit", False)
+    distill = {"batch_size": 64, "refit": False, **distill}
     distill["align"] = align if isinstance(align, dict) else {"share": align}
     loss = distill.get("loss") or {}
     distill["loss"] = {"features": 0.0, **loss} if isinstance(loss, dict) else loss

@@ -64,7 +64,7 @@ def test_datafree_differs_from_castling_in_the_training_alone() -> None:
     assert values["attention"] == default["attention"]
     assert values["layers"] == default["layers"]
     assert values["distill"]["refit"] is False  # nothing there judges it on images of the model's own kind
-    values["distill"] |= {key: default["distill"][key] for key in ("steps", "refit")}
+    values["distill"] |= {key: default["distill"][key] for key in ("images", "refit")}
     assert values["distill"] == default["distill"]
 
 
@@ -122,7 +122,7 @@ def test_the_last_override_wins_and_the_rest_stays() -> None:
     base = Recipe.load("castling")
     changed = base.override("distill.steps=5", "distill.steps=6")
     assert changed.distill.steps == 6
-    assert changed.override(f"distill.steps={base.distill.steps}") == base
+    assert changed.override("distill.steps=") == base
 
 
 def test_overrides_that_only_work_together() -> None:
@@ -141,7 +141,6 @@ def test_overrides_that_only_work_together() -> None:
         ("distill.steps=many", "distill.steps"),
         ("distill.steps=1.5", "distill.steps"),
         ("distill.steps=0", "distill.steps"),
-        ("distill.steps=", "distill.steps"),
         ("distill.optimizer.lr=-1", "distill.optimizer.lr"),
         ("distill.optimizer.lr=.nan", "distill.optimizer.lr"),
         ("attention.kernel_size=4", "odd"),

@@ -18,6 +18,7 @@ from ..bench.latency import Ratio
 from ..bench.layers import BreakEven, LayerLatency, Layers
 from ..castling import castle_, close_masks, costs
 from ..data.probe import probe_images
+from ..distillation.budget import settled
 from ..distillation.pace import measure_pace
 from ..families import AttentionLayer, family_of
 from ..folding import fold_
@@ -155,9 +156,11 @@ def resized(softmax: Any, size: tuple[int, int]) -> Any:
 def training_minutes(softmax: Any, recipe: Recipe) -> float:
     """How long a conversion by `recipe` trains here: from a few steps of FEW images, in proportion to the batch."""
     teacher = copy.deepcopy(softmax)
-    few = min(FEW, recipe.distill.batch_size)
-    pace = measure_pace(castle_(copy.deepcopy(teacher), recipe), teacher, [probe_images(teacher, few)], recipe)
-    return pace.minutes(recipe.distill) * recipe.distill.batch_size / few
+    student = castle_(copy.deepcopy(teacher), recipe)
+    here = settled(recipe, student, "cpu")
+    few = min(FEW, here.distill.batch_size)
+    pace = measure_pace(student, teacher, [probe_images(teacher, few)], here)
+    return pace.minutes(here.distill) * here.distill.batch_size / few
 
 
 def castled_twin(softmax: Any, recipe: Recipe) -> Any:

@@ -42,7 +42,7 @@ from .options import PATH, data_help, json_option, model_options, print_json, pr
     type=click.Choice(["head"]),
     help="Train the head of a segmenter or detector, too, which is kept as it is.",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: the recipe's].")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps [default: enough for the recipe's images].")
 @click.option("--minutes", type=float, metavar="N", help="Choose the steps so that training takes about as long.")
 @click.option(
     "--max-minutes", type=float, metavar="N", help="Save and stop after as long, exit code 130; go on with --resume."

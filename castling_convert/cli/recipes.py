@@ -71,7 +71,9 @@ def validate(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     loaded = Recipe.load(recipe, overrides)
     if as_json:
-        steps = loaded.distill.steps
-        print_json({"valid": True, "recipe": recipe, "name": loaded.name, "version": loaded.version, "steps": steps})
+        said = {"steps": loaded.distill.steps, "images": loaded.distill.images}
+        print_json({"valid": True, "recipe": recipe, "name": loaded.name, "version": loaded.version, **said})
         return
-    click.echo(f"{recipe} is valid: recipe {loaded.name}, version {loaded.version}, {loaded.distill.steps} steps")
+    steps, images = loaded.distill.steps, loaded.distill.images
+    length = f"{images} images" if steps is None else f"{steps} steps"
+    click.echo(f"{recipe} is valid: recipe {loaded.name}, version {loaded.version}, {length}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..castling import castled_layers
 from ..families import family_of
-from ..recipe import DistillConfig
+from ..recipe import SettledDistill
 from .losses import Taps, layer_error
 
 HELD_BYTES = 2**30
@@ -44,7 +44,7 @@ class Echo:
     seed: int = 0
 
     @classmethod
-    def of(cls, config: DistillConfig, student: nn.Module, steps: int) -> Echo:
+    def of(cls, config: SettledDistill, student: nn.Module, steps: int) -> Echo:
         """For `steps` of layers alone; as many batches are kept as HELD_BYTES hold."""
         numbers = sum(2 * layer.numbers for _, layer in castled_layers(student))
         fitting = HELD_BYTES // (4 * config.batch_size * numbers)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CastlingError, ModelError, RecipeError, WeightsError
-from ..recipe import DistillConfig
+from ..recipe import SettledDistill
 from .losses import Call
 
 
@@ -53,7 +53,7 @@ def refuse_bad_weights(teacher: nn.Module) -> None:
         raise WeightsError(f"the teacher's {name} holds numbers that are not finite; give other weights with --weights")
 
 
-def refuse_diverged(student: nn.Module, step: int, config: DistillConfig) -> None:
+def refuse_diverged(student: nn.Module, step: int, config: SettledDistill) -> None:
     """Raise ModelError for weights that are not finite after `step` steps."""
     name = bad_weight(student)
     if name is not None:
@@ -64,7 +64,7 @@ def explained(
     loss: Tensor,
     parts: dict[str, Tensor],
     step: int,
-    config: DistillConfig,
+    config: SettledDistill,
     teacher: nn.Module,
     student: nn.Module,
     images: Tensor,
@@ -104,7 +104,7 @@ def explained(
     return ModelError(f"{where}: {what}; {_lower_rate(step, config)}")
 
 
-def _lower_rate(step: int, config: DistillConfig) -> str:
+def _lower_rate(step: int, config: SettledDistill) -> str:
     """Of the phase in which the last of `step` steps was made."""
     aligning = step <= config.aligned
     key, rate = ("align.lr", config.align.lr) if aligning else ("optimizer.lr", config.optimizer.lr)

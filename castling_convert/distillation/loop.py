@@ -38,10 +38,11 @@ from ..errors import (
 )
 from ..families import family_of
 from ..files import expanded, writing_errors
-from ..recipe import A_RECIPE, DistillConfig, Recipe
+from ..recipe import A_RECIPE, Recipe, SettledDistill, SettledRecipe
 from ..tasks import task_of
 from . import processes
 from .align import CLIP, Echo, Lessons, align_step
+from .budget import MOST, settled
 from .calibrate import calibrate
 from .device import DEVICE, accelerate_apart, make_accelerator
 from .finite import explained, refuse_bad_weights, refuse_diverged
@@ -138,32 +139,34 @@ def distill(
         Interrupted: `max_minutes` are over.
         KeyboardInterrupt: on Ctrl-C, SIGTERM or SIGHUP, after the step was finished and the state saved.
     """
-    recipe = Recipe.of(recipe)
+    given = Recipe.of(recipe)
     if workdir is not None:
         workdir = expanded(workdir)
         with writing_errors(workdir):
             if processes.is_first():
                 workdir.mkdir(parents=True, exist_ok=True)
-    config = recipe.distill
     names = [name for name, _ in castled_layers(student)]
     if not names:
         raise ModelError("the student has no castled layers in training form; make it with castle()")
-    if task_of(teacher).output == "features" and not (config.loss.attention or config.loss.features):
+    if task_of(teacher).output == "features" and not (given.distill.loss.attention or given.distill.loss.features):
         raise ModelError(
             "the model has no classes, and the recipe matches nothing but logits; give distill.loss.features or "
             "distill.loss.attention a weight"
         )
     refuse_other_teacher(student, teacher)
-    for size in recipe.data.sizes or ():
+    for size in given.data.sizes or ():
         refuse_size(teacher, size)
         refuse_size(student, size)
     tracked = require_tracker(track, workdir)
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
     refuse_bad_weights(teacher)
+    data = _opened(data, student, given)
+    set_seed((given.distill.seed + processes.index()) % 2**32)
+    accelerator = make_accelerator(device, given.distill.precision, tracked)
+    of_batches = None if isinstance(data, ImageData) else getattr(data, "batch_size", None) or MOST
+    recipe = settled(given, student, accelerator.device, of_batches)
+    config = recipe.distill
     processes.refuse_unequal_parts(config.batch_size)
-    data = _opened(data, student, recipe)
-    set_seed((config.seed + processes.index()) % 2**32)
-    accelerator = make_accelerator(device, config.precision, tracked)
     schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))
     trained = {id(parameter) for parameter in trained_parameters(student, config.optimizer)}
     for parameter in student.parameters():
@@ -319,7 +322,7 @@ def _probed(probe: Any, student: nn.Module) -> dict[str, float]:
     return values
 
 
-def _is_probed(step: int, config: DistillConfig) -> bool:
+def _is_probed(step: int, config: SettledDistill) -> bool:
     """About twenty times in a run, the last step included."""
     return (step + 1) % max(1, config.steps // 20) == 0 or step + 1 == config.steps
 
@@ -388,7 +391,7 @@ def _opened(data: Any, student: nn.Module, recipe: Recipe) -> Any:
 
 
 def _batches(
-    data: Any, recipe: Recipe, first: int, count: int, accelerator: Accelerator, intake: Intake
+    data: Any, recipe: SettledRecipe, first: int, count: int, accelerator: Accelerator, intake: Intake
 ) -> Iterator[Tensor]:
     """Image batches on the device, without end for data that can be read again; of a data set `first` to `count`."""
     config, parted = recipe.distill, isinstance(data, ImageData)
@@ -403,7 +406,7 @@ def _batches(
 def _ahead(
     data: Any,
     batches: Iterator[Tensor],
-    recipe: Recipe,
+    recipe: SettledRecipe,
     first: int,
     count: int,
     accelerator: Accelerator,

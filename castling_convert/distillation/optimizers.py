@@ -12,7 +12,7 @@ from torch import nn
 
 from ..castling import castled_layers
 from ..families import family_of
-from ..recipe import AlignConfig, DistillConfig, OptimizerConfig
+from ..recipe import AlignConfig, OptimizerConfig, SettledDistill
 from . import processes
 from .muon import Muon
 
@@ -38,7 +38,7 @@ def added_parameters(student: nn.Module) -> dict[int, nn.Parameter]:
     return {id(parameter): parameter for _, layer in castled_layers(student) for parameter in layer.added()}
 
 
-def whole_optimizer(student: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
+def whole_optimizer(student: nn.Module, config: SettledDistill) -> torch.optim.Optimizer:
     """The optimiser over what the recipe trains; everything else is frozen in the second phase."""
     settings = config.optimizer
     trained = {id(parameter) for parameter in trained_parameters(student, settings)}

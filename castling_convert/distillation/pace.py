@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import RecipeError
-from ..recipe import DistillConfig, Recipe
+from ..recipe import SettledDistill, SettledRecipe
 from .loop import distill
 from .progress import Progress
 
@@ -27,16 +27,16 @@ class Pace:
     align: float | None
     student: float | None
 
-    def step(self, config: DistillConfig) -> float:
+    def step(self, config: SettledDistill) -> float:
         """Seconds of a step, on the mean over both phases."""
         share = config.align.share
         return share * (self.align or 0.0) + (1 - share) * (self.student or 0.0)
 
-    def minutes(self, config: DistillConfig) -> float:
+    def minutes(self, config: SettledDistill) -> float:
         """Of the whole run."""
         return config.steps * self.step(config) / 60
 
-    def steps(self, minutes: float, config: DistillConfig) -> int:
+    def steps(self, minutes: float, config: SettledDistill) -> int:
         """How many steps fit into `minutes`.
 
         Raises:
@@ -46,11 +46,11 @@ class Pace:
         if count < 1:
             raise RecipeError(
                 f"one step takes {self.step(config):.2g} s here, more than --minutes {minutes:g}; give more, or make "
-                "steps smaller with --set distill.batch_size=8"
+                "steps smaller with --set distill.batch_size=1"
             )
         return count
 
-    def explain(self, config: DistillConfig) -> str:
+    def explain(self, config: SettledDistill) -> str:
         """In one line, for people."""
         parts = [
             f"{seconds:.2f} s a step {what}"
@@ -63,7 +63,9 @@ class Pace:
         )
 
 
-def measure_pace(student: nn.Module, teacher: nn.Module, data: Any, recipe: Recipe, device: str | None = None) -> Pace:
+def measure_pace(
+    student: nn.Module, teacher: nn.Module, data: Any, recipe: SettledRecipe, device: str | None = None
+) -> Pace:
     """Time a few steps of each phase, data loading included, on copies of a castled `student`."""
 
     def timed(share: float, echo: int = 1) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..attention.masked_softmax import CLOSED
-from ..recipe import DistillConfig
+from ..recipe import SettledDistill
 
 
 class Mask(NamedTuple):
@@ -43,7 +43,7 @@ class Schedule:
     layers: int = 1
 
     @classmethod
-    def of(cls, config: DistillConfig, tokens: int, layers: int = 1) -> Schedule:
+    def of(cls, config: SettledDistill, tokens: int, layers: int = 1) -> Schedule:
         mask = config.mask
         align_until = config.aligned
         rest = config.steps - align_until

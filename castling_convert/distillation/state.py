@@ -121,6 +121,7 @@ def fingerprint(recipe: Recipe, teacher: nn.Module, identity: dict[str, Any] | N
     `identity` is what the caller adds; its `data`, a spec, becomes the `spec` of the recipe's section of that name.
     """
     values = recipe.model_dump(mode="json", include={"attention", "distill", "data"})
+    del values["distill"]["images"]  # what was made of them is there
     identity = dict(identity or {})
     values["data"]["spec"] = identity.pop("data", None)
     return values | {"teacher_weights": weights_sha256(teacher)} | identity

@@ -21,6 +21,7 @@ from ..data.loaders import some_images
 from ..data.preprocessing import LABELS, Preprocessing
 from ..data.spec import GENERATED, ImageData, open_data
 from ..distillation import processes
+from ..distillation.budget import settled
 from ..distillation.device import DEVICE, accelerate_apart, make_accelerator
 from ..distillation.interrupt import Limit
 from ..distillation.loop import DistillResult
@@ -48,13 +49,15 @@ from ..folding import certify
 from ..loading import load_model
 from ..planning.hybrid import Plan
 from ..planning.sensitivity import paying_blocks
-from ..recipe import A_RECIPE, Recipe
+from ..recipe import A_RECIPE, Recipe, SettledRecipe
 from ..tasks import Task, find_task, task_of
 from .hybrid import carry_out_plans
 from .output import alone, begun_fingerprint, check_output, resumable
 from .run import Run, outputs_of
 
 CERTIFIED_IMAGES = 4
+FEW_IMAGES = 8
+"""To train on."""
 
 
 def _is_whole(value: Any) -> bool:
@@ -147,8 +150,8 @@ def convert(
     output, started = expanded(output), time.monotonic()
     data = None if data is None or str(data) == GENERATED else str(data)
     image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    recipe = Recipe.of(recipe or default_recipe(data))
-    layers = recipe.layers if layers is None else layers
+    given = Recipe.of(recipe or default_recipe(data))
+    layers = given.layers if layers is None else layers
     _check_options(layers, max_drop, minutes, max_minutes, data)
     require_tracker(track, output / bundle.TRAIN)
     processes.on_first(lambda: check_output(output, planned=layers == "auto", resume=resume, force=force))
@@ -159,8 +162,8 @@ def convert(
             "examples/launch/README.md"
         )
     with accelerate_apart():
-        device = str(make_accelerator(device, recipe.distill.precision).device)
-    set_seed(recipe.distill.seed)  # a teacher with random weights is part of the run
+        device = str(make_accelerator(device, given.distill.precision).device)
+    set_seed(given.distill.seed)  # a teacher with random weights is part of the run
     if isinstance(model, str):
         name, source = model, str(expanded(weights).resolve()) if weights else "pretrained" if pretrained else "random"
         teacher = load_model(
@@ -180,23 +183,26 @@ def convert(
     _refuse_cut_patches(kind, teacher)
     preprocessing = Preprocessing.of(teacher)
     spec = data or GENERATED
-    training = open_data(spec, preprocessing, "train", training=recipe.data, seed=recipe.distill.seed)
+    training = open_data(spec, preprocessing, "train", training=given.data, seed=given.distill.seed)
     validation = open_data(spec, preprocessing, "validation")
-    if console is not None and not training.streamed and len(training) < recipe.distill.batch_size:
-        count = "one image" if len(training) == 1 else f"{len(training)} images"
-        console.print(
-            f"warning: {spec} holds {count}, fewer than a batch of {recipe.distill.batch_size}: the student sees the "
-            "same ones again and again, and what is measured on them says little"
-        )
     if data is not None:
         kind.usable(validation, teacher)  # refuses what is too little to measure on
     # Castling once here says what can't be castled, and how large it gets, before anything is written.
-    student = castle(teacher, recipe, "all" if layers == "auto" else layers)
+    student = castle(teacher, given, "all" if layers == "auto" else layers)
     require_space(output, 8 * bundle.state_bytes(student))
     begun = processes.on_first(lambda: begun_fingerprint(output) if resume else None)
-    if begun is not None and minutes is not None:  # it has the steps it began with, whatever they take today
-        recipe = recipe.override(f"distill.steps={begun['distill']['steps']}")
-    elif begun is None and (minutes is not None or (console is not None and recipe.distill.steps >= WORTH_TIMING)):
+    if begun is not None:  # it has what it began with, whatever a step takes today and wherever
+        left_out = {"steps": minutes is not None or given.distill.steps is None}
+        left_out["batch_size"] = given.distill.batch_size is None
+        given = given.override(*(f"distill.{key}={begun['distill'][key]}" for key, out in left_out.items() if out))
+    recipe = settled(given, student, device)
+    if console is not None and not training.streamed and len(training) < FEW_IMAGES:
+        count = "one image" if len(training) == 1 else f"{len(training)} images"
+        console.print(
+            f"warning: {spec} holds {count}: the student sees the same ones again and again, and what is measured on "
+            "them says little"
+        )
+    if begun is None and (minutes is not None or (console is not None and recipe.distill.steps >= WORTH_TIMING)):
         pace = measure_pace(student, teacher, training, recipe, device)
         recipe = _paced(recipe, minutes, processes.on_first(lambda: pace), console)
     if console is not None and begun is None and layers != "auto" and recipe.distill.steps >= WORTH_TIMING:
@@ -313,7 +319,7 @@ def _refuse_cut_patches(task: Task, teacher: nn.Module) -> None:
         )
 
 
-def _paced(recipe: Recipe, minutes: float | None, pace: Pace, console: Console | None) -> Recipe:
+def _paced(recipe: SettledRecipe, minutes: float | None, pace: Pace, console: Console | None) -> SettledRecipe:
     """The recipe with as many steps as `minutes` hold, and a line that says how long it will take."""
     if minutes is not None:
         recipe = recipe.override(f"distill.steps={pace.steps(minutes, recipe.distill)}")

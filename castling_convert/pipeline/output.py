@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..files import expanded, locked, writing_errors
 from ..planning.hybrid import Plan
-from ..recipe import Recipe
+from ..recipe import SettledRecipe
 
 P = ParamSpec("P")
 
@@ -72,7 +72,7 @@ def check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> N
 
 
 @contextmanager
-def resumable(output: Path, recipe: Recipe, *, resume: bool, streamed: bool, limit: Limit) -> Iterator[None]:
+def resumable(output: Path, recipe: SettledRecipe, *, resume: bool, streamed: bool, limit: Limit) -> Iterator[None]:
     """Around a run in `output/train`: what stops it leaves a state to resume from, or nothing at all. That of a run on
     `streamed` data is no more than an account of it, until the last step is done."""
     workdir, state = output / bundle.TRAIN, output / bundle.STATE

@@ -21,7 +21,7 @@ from ..distillation.loop import DistillResult, distill
 from ..distillation.progress import Progress
 from ..distillation.state import saved_fingerprint, saved_step
 from ..evaluation.probe import PROBED_IMAGES, Probe
-from ..recipe import Recipe
+from ..recipe import SettledRecipe
 from ..tasks import Outputs, task_of
 
 
@@ -30,7 +30,7 @@ class Run:
     """What every distillation of one conversion shares. `planning` is how many images were set aside."""
 
     teacher: nn.Module
-    recipe: Recipe
+    recipe: SettledRecipe
     device: str
     output: Path
     resume: bool

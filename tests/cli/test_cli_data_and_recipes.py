@@ -85,7 +85,7 @@ def test_a_folder_with_one_image_is_warned_of(castling, tiny, here, photographs)
     (here / "images").mkdir()
     shutil.copy(photographs / "china" / "0.jpg", here / "images")
     result = castling("convert", *tiny, "--data", "images", "--steps", 2, "-o", "out").done()
-    assert "warning: images holds one image, fewer than a batch of 8" in result.err
+    assert "warning: images holds one image: the student sees the same ones" in result.err
     shutil.copytree(photographs / "flower", here / "images" / "more")
     assert "warning" not in castling("convert", *tiny, "--data", "images", "--steps", 1, "-o", "two").done().err
 

@@ -7,11 +7,12 @@ import copy
 import pytest
 
 import castling_convert as cc
+from castling_convert.distillation.budget import settled
 from castling_convert.distillation.pace import Pace, measure_pace
 from castling_convert.errors import RecipeError
-from castling_convert.recipe import Recipe
+from castling_convert.recipe import AlignConfig, Recipe, SettledDistill
 
-CONFIG = Recipe.load("castling", ["distill.steps=100", "distill.align.share=0.75"]).distill
+CONFIG = SettledDistill(steps=100, batch_size=64, align=AlignConfig(share=0.75))
 
 
 def test_minutes_and_steps_are_inverse():
@@ -35,6 +36,7 @@ def test_what_is_said():
 def test_a_phase_that_is_not_there_is_not_timed(student, teacher, batches, share, measured):
     recipe = Recipe.load("castling", [f"distill.align.share={share}", "distill.steps=1000"])
     before = copy.deepcopy(student.state_dict())
+    recipe = settled(recipe, student, "cpu")
     pace = measure_pace(student, teacher, batches, recipe, "cpu")
     assert (pace.align is not None, pace.student is not None) == measured
     assert 0 < pace.minutes(recipe.distill) < 60

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from castling_convert.distillation.schedule import OPEN, Mask, Schedule
-from castling_convert.recipe import AlignConfig, DistillConfig, MaskConfig
+from castling_convert.recipe import AlignConfig, MaskConfig, SettledDistill
 
 TOKENS = 197
 
@@ -16,7 +16,7 @@ WHOLE = AlignConfig(share=0)
 
 
 def thresholds(steps: int, **mask) -> list[float]:
-    schedule = Schedule.of(DistillConfig(steps=steps, align=WHOLE, mask=MaskConfig(**mask)), TOKENS)
+    schedule = Schedule.of(SettledDistill(steps=steps, batch_size=4, align=WHOLE, mask=MaskConfig(**mask)), TOKENS)
     return [schedule.mask(step).threshold for step in range(steps)]
 
 
@@ -67,7 +67,9 @@ def test_none_never_opens_and_is_the_default():
 
 def masks(steps: int, layers: int, **mask) -> list[list[Mask]]:
     """The masks of every layer, a list for each step."""
-    schedule = Schedule.of(DistillConfig(steps=steps, align=WHOLE, mask=MaskConfig(**mask)), TOKENS, layers)
+    schedule = Schedule.of(
+        SettledDistill(steps=steps, batch_size=4, align=WHOLE, mask=MaskConfig(**mask)), TOKENS, layers
+    )
     return [[schedule.mask(step, layer) for layer in range(layers)] for step in range(steps)]
 
 
@@ -103,7 +105,7 @@ def test_few_steps_for_many_layers_still_end_closed(kind, order, steps):
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
 @pytest.mark.parametrize("kind", ["threshold", "gate", "none"])
 def test_the_shares_of_a_mask_are_of_what_aligning_leaves(steps, share, kind):
-    config = DistillConfig(steps=steps, align=AlignConfig(share=share), mask=MaskConfig(schedule=kind))
+    config = SettledDistill(steps=steps, batch_size=4, align=AlignConfig(share=share), mask=MaskConfig(schedule=kind))
     schedule = Schedule.of(config, TOKENS)
     assert schedule.align_until == round(share * steps)
     alone = Schedule.of(
