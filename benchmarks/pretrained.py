@@ -100,6 +100,7 @@ def jobs() -> list[Job]:
     found += [Job("castling", SHORT, data=data) for data in DATA if data != "labelled scenes"]
     found += [Job("castling-window", SHORT, seed, changes=NO_CONVOLUTION, note=AGAINST_WINDOW) for seed in SEEDS]
     found += [Job("castling", SHORT, seed, changes=LIGHT_CLASSES, note=AGAINST_CASTLING) for seed in SEEDS]
+    found += [Job("castling", SHORT, changes=VARIANTS[note], note=note) for note in (ALONE, HALF)]
     found += [Job("castling", VARIANT, changes=changes, note=note) for note, changes in VARIANTS.items()]
     return found
 
@@ -107,11 +108,14 @@ def jobs() -> list[Job]:
 FEATURES = "As a feature model: top-1 is a linear probe's on frozen features, agreement the same nearest neighbour"
 NO_CONVOLUTION, AGAINST_WINDOW = ("attention.depthwise=none",), "castling-window without its convolution"
 LIGHT_CLASSES, AGAINST_CASTLING = ("distill.loss.logits=0.1",), "castling with the classes at a tenth of the weight"
+ALONE, HALF = "layers alone, nothing after", "half of the steps with layers alone"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
-    "layers alone, nothing after": ("distill.align.share=1",),
-    "half of the steps with layers alone": ("distill.align.share=0.5",),
+    ALONE: ("distill.align.share=1",),
+    HALF: ("distill.align.share=0.5",),
     "the whole student from the first step on": ("distill.align.share=0",),
+    "in batches of 64": ("distill.batch_size=64", f"distill.steps={VARIANT // 64}"),
+    "in batches of two": ("distill.batch_size=2", f"distill.steps={VARIANT // 2}"),
     "every batch once": ("distill.align.echo=1",),
     "the classifier as it is": ("distill.refit=false",),
     "half as many landmarks": ("attention.landmarks=32",),
@@ -171,7 +175,7 @@ def run(job: Job, bed: Path, images: Path, device: str) -> dict[str, Any]:
         }
     quantised = int8(teacher, deploy.cpu(), images) if job.classes and job.seed == 0 and not job.note else None
     return {
-        "key": job.key, **asdict(job), "steps": job.resolved().distill.steps, "different": BATCH * different(job),
+        "key": job.key, **asdict(job), "steps": job.resolved().distill.steps, "different": different(job.resolved()),
         "seconds": round(seconds, 1), "threads": torch.get_num_threads(), "device": processor(device), "sets": sets,
         "int8": quantised,
     }  # fmt: skip
@@ -182,12 +186,13 @@ def processor(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
-def different(job: Job) -> int:
-    """How many batches of a run are read, where some are met more than once."""
-    config = job.resolved().distill
-    steps = job.images // BATCH
-    aligned = round(config.align.share * steps)
-    return math.ceil(aligned / config.align.echo) + steps - aligned
+def different(recipe: cc.Recipe) -> int:
+    """How many images a run reads, where some are met more than once."""
+    config = recipe.distill
+    assert config.steps is not None
+    assert config.batch_size is not None
+    aligned = round(config.align.share * config.steps)
+    return config.batch_size * (math.ceil(aligned / config.align.echo) + config.steps - aligned)
 
 
 def converted(teacher: Any, data: str, recipe: cc.Recipe, device: str) -> tuple[Any, float]:
@@ -358,9 +363,9 @@ A DINOv2 ViT-S/14 (12 layers, width 384, LayerScale), a linear head for 12 kinds
 castled, all masks closed, folded. Two validation sets of 900 images: new *photographs*, and new *stamps* on new
 photographs. The teacher at 140 pixels: {levels}. Top-1 is in points against the teacher, mean over the seeds and range
 in brackets; cosines are those of the last class token and of the last patch tokens with the teacher's. int8 is
-onnxruntime's, both sets, of the first seed. Images are those learned from, {BATCH} a step, and in brackets how many of
-them were different crops (see `distill.align.echo`). {threads} threads; minutes are those of the
-training, on machines that other work slowed down at times, so they are upper bounds. A GPU is {gpus or "none yet"}, in
+onnxruntime's, both sets, of the first seed. Images are those learned from, {BATCH} a step where nothing else is said,
+and in brackets how many of them were different crops (see `distill.align.echo`). {threads} threads; minutes are those
+of the training, on machines that other work slowed down at times, so they are upper bounds. A GPU is {gpus or "none yet"}, in
 float32, several runs on it at a time.
 
 Made by `python benchmarks/pretrained.py`; the single runs are in `pretrained.jsonl`."""
