@@ -365,8 +365,8 @@ photographs. The teacher at 140 pixels: {levels}. Top-1 is in points against the
 in brackets; cosines are those of the last class token and of the last patch tokens with the teacher's. int8 is
 onnxruntime's, both sets, of the first seed. Images are those learned from, {BATCH} a step where nothing else is said,
 and in brackets how many of them were different crops (see `distill.align.echo`). {threads} threads; minutes are those
-of the training, on machines that other work slowed down at times, so they are upper bounds. A GPU is {gpus or "none yet"}, in
-float32, several runs on it at a time.
+of the training, on machines that other work slowed down at times, so they are upper bounds. A GPU is
+{gpus or "none yet"}, in float32, several runs on it at a time.
 
 Made by `python benchmarks/pretrained.py`; the single runs are in `pretrained.jsonl`."""
     ]

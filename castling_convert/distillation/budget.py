@@ -13,7 +13,7 @@ NUMBERS = 300_000
 """That come into a layer in one step on a CPU. There an image takes as long in any batch, and as many images teach more
 in small ones: see docs/accuracy.md."""
 FEWEST, MOST = 2, 64
-"""Images of a step. An accelerator always takes the most: a step of few takes as long there."""
+"""Images of a step. An accelerator, which a step of few leaves idle, takes the most."""
 
 
 def settled(recipe: Recipe, student: nn.Module, device: str | torch.device, given: int | None = None) -> SettledRecipe:
