@@ -144,7 +144,7 @@ def conversion(name: str, size: int, batch: int) -> dict[str, float]:
     memory, all models and states included."""
     teacher: Any = random_weights_(timm.create_model(name, img_size=size)).eval()
     student = cc.castle(teacher, OPTIMIZED)
-    recipe = settled(cc.Recipe.load(OPTIMIZED, (f"distill.batch_size={batch}",)), student, "cpu")
+    recipe = settled(cc.Recipe.load(OPTIMIZED, (f"distill.batch_size={batch}",)), student)
     pace = measure_pace(student, teacher, [torch.randn(batch, 3, size, size) for _ in range(4)], recipe, "cpu")
     parameters = sum(parameter.numel() for parameter in teacher.parameters())
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from ..castling import castled_layers
@@ -10,19 +9,16 @@ from ..recipe import Recipe, SettledRecipe
 from . import processes
 
 NUMBERS = 300_000
-"""That come into a layer in one step on a CPU. There an image takes as long in any batch, and as many images teach more
-in small ones: see docs/accuracy.md."""
+"""That come into a layer in one step: as many images teach more in small batches, see docs/accuracy.md."""
 FEWEST, MOST = 2, 64
-"""Images of a step. An accelerator, which a step of few leaves idle, takes the most."""
+"""Images of a step."""
 
 
-def settled(recipe: Recipe, student: nn.Module, device: str | torch.device, given: int | None = None) -> SettledRecipe:
+def settled(recipe: Recipe, student: nn.Module, given: int | None = None) -> SettledRecipe:
     """`recipe` for a castled `student`, with the batch size and the steps that it leaves out; `given` is the size of
     batches that can have no other."""
     config = recipe.distill
     size = config.batch_size or given
-    if size is None and torch.device(device).type != "cpu":
-        size = MOST + -MOST % processes.count()
     if size is None:
         layers = [layer.numbers for _, layer in castled_layers(student)]
         size = min(MOST, max(FEWEST, round(NUMBERS * len(layers) / sum(layers))))

@@ -191,11 +191,11 @@ def convert(
     student = castle(teacher, given, "all" if layers == "auto" else layers)
     require_space(output, 8 * bundle.state_bytes(student))
     begun = processes.on_first(lambda: begun_fingerprint(output) if resume else None)
-    if begun is not None:  # it has what it began with, whatever a step takes today and wherever
+    if begun is not None:  # it has what it began with, whatever a step takes today
         left_out = {"steps": minutes is not None or given.distill.steps is None}
         left_out["batch_size"] = given.distill.batch_size is None
         given = given.override(*(f"distill.{key}={begun['distill'][key]}" for key, out in left_out.items() if out))
-    recipe = settled(given, student, device)
+    recipe = settled(given, student)
     if console is not None and not training.streamed and len(training) < FEW_IMAGES:
         count = "one image" if len(training) == 1 else f"{len(training)} images"
         console.print(
