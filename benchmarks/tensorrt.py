@@ -13,6 +13,7 @@ are random; int8 is quantised for latency alone.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import tempfile
 import time
@@ -35,7 +36,15 @@ from castling_convert.bench.bench import softmax_baseline_
 from castling_convert.bench.latency import Latency, interleave, ratio
 from castling_convert.data.probe import probe_images
 from castling_convert.exporting import FORMATS
-from castling_convert.exporting.trt_engine import EngineBuild, count_layers, gpu, signature_in, version_of
+from castling_convert.exporting.trt_engine import (
+    EngineBuild,
+    count_layers,
+    gpu,
+    listener,
+    parse,
+    signature_in,
+    version_of,
+)
 
 FLAVOURS = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 RECIPES = ("castling", "castling-fast")
@@ -48,11 +57,31 @@ def layers_in(flavour: str, graph: Path, options: ExportOptions) -> dict[str, in
     return count_layers(EngineBuild(import_module(FLAVOURS[flavour]), graph, signature, options).network)
 
 
+def layers_of_torchs(model: Any, precision: str) -> dict[str, int]:
+    """Of the graph that `torch.onnx.export` makes by itself of timm's model at a fixed batch."""
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
+    model = copy.deepcopy(model).to(dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "model.onnx"
+        torch.onnx.export(model, (probe_images(model, 1).to(dtype),), graph, dynamo=True, verbose=False)
+        api = import_module(FLAVOURS["trt-rtx"])
+        builder = api.Builder(listener(api))
+        network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parse(api.OnnxParser(network, listener(api)), graph)
+        return count_layers(network)
+
+
 def count_alone(models: dict[str, Any], precisions: tuple[str, ...]) -> None:
     """Print the layers of every model, without building anything."""
     print("| precision | model | layers | integer | casts | times softmax | times fp32 |")
     print("|---" * 7 + "|")
     totals: dict[tuple[str, str], int] = {}
+    for precision in ("fp32", "fp16"):
+        counts = layers_of_torchs(models["softmax"], precision)
+        row = [precision, "softmax, by torch.onnx.export"] + [
+            f"{counts[kind]:,}" for kind in ("all", "integer", "casts")
+        ]
+        print("| " + " | ".join([*row, "", ""]) + " |", flush=True)
     for precision, (name, model) in product(precisions, models.items()):
         options = ExportOptions.make(precision=precision, batch=1, verify=False, latency_only=True, onnx_only=True)
         with tempfile.TemporaryDirectory() as folder:
