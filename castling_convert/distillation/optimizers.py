@@ -30,7 +30,9 @@ def align_optimizer(student: nn.Module, config: AlignConfig) -> torch.optim.Opti
         {"params": list(added.values()), "lr": config.lr * config.added},
         {"params": inherited, "lr": config.lr},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=ALIGN_BETAS, weight_decay=0.0)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], betas=ALIGN_BETAS, weight_decay=0.0, fused=True
+    )
 
 
 def added_parameters(student: nn.Module) -> dict[int, nn.Parameter]:
@@ -62,7 +64,7 @@ def whole_optimizer(student: nn.Module, config: SettledDistill) -> torch.optim.O
         for (kind, new), parameters in groups.items()
     ]
     if settings.name == "adamw":
-        return torch.optim.AdamW(listed, lr=settings.lr)
+        return torch.optim.AdamW(listed, lr=settings.lr, fused=True)
     return Muon(listed, lr=settings.lr, fallback=settings.fallback)
 
 
