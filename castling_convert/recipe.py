@@ -258,7 +258,7 @@ class Recipe(_Section):
 
 
 class SettledRecipe(Recipe):
-    """For one model on one device: nothing of how long to train, and in which batches, is left out."""
+    """For one model: nothing of how long to train, and in which batches, is left out."""
 
     distill: SettledDistill
 

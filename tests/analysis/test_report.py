@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from castling_convert.analysis.curves import POINTS, averaged, curves
 from castling_convert.analysis.page import table
 from castling_convert.analysis.report import verdict
 from castling_convert.bench.cases import CASTLED, PLAIN, Case, Result
@@ -85,3 +87,34 @@ def test_numbers_stand_below_their_head(text: str) -> None:
 )
 def test_texts_may_be_broken_over_lines(text: str) -> None:
     assert 'class="number"' not in table([("what", "n"), ("a", text)])
+
+
+def test_lines_of_many_steps_are_means() -> None:
+    steps = [
+        {
+            "step": number + 1, "losses": {"attention": number % 2} | ({"logits": 4.0} if number >= 5 else {}),
+            "layer_losses": {"a": float(number)}, "density": {"a": 0.0},
+        }
+        for number in range(7)
+    ]  # fmt: skip
+    found = averaged(steps, 3)
+    assert [means["step"] for means in found] == [3, 6, 7]
+    assert [means["layer_losses"]["a"] for means in found] == [1.0, 4.0, 6.0]
+    assert [means["losses"] for means in found] == [
+        {"attention": 1 / 3}, {"attention": 2 / 3, "logits": 4.0}, {"attention": 0.0, "logits": 4.0},
+    ]  # fmt: skip
+    assert averaged(steps, 1) == steps
+
+
+def test_a_long_run_is_drawn_as_small_as_a_short_one() -> None:
+    drawn = {}
+    for count in (POINTS, 10 * POINTS):
+        rng = np.random.default_rng(0)
+        steps = [
+            {"step": step, "losses": {"attention": loss}, "layer_losses": {"a": loss}, "density": {"a": 0.0}}
+            for step, loss in enumerate(rng.uniform(0.1, 1.0, count).tolist(), start=1)
+        ]
+        drawn[count] = curves(steps)
+    assert len(drawn[10 * POINTS]) < 1.1 * len(drawn[POINTS])
+    assert "means of 10 steps" in drawn[10 * POINTS]
+    assert "means of" not in drawn[POINTS]
