@@ -34,7 +34,8 @@ Text = Annotated[str, Field(max_length=10_000)]
 Shape = Annotated[list[Size], Field(min_length=3, max_length=3)]
 Channels = Annotated[list[float], Field(min_length=1, max_length=64)]
 Plain = Annotated[int, Field(ge=-LARGEST, le=LARGEST)] | Annotated[float, Field(allow_inf_nan=False)] | bool | None
-Argument = Plain | Annotated[str, Field(max_length=100)] | Annotated[list[Plain], Field(max_length=8)]
+Listing = Annotated[list[Plain], Field(max_length=8)]
+Argument = Plain | Annotated[str, Field(max_length=100)] | Listing | Annotated[list[Listing], Field(max_length=8)]
 
 Word = Annotated[str, Field(pattern=r"^\w+$", max_length=100)]
 Listed = Annotated[list[Plain | Annotated[str, Field(max_length=100)]], Field(max_length=256)]
@@ -120,9 +121,9 @@ class _Arguments(BaseModel):
 
     @model_validator(mode="after")
     def _not_too_deep(self) -> _Arguments:
-        depth = self.base_args.get("depth")
-        if isinstance(depth, int) and depth > DEEPEST:
-            raise ValueError(f"depth is above {DEEPEST}")
+        for name in ("depth", "depths"):
+            if _sum(self.base_args.get(name)) > DEEPEST:
+                raise ValueError(f"{name} is above {DEEPEST}")
         return self
 
 
@@ -138,6 +139,13 @@ class _Config(BaseModel):
     model_args: _Arguments
     pretrained_cfg: _Pretrained
     castling: _Section
+
+
+def _sum(value: Any) -> float:
+    """Of a number, or of all in a list of lists."""
+    if isinstance(value, list):
+        return sum(map(_sum, value))
+    return value if isinstance(value, int | float) else 0
 
 
 def check_config(values: dict[str, Any], where: Path) -> None:
