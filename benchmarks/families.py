@@ -43,11 +43,11 @@ THREADS, SECONDS = 2, 10
 STAGES = {"num_classes": 4, "img_size": 32}
 BEDS = {
     "Swin": Testbed(
-        "relations", floor=90.0, steps=1500, batch_size=128, lr=2e-3, model="swin_tiny_patch4_window7_224",
-        arguments={**STAGES, "patch_size": 2, "window_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)},
+        "relations", floor=90.0, steps=800, batch_size=128, lr=2e-3, model="swin_tiny_patch4_window7_224",
+        arguments={**STAGES, "patch_size": 4, "window_size": 4, "embed_dim": 48, "depths": (2, 4), "num_heads": (2, 4)},
     ),
     "LeViT": Testbed(
-        "relations", floor=90.0, steps=1500, batch_size=128, lr=2e-3, model="levit_128s",
+        "relations", floor=90.0, steps=400, batch_size=128, lr=2e-3, model="levit_128s",
         arguments={
             **STAGES, "img_size": 64, "stem_type": "s8", "embed_dim": (64, 96), "num_heads": (2, 3), "depth": (2, 2),
         },
