@@ -44,7 +44,7 @@ MODELS = {"segment": ("segmenter", len(KINDS) + 1), "detect": ("detector", len(K
 BATCH = 2
 """Of images; larger ones did worse on as many images, see docs/accuracy.md."""
 IMAGES = {280: 3_000, 518: 700}
-"""Of 280 pixels 18 minutes of training here, as the tool says beforehand; what 518 take is an estimate."""
+"""Of 280 pixels 18 minutes of training here, of 518 20 for a segmenter, as the tool says beforehand."""
 SEEDS = (0, 1)
 SMALL_VIT, CLASSES, LATENCIES, SECONDS = "vit_small_patch16_224", 21, (512, 1024), 10
 FEW = 8
