@@ -78,7 +78,7 @@ def test_the_page_says_what_is_there(pretrained, tmp_path):
         record = {
             "key": job.key, "seconds": 60.0 * (1 + job.seed), "sets": sets, "int8": int8 if job.seed == 0 else None,
             "size": job.size, "device": "cpu" if job.seed == 0 else "NVIDIA X", "threads": 2, "images": job.images,
-            "different": pretrained.BATCH * pretrained.different(job),
+            "different": pretrained.different(job.resolved()),
         }  # fmt: skip
         with results.open("a") as file:
             file.write(json.dumps(record) + "\n")
