@@ -49,9 +49,9 @@ def page() -> str:
     recipes = [Recipe.load(name) for name in shipped()]
     sections = {
         "Recipes": table(
-            ("recipe", "form", "window", "steps", "layers alone", "optimiser"),
+            ("recipe", "form", "window", "images", "layers alone", "optimiser"),
             [
-                (f"`{recipe.name}`", recipe.attention.form, recipe.attention.window or "", recipe.distill.steps,
+                (f"`{recipe.name}`", recipe.attention.form, recipe.attention.window or "", recipe.distill.images,
                  f"{recipe.distill.align.share:.0%}", recipe.distill.optimizer.name)
                 for recipe in recipes
             ],
