@@ -40,8 +40,7 @@ from castling_convert.exporting.trt_engine import (
     EngineBuild,
     count_layers,
     gpu,
-    listener,
-    parse,
+    read_graph,
     signature_in,
     version_of,
 )
@@ -64,11 +63,8 @@ def layers_of_torchs(model: Any, precision: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         torch.onnx.export(model, (probe_images(model, 1).to(dtype),), graph, dynamo=True, verbose=False)
-        api = import_module(FLAVOURS["trt-rtx"])
-        builder = api.Builder(listener(api))
-        network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parse(api.OnnxParser(network, listener(api)), graph)
-        return count_layers(network)
+        read = read_graph(import_module(FLAVOURS["trt-rtx"]), graph)
+        return count_layers(read.network)
 
 
 def count_alone(models: dict[str, Any], precisions: tuple[str, ...]) -> None:

@@ -121,7 +121,6 @@ def fingerprint(recipe: Recipe, teacher: nn.Module, identity: dict[str, Any] | N
     `identity` is what the caller adds; its `data`, a spec, becomes the `spec` of the recipe's section of that name.
     """
     values = recipe.model_dump(mode="json", include={"attention", "distill", "data"})
-    del values["distill"]["images"]  # what was made of them is there
     identity = dict(identity or {})
     values["data"]["spec"] = identity.pop("data", None)
     return values | {"teacher_weights": weights_sha256(teacher)} | identity
@@ -147,11 +146,13 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _of_today(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """A fingerprint of any version; what version 0.1 did not write down is taken as it is now. Its `data` was the spec
-    alone."""
+    """A fingerprint of any version; what an older one did not write down is taken as it is now: version 0.1 of `data`
+    the spec alone, and none knew `distill.images`."""
     data = old.get("data")
     data = {**new["data"], **(data if isinstance(data, dict) else {"spec": data})}
-    return {"teacher_weights": new["teacher_weights"], "images": new.get("images"), **old, "data": data}
+    distill = {"images": new["distill"]["images"], **old["distill"]}
+    known = {"teacher_weights": new["teacher_weights"], "images": new.get("images")}
+    return {**known, **old, "data": data, "distill": distill}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -161,9 +162,12 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _read(record: Path) -> dict[str, Any]:
     try:
         values = json.loads(record.read_text(encoding="utf-8"))
+        fingerprint = dict(values["fingerprint"])
+        fingerprint["distill"] = dict(fingerprint["distill"])
+        int(fingerprint["distill"]["steps"])
         return {
             "step": int(values["step"]),
-            "fingerprint": dict(values["fingerprint"]),
+            "fingerprint": fingerprint,
             "sha256": dict(values.get("sha256", {})),  # version 0.1 wrote none
         }
     except (ValueError, KeyError, TypeError, AttributeError):

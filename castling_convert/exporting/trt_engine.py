@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import onnx
@@ -151,10 +151,7 @@ class EngineBuild:
         self.proto = onnx.load(graph)
         self.log = listener(api)
         self.log.said.clear()
-        self.builder = api.Builder(self.log)
-        self.network = self.builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        self.parser = api.OnnxParser(self.network, self.log)  # keeps the weights
-        parse(self.parser, graph)
+        self.builder, self.network, self.parser = read_graph(api, graph)
         self.products = prove_network(self.network, self.proto, options.precision)
         self.config = self.builder.create_builder_config()
         self.config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
@@ -208,6 +205,27 @@ class EngineBuild:
 
     def _refusal(self) -> ExportError:
         return ExportError(f"TensorRT can't build an engine of {self.graph.name}: {self.log.words()}")
+
+
+class Read(NamedTuple):
+    """A graph in a network, which lives as long as all three do: the parser keeps the weights."""
+
+    builder: Any
+    network: Any
+    parser: Any
+
+
+def read_graph(api: Api, graph: Path) -> Read:
+    """`graph` in a new strongly typed network.
+
+    Raises:
+        ExportError: as `parse`.
+    """
+    builder = api.Builder(listener(api))
+    network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = api.OnnxParser(network, listener(api))
+    parse(parser, graph)
+    return Read(builder, network, parser)
 
 
 def parse(parser: tensorrt.OnnxParser, graph: Path) -> None:

@@ -57,7 +57,7 @@ from .run import Run, outputs_of
 
 CERTIFIED_IMAGES = 4
 FEW_IMAGES = 8
-"""To train on."""
+"""To train on, however small a batch is."""
 
 
 def _is_whole(value: Any) -> bool:
@@ -191,12 +191,11 @@ def convert(
     student = castle(teacher, given, "all" if layers == "auto" else layers)
     require_space(output, 8 * bundle.state_bytes(student))
     begun = processes.on_first(lambda: begun_fingerprint(output) if resume else None)
-    if begun is not None:  # it has what it began with, whatever a step takes today
-        left_out = {"steps": minutes is not None or given.distill.steps is None}
-        left_out["batch_size"] = given.distill.batch_size is None
-        given = given.override(*(f"distill.{key}={begun['distill'][key]}" for key, out in left_out.items() if out))
+    if begun is not None and minutes is not None:  # it has the steps it began with, whatever they take today
+        given = given.override(f"distill.steps={begun['distill']['steps']}")
     recipe = settled(given, student)
-    if console is not None and not training.streamed and len(training) < FEW_IMAGES:
+    few = max(FEW_IMAGES, recipe.distill.batch_size)
+    if console is not None and not training.streamed and len(training) < few:
         count = "one image" if len(training) == 1 else f"{len(training)} images"
         console.print(
             f"warning: {spec} holds {count}: the student sees the same ones again and again, and what is measured on "

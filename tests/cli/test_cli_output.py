@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -146,6 +147,30 @@ def test_a_damaged_state_is_said(convert, monkeypatch, here, file):
     convert("--resume").refused("damaged", "--force")
 
 
+@pytest.mark.parametrize("key", ["steps", "distill"])
+def test_a_record_that_lacks_what_the_run_began_with_is_damaged(convert, monkeypatch, here, key):
+    unfinished(convert, monkeypatch).failed(130)
+    with edited(here / "out" / "train" / "state" / "run.json") as record:
+        where = record["fingerprint"] if key == "distill" else record["fingerprint"]["distill"]
+        del where[key]
+    convert("--resume").refused("damaged", "--force")
+
+
+def test_a_state_of_before_images_were_counted_goes_on(convert, monkeypatch, here):
+    unfinished(convert, monkeypatch).failed(130)
+    with edited(here / "out" / "train" / "state" / "run.json") as record:
+        del record["fingerprint"]["distill"]["images"]
+    convert("--resume").done()
+
+
+@contextmanager
+def edited(file):
+    """What a file of JSON holds, and what is made of it is written back."""
+    record = json.loads(file.read_text())
+    yield record
+    file.write_text(json.dumps(record))
+
+
 @pytest.mark.parametrize("damage", ["missing", "one bit"])
 @pytest.mark.parametrize("file", ["random_states_0.pkl", "model.safetensors"])
 def test_every_file_of_a_state_has_to_be_the_one_that_was_written(convert, monkeypatch, here, file, damage):
@@ -164,6 +189,7 @@ def test_every_file_of_a_state_has_to_be_the_one_that_was_written(convert, monke
     [
         ("data.scale", 0.9, False),
         ("data.hflip", 0, False),
+        ("distill.images", 7, False),
         ("data.workers", 1, True),
         ("distill.checkpoint_every", 7, True),
     ],

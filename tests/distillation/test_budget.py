@@ -26,9 +26,7 @@ def student_of(name: str, **arguments: Any) -> Any:
     [(140, 2, 384, 6, 8), (280, 2, 384, 6, 2), (518, 1, 384, 6, 2), (140, 2, 192, 3, 15), (56, 1, 64, 1, 64)],
 )
 def test_as_many_images_as_a_step_has_numbers_for(size: int, depth: int, width: int, heads: int, batch: int) -> None:
-    student = student_of(
-        "vit_small_patch14_dinov2", img_size=size, depth=depth, embed_dim=width, num_heads=heads
-    )  # fmt: skip
+    student = student_of("vit_small_patch14_dinov2", img_size=size, depth=depth, embed_dim=width, num_heads=heads)
     here = settled(Recipe.load("castling"), student).distill
     assert (here.batch_size, here.steps) == (batch, 25_600 // batch)
 

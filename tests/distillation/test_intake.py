@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 import castling_convert as cc
 from castling_convert.distillation.intake import refuse_size, resized
 from castling_convert.errors import ModelError
-from tests.families import test_davit, test_pvt, test_swin
+from tests.families import test_davit, test_hieradet, test_pvt, test_swin, test_twins
 from tests.models import LANDMARKS, WINDOW, images, tiny
 
 
@@ -56,6 +57,11 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "windows": lambda: test_swin.small(img_size=32, strict_img_size=False),
     "windows, padded": lambda: test_davit.small("padded"),
     "reduced keys": lambda: test_pvt.small((64, 64)),
+    "windows and reduced keys": lambda: test_twins.small("svt"),
+    "windows of several stages": lambda: test_hieradet.small(),
+    "rotations": lambda: timm.create_model(
+        "vit_small_patch16_dinov3", img_size=32, depth=2, embed_dim=48, num_heads=3, dynamic_img_size=True
+    ).eval(),
 }
 
 

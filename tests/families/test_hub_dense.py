@@ -142,6 +142,14 @@ def test_another_image_size_is_what_the_model_makes_of_it(name: str) -> None:
     road.open_student_is_the_teacher(model)
 
 
+def test_a_segformer_learns_from_images_of_several_sizes() -> None:
+    teacher = small("segformer")
+    wanted = recipe(**LANDMARKS).override("data.sizes=[64, 96]", "distill.steps=6", "distill.batch_size=2")
+    student = cc.castle(teacher, wanted)
+    cc.distill(student, teacher, [torch.randn(2, 3, 64, 64)] * 6, wanted, device="cpu")
+    assert road.output(cc.fold(student), torch.randn(1, 3, 96, 96)).shape == (1, 5, 24, 24)
+
+
 def test_sizes_that_are_refused() -> None:
     with pytest.raises(ModelError, match="SamVisionModel takes images of 40x40 alone, not of 64x64"):
         family_of(small("sam")).layers(small("sam"), (64, 64))
