@@ -150,7 +150,8 @@ def _of_today(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     the spec alone, and none knew `distill.images`."""
     data = old.get("data")
     data = {**new["data"], **(data if isinstance(data, dict) else {"spec": data})}
-    distill = {"images": new["distill"]["images"], **old["distill"]}
+    began = old.get("distill")
+    distill = {"images": new["distill"]["images"], **(began if isinstance(began, dict) else {})}
     known = {"teacher_weights": new["teacher_weights"], "images": new.get("images")}
     return {**known, **old, "data": data, "distill": distill}
 
@@ -162,12 +163,9 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _read(record: Path) -> dict[str, Any]:
     try:
         values = json.loads(record.read_text(encoding="utf-8"))
-        fingerprint = dict(values["fingerprint"])
-        fingerprint["distill"] = dict(fingerprint["distill"])
-        int(fingerprint["distill"]["steps"])
         return {
             "step": int(values["step"]),
-            "fingerprint": fingerprint,
+            "fingerprint": dict(values["fingerprint"]),
             "sha256": dict(values.get("sha256", {})),  # version 0.1 wrote none
         }
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -48,10 +48,21 @@ def alone(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def begun_fingerprint(output: Path) -> dict[str, Any] | None:
-    """The fingerprint of an interrupted run in `output`, or of its plan; None where there is neither."""
+    """The fingerprint of an interrupted run in `output`, or of its plan; None where there is neither.
+
+    Raises:
+        BundleError: it is damaged, or does not say how many steps the run has.
+    """
     if saved_step(output / bundle.STATE) is not None:
-        return saved_fingerprint(output / bundle.STATE)
-    return Plan.load(output / bundle.PLAN).fingerprint if (output / bundle.PLAN).is_file() else None
+        found = saved_fingerprint(output / bundle.STATE)
+    elif (output / bundle.PLAN).is_file():
+        found = Plan.load(output / bundle.PLAN).fingerprint
+    else:
+        return None
+    began = found.get("distill")
+    if not isinstance(began, dict) or not isinstance(began.get("steps"), int):
+        raise BundleError(f"the record of the run in {output} is damaged; start over with --force")
+    return found
 
 
 def check_output(output: Path, *, planned: bool, resume: bool, force: bool) -> None:
