@@ -25,7 +25,7 @@ import torch
 from timm.models import mvitv2, save_for_hf
 
 import castling_convert as cc
-from castling_convert.analysis.analyze import castled_twin, resized
+from castling_convert.analysis.analyze import castled_twin
 from castling_convert.bench.bench import measure, softmax_baseline_
 from castling_convert.bench.cases import CASTLED, Case
 from castling_convert.castling import not_paying
@@ -66,15 +66,21 @@ LATENCIES = (
     ("vit_small_patch16_dinov3", 1024),
     ("swin_tiny_patch4_window7_224", 224),
     ("swin_tiny_patch4_window7_224", 1024),
+    ("swin_tiny_patch4_window7_224 window_size=32", 1024),
     ("mvitv2_tiny", 512),
     ("levit_384", 224),
     ("samvit_base_patch16", 1024),  # takes some 20 GB
+    ("samvit_base_patch16 --layers auto", 1024),
 )
 
 
 @dataclass(frozen=True)
 class Job:
-    """A conversion of a small teacher, `what` of BEDS and a seed, or a latency, a timm name at an image size."""
+    """A conversion of a small teacher, `what` of BEDS and a seed, or a latency, a timm name at an image size.
+
+    Behind the name of a latency may stand a whole number that the model is made with, or `--layers auto`: castled are
+    then those layers alone that take fewer MACs so.
+    """
 
     kind: str
     what: str
@@ -122,14 +128,22 @@ def accuracy(job: Job, images: int = IMAGES, taught: int | None = None) -> dict[
 
 def latency(job: Job, seconds: float = SECONDS) -> dict[str, Any]:
     size, recipe = (job.number, job.number), cc.Recipe.load("castling")
-    softmax = softmax_baseline_(resized(timm.create_model(job.what), size))
+    what, auto, _ = job.what.partition(" --layers auto")
+    name, *given = what.split()
+    arguments = {key: int(value) for key, _, value in (argument.partition("=") for argument in given)}
+    softmax = softmax_baseline_(timm.create_model(name, img_size=size, **arguments))
+    layers = family_of(softmax).layers(softmax)
+    dear = not_paying(layers, recipe.attention)
+    if auto:
+        layers = [layer for layer in layers if layer.name not in dear]
+        recipe = recipe.model_copy(update={"layers": ",".join(layer.name for layer in layers)})
     castled = castled_twin(softmax, recipe)
-    layers = [layer for layer in family_of(softmax).layers(softmax) if layer.name in castled.castling.castled]
+    layers = [layer for layer in layers if layer.name in castled.castling.castled]
     result = measure(
         Case("onnx", "fp32", size, 1), castled, softmax, threads=THREADS, seconds=seconds, trained=False, memory=False
     )
     return {
-        **asdict(job), "layers": len(layers), "dear": len(not_paying(layers, recipe.attention)),
+        **asdict(job), "layers": len(layers), "dear": sum(layer.name in dear for layer in layers),
         "tokens": sorted({layer.tokens for layer in layers}),
         "softmax": result.latency[result.baseline].median, "castled": result.latency[CASTLED].median,
         "baseline": result.baseline, "ratio": asdict(result.ratio), "torch": torch.__version__,
@@ -138,7 +152,6 @@ def latency(job: Job, seconds: float = SECONDS) -> dict[str, Any]:
 
 def page(records: list[dict[str, Any]]) -> str:
     accuracies = [record for record in records if record["kind"] == "accuracy"]
-    latencies = [record for record in records if record["kind"] == "latency"]
     lines = [
         "# Other families", "", "Made by `python benchmarks/families.py`; the runs are in `families.jsonl`.", "",
         "## Accuracy", "",
@@ -156,15 +169,22 @@ def page(records: list[dict[str, Any]]) -> str:
                 ", ".join(f"{record['agreement']:.2f} %" for record in found),
             )
             lines.append(f"| {bed} | {' | '.join(columns)} |")
-    lines += [
-        "", "## Latency", "",
+    return "\n".join([*lines, "", "## Latency", "", latencies(records)]) + "\n"
+
+
+def latencies(records: list[dict[str, Any]]) -> str:
+    """What was measured of them, and the table."""
+    lines = [
         f"onnxruntime fp32, {THREADS} threads, one image; medians in milliseconds, softmax over castled: above 1"
-        " castling is faster. All layers castled by `castling`; of them so many take more MACs than with softmax, which"
-        " `--layers auto` leaves.",
+        " castling is faster. The softmax model is the faster one of timm's plain export and one with onnxruntime's own"
+        " fused attention. Castled by `castling` are all layers, or with `--layers auto` those that take fewer MACs so;"
+        " in brackets how many take no fewer.",
         "", "| model | pixels | layers (no cheaper) | tokens | softmax | castled | ratio [95 %] |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for record in latencies:
+    for record in records:
+        if record["kind"] != "latency":
+            continue
         ratio = record["ratio"]
         columns = (
             record["what"], str(record["number"]), f"{record['layers']} ({record['dear']})",
@@ -172,7 +192,7 @@ def page(records: list[dict[str, Any]]) -> str:
             f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
         )  # fmt: skip
         lines.append(f"| {' | '.join(columns)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def read() -> list[dict[str, Any]]:

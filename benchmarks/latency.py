@@ -27,6 +27,8 @@ from typing import Any
 import timm
 import torch
 from dense import latencies
+from families import latencies as latencies_of_families
+from families import read as runs_of_families
 from torch import Tensor, nn
 
 import castling_convert as cc
@@ -173,6 +175,12 @@ A ViT-S/16 alone, and with the light heads of `segmenter` and `detector` (21 cla
 included), onnxruntime fp32, the recipe `castling`. Made by `python benchmarks/dense.py --latency`.
 
 {latencies()}
+
+## Other families
+
+{latencies_of_families(runs_of_families())}
+
+Made by `python benchmarks/families.py --latency`.
 
 ## The best castled artifact against the softmax model in float32
 

@@ -214,8 +214,13 @@ class Family(ABC):
 
 def set_input_size_(model: Any, image_size: Size) -> None:
     """timm's own way to another image size; ModelError with the reason where it has none."""
+    height, width = image_size
+    if not hasattr(model, "set_input_size"):
+        raise ModelError(
+            f"{type(model).__name__} keeps the image size it was made with; make it for {height}x{width} images"
+            f" (timm.create_model(..., img_size=({height}, {width})), --model-arg img_size={height})"
+        )
     try:
         model.set_input_size(img_size=image_size)
     except (AssertionError, AttributeError, ValueError, RuntimeError) as error:
-        height, width = image_size
         raise ModelError(f"the model can't take {height}x{width} images: {error}") from None
