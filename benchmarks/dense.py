@@ -2,15 +2,15 @@
 
     python benchmarks/dense.py             every run that is not in dense.jsonl yet, then dense.md
     python benchmarks/dense.py --quick     a few steps of each task on a few scenes, into benchmarks/.cache
-    python benchmarks/dense.py --only "segment 280 0"     some of them: task, pixels, seed
+    python benchmarks/dense.py --only "segment 280"       some of them: task, pixels, pixels in training, seed
     python benchmarks/dense.py --latency   what it gains in onnxruntime, into dense.jsonl; `latency.py --table` shows it
     python benchmarks/dense.py --table     the page from the runs that are there
 
 The test bed is that of `bed.py`: scenes of one to three stamps on photographs, with masks and boxes. The teacher is its
 DINOv2 ViT-S/14, frozen, and a head trained here on the 600 training scenes; no stamp and no photograph of the 200
-validation scenes is among those. It is converted with the recipe `castling` as it is but for batch and steps, all
-layers, its head untouched, by the call that `castling convert` makes. Minutes are those of the training; the machine
-should have nothing else to do. About three hours on two cores.
+validation scenes is among those. It is converted with the recipe `castling` as it is but for steps and, where the page
+says so, the size of training images (`data.sizes`), all layers, its head untouched, by the call that `castling convert`
+makes. Minutes are those of the training; the machine should have nothing else to do. About three hours on two cores.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ RESULTS, TABLE = HERE / "dense.jsonl", HERE / "dense.md"
 MODELS = {"segment": ("segmenter", len(KINDS) + 1), "detect": ("detector", len(KINDS))}
 BATCH = 2
 """Of images; larger ones did worse on as many images, see docs/accuracy.md."""
-IMAGES = {280: 3_000, 518: 700}
-"""Of 280 pixels 18 minutes of training here, of 518 20 for a segmenter, as the tool says beforehand."""
+IMAGES = {(280, 280): 3_000, (518, 518): 700, (518, 266): 2_800}
+"""By the pixels of the model and those of the training images: as many as some 15 to 20 minutes on two cores allow."""
 SEEDS = (0, 1)
 SMALL_VIT, CLASSES, LATENCIES, SECONDS = "vit_small_patch16_224", 21, (512, 1024), 10
 FEW = 8
@@ -57,20 +57,27 @@ class Job:
 
     task: str
     size: int
+    trained: int
     seed: int
     images: int
 
     @property
     def key(self) -> str:
-        return f"{self.task} {self.size} {self.seed}"
+        return f"{self.task} {self.size}{'' if self.whole else f' at {self.trained}'} {self.seed}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether training images are as large as the model's."""
+        return self.trained == self.size
 
     def recipe(self) -> cc.Recipe:
         fixed = {"steps": max(2, self.images // BATCH), "batch_size": BATCH, "seed": self.seed}
-        return cc.Recipe.load("castling", [f"distill.{name}={value}" for name, value in fixed.items()])
+        changes = [f"distill.{name}={value}" for name, value in fixed.items()]
+        return cc.Recipe.load("castling", changes if self.whole else [*changes, f"data.sizes=[{self.trained}]"])
 
 
 def jobs() -> list[Job]:
-    return [Job(task, size, seed, IMAGES[size]) for size in IMAGES for seed in SEEDS for task in MODELS]
+    return [Job(task, *sizes, seed, IMAGES[sizes]) for sizes in IMAGES for seed in SEEDS for task in MODELS]
 
 
 def teacher(bed: Path, task: str, size: int, scenes: Path, epochs: int | None = None) -> Path:
@@ -155,8 +162,12 @@ def page(results: Path) -> str:
     """The Markdown page of what is there."""
     done = read(results)
     rows = []
-    for task, size in dict.fromkeys((job.task, job.size) for job in jobs()):
-        records = [r for r in done.values() if "ratio" not in r and (r["task"], r["size"]) == (task, size)]
+    for task, size, trained in dict.fromkeys((job.task, job.size, job.trained) for job in jobs()):
+        records = [
+            r
+            for r in done.values()
+            if "ratio" not in r and (r["task"], r["size"], r["trained"]) == (task, size, trained)
+        ]
         if not records:
             continue
         key, word = find_task(task).score
@@ -164,12 +175,15 @@ def page(results: Path) -> str:
         spread = f" [{min(drops):+.1f}, {max(drops):+.1f}]" if len(drops) > 1 else ""
         macs = [records[0]["macs"][name] / 1e9 for name in ("teacher", "castled")]
         rows.append((
-            f"{task}, {word}", size, records[0]["images"] // records[0]["steps"], len(records), records[0]["images"],
-            f"{of(records, 'seconds') / 60:.1f}",
+            f"{task}, {word}", size, trained, records[0]["images"] // records[0]["steps"], len(records),
+            records[0]["images"], f"{of(records, 'seconds') / 60:.1f}",
             f"{mean(r['teacher'][key] for r in records):.1f}", f"{mean(drops):+.1f}{spread}",
             f"{mean(r['castled']['agreement'] for r in records):.1f}", f"{macs[0]:.1f} to {macs[1]:.1f}",
         ))  # fmt: skip
-    head = ("task", "pixels", "batch", "seeds", "images", "minutes", "teacher", "castled, points", "agreement", "GMACs")
+    head = (
+        "task", "pixels", "in training", "batch", "seeds", "images", "minutes", "teacher", "castled, points",
+        "agreement", "GMACs",
+    )  # fmt: skip
     return f"""# Dense tasks
 
 A segmenter and a detector around a real DINOv2 ViT-S/14, frozen, each with a light head trained on 600 scenes; 200
@@ -204,7 +218,7 @@ def main() -> None:
     parser.add_argument("--latency", action="store_true", help="only the latencies")
     arguments = parser.parse_args()
     results, table = (CACHE / "dense-quick.jsonl", CACHE / "dense-quick.md") if arguments.quick else (RESULTS, TABLE)
-    listed = [Job(task, 280, 0, 16) for task in MODELS] if arguments.quick else jobs()
+    listed = [Job(task, 280, 280, 0, 16) for task in MODELS] if arguments.quick else jobs()
     done = read(results)
     todo = [job for job in listed if job.key not in done and job.key.startswith(arguments.only)]
     if arguments.latency:

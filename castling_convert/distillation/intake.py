@@ -67,7 +67,7 @@ def refuse_unread(student: nn.Module, images: Tensor) -> None:
 
 @torch.no_grad()
 def refuse_size(model: nn.Module, side: int) -> None:
-    """Raise ModelError where `model` can't take images of side x side as it is, or its patches would be cut."""
+    """Raise ModelError where `model` can't be let take images of side x side, or its patches would be cut."""
     family, first = family_of(model), next(model.parameters())
     if any(side % step for step in family.patch_size(model)):
         raise ModelError(f"data.sizes: {side} is no multiple of the patch, {family.patch_size(model)}; leave it out")
@@ -75,11 +75,12 @@ def refuse_size(model: nn.Module, side: int) -> None:
     if next(castled_layers(model), None) is not None:
         family.see_(model, (side, side))
     try:
-        family.features(model, images)
-    except (AssertionError, RuntimeError, ValueError) as error:
+        with family.taking_sizes(model):
+            family.features(model, images)
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise ModelError(
-            f"data.sizes: {type(model).__name__} can't take images of {side}x{side} ({first_line(error)}); a ViT of "
-            "timm's takes several sizes with --model-arg dynamic_img_size=true, a Swin with strict_img_size=false"
+            f"data.sizes: {type(model).__name__} can't take images of {side}x{side} ({first_line(error)}); leave it "
+            "out. Some of timm's can where they are made so, with --model-arg dynamic_img_size=true"
         ) from None
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,6 +211,7 @@ def distill(
     with (
         progress.running(config.steps, first),
         opened_to(teacher if config.mask.branch == "teacher" else None, student),
+        _taking(recipe.data.sizes, teacher, plain),
         tap(teacher, names) as softmax,
         tap(student, names) as castled,
         readout.listening(),
@@ -375,6 +376,14 @@ def distill_loss(
         ).mean()
     loss = torch.stack([getattr(weights, name) * part for name, part in used.items()]).sum()
     return Whole(loss, {name: part.detach() for name, part in used.items()}, layers, output, expected)
+
+
+def _taking(sizes: tuple[int, ...] | None, *models: nn.Module) -> ExitStack:
+    """Models that take images of these sizes beside their own, as long as it is open."""
+    with ExitStack() as stack:
+        for model in models if sizes else ():
+            stack.enter_context(family_of(model).taking_sizes(model))
+        return stack.pop_all()
 
 
 def _opened(data: Any, student: nn.Module, recipe: Recipe) -> Any:

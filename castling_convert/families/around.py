@@ -7,7 +7,7 @@ return is the features, and the rest of the module is its head, whatever it does
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -160,6 +160,13 @@ class AroundFamily(Family):
     def see_(self, model: nn.Module, image_size: Size) -> None:
         for _, inside, family in self._inside(model):
             family.see_(inside, image_size)
+
+    @contextmanager
+    def taking_sizes(self, model: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for _, inside, family in self._inside(model):
+                stack.enter_context(family.taking_sizes(inside))
+            yield
 
     def any_size_(self, model: nn.Module) -> None:
         for _, inside, family in self._inside(model):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import Format
 from torch import Tensor, nn
 
 from ..attention import Projections, Reader, Shape, TokenGrid
@@ -194,6 +196,29 @@ class Family(ABC):
             raise ModelError(
                 f"training with images of several sizes is not known for {self.title}; leave out data.sizes"
             )
+
+    @contextmanager
+    def taking_sizes(self, model: Any) -> Iterator[None]:
+        """Let the model take images of other sizes while it lasts, as timm does for those that it made so. A model that
+        can't be let stays as it is, and refuses them itself."""
+        embed = getattr(model, "patch_embed", None)
+        changes: list[tuple[Any, str, Any]] = []
+        if hasattr(embed, "strict_img_size"):
+            changes.append((embed, "strict_img_size", False))
+        if getattr(embed, "flatten", False) and getattr(model, "dynamic_img_size", True) is False:
+            # Position embeddings are then resampled to the grid.
+            changes += [(model, "dynamic_img_size", True), (embed, "flatten", False)]
+            changes += [(embed, "output_fmt", Format.NHWC)]
+        # Of shifted windows, computed for the grid that comes.
+        changes += [(module, "dynamic_mask", True) for module in model.modules() if hasattr(module, "dynamic_mask")]
+        before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+        try:
+            for owner, name, value in changes:
+                setattr(owner, name, value)
+            yield
+        finally:
+            for owner, name, value in before:
+                setattr(owner, name, value)
 
     def any_size_(self, model: nn.Module) -> None:
         """Let the model take any image size, by operators that every runtime has.

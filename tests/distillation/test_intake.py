@@ -12,6 +12,7 @@ import torch
 import castling_convert as cc
 from castling_convert.distillation.intake import refuse_size, resized
 from castling_convert.errors import ModelError
+from castling_convert.families import family_of
 from tests.families import test_davit, test_hieradet, test_pvt, test_swin, test_twins
 from tests.models import LANDMARKS, WINDOW, images, tiny
 
@@ -35,7 +36,7 @@ def test_values_are_those_of_the_image() -> None:
 
 @pytest.mark.parametrize("form", [LANDMARKS, WINDOW])
 def test_a_student_of_several_sizes(form: dict[str, Any]) -> None:
-    teacher = tiny(dynamic_img_size=True)
+    teacher = tiny()
     recipe = cc.Recipe.parse(
         {
             "attention": form | {"depthwise": "grid"},
@@ -46,21 +47,53 @@ def test_a_student_of_several_sizes(form: dict[str, Any]) -> None:
     )
     student = cc.castle(teacher, recipe)
     seen: list[int] = []
-    student.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[-1]))
+    student.patch_embed.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[-1]))
     cc.distill(student, teacher, [images(4)] * 24, recipe, device="cpu")
+    assert {24, 32, 40} <= set(seen)
     folded = cc.fold(student)
-    for side in (24, 40):
-        torch.testing.assert_close(folded(images(2, side, side)), student(images(2, side, side)), rtol=0, atol=1e-4)
+    with all_sizes(folded), all_sizes(student):
+        for side in (24, 40):
+            torch.testing.assert_close(folded(images(2, side, side)), student(images(2, side, side)), rtol=0, atol=1e-4)
+
+
+def all_sizes(model: Any) -> Any:
+    return family_of(model).taking_sizes(model)
+
+
+@pytest.mark.parametrize("made", ["ViT", "Eva", "Swin", "Swin V2"])
+def test_sizes_as_timm_takes_them(made: str) -> None:
+    """For a while; then the model takes its own size alone again."""
+    make: Callable[..., Any] = {
+        "ViT": tiny,
+        "Eva": lambda **more: timm.create_model(
+            "vit_small_patch16_dinov3", img_size=32, depth=2, embed_dim=48, num_heads=3, **more
+        ),
+        "Swin": lambda **more: test_swin.small(img_size=32, **more),
+        "Swin V2": lambda **more: timm.create_model(
+            "swinv2_tiny_window8_256", img_size=32, window_size=4, embed_dim=24, depths=(2,), num_heads=(2,), **more
+        ),
+    }[made]
+    flag = {"strict_img_size": False} if "Swin" in made else {"dynamic_img_size": True}
+    opposite = {name: not value for name, value in flag.items()}
+    torch.manual_seed(0)
+    model, able = make(**opposite).eval(), make(**flag).eval()
+    able.load_state_dict(model.state_dict())
+    batch = images(2, 64, 64)
+    with all_sizes(model):
+        torch.testing.assert_close(model(batch), able(batch), rtol=0, atol=0)
+    with pytest.raises((AssertionError, RuntimeError)):
+        model(batch)
+    torch.testing.assert_close(model(images(2, 32, 32)), able(images(2, 32, 32)), rtol=0, atol=1e-5)
 
 
 OTHERS: dict[str, Callable[[], Any]] = {
-    "windows": lambda: test_swin.small(img_size=32, strict_img_size=False),
+    "windows": lambda: test_swin.small(img_size=32),
     "windows, padded": lambda: test_davit.small("padded"),
     "reduced keys": lambda: test_pvt.small((64, 64)),
     "windows and reduced keys": lambda: test_twins.small("svt"),
     "windows of several stages": lambda: test_hieradet.small(),
     "rotations": lambda: timm.create_model(
-        "vit_small_patch16_dinov3", img_size=32, depth=2, embed_dim=48, num_heads=3, dynamic_img_size=True
+        "vit_small_patch16_dinov3", img_size=32, depth=2, embed_dim=48, num_heads=3, dynamic_img_size=False
     ).eval(),
 }
 
@@ -73,19 +106,24 @@ def test_layers_that_see_by_themselves(name: str) -> None:
         "data.sizes=[32, 64]", "distill.steps=6", "distill.batch_size=2"
     )
     student = cc.castle(teacher, recipe).eval()
-    for side in (64, 32, 96):
-        refuse_size(student, side)
-        torch.testing.assert_close(student(images(1, side, side)), teacher(images(1, side, side)), rtol=0, atol=1e-4)
+    with all_sizes(student), all_sizes(teacher):
+        for side in (64, 32, 96):
+            refuse_size(student, side)
+            torch.testing.assert_close(
+                student(images(1, side, side)), teacher(images(1, side, side)), rtol=0, atol=1e-4
+            )
     cc.distill(student, teacher, "generated", recipe, device="cpu")
-    assert cc.fold(student)(images(1, 96, 96)).isfinite().all()
+    folded = cc.fold(student)
+    with all_sizes(folded):
+        assert folded(images(1, 96, 96)).isfinite().all()
 
 
 def test_a_model_of_one_size() -> None:
-    with pytest.raises(ModelError, match=r"can't take images of 40x40 .*dynamic_img_size=true"):
-        refuse_size(tiny(), 40)
+    teacher = timm.create_model("vit_relpos_small_patch16_224", img_size=32, depth=1, embed_dim=48, num_heads=3)
+    with pytest.raises(ModelError, match=r"can't take images of 48x48 .*; leave it out"):
+        refuse_size(teacher, 48)
     with pytest.raises(ModelError, match="36 is no multiple of the patch"):
-        refuse_size(tiny(dynamic_img_size=True), 36)
-    recipe = cc.Recipe.parse({"attention": LANDMARKS, "data": {"sizes": [40]}}, "test")
-    teacher = tiny()
+        refuse_size(tiny(), 36)
+    recipe = cc.Recipe.parse({"attention": LANDMARKS, "data": {"sizes": [48]}}, "test")
     with pytest.raises(ModelError, match=r"data\.sizes"):
         cc.distill(cc.castle(teacher, recipe), teacher, [images(4)], recipe, device="cpu")
