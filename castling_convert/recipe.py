@@ -140,7 +140,8 @@ class OptimizerConfig(_Section):
 
 class DataConfig(_Section):
     """Training images: timm's random resized crop between `scale` and 1 of the area, and flips. `sizes`: every batch is
-    resized to one of these, the side of a square, drawn for it; left out, all have the size that the model is for."""
+    resized to one of these, the side of a square, drawn for it; left out, all have the size that the model is for, or a
+    smaller one where that has very many patches (see `distillation.budget`)."""
 
     scale: float = Field(default=0.35, gt=0, le=1)
     hflip: float = Field(default=0.5, ge=0, le=1)

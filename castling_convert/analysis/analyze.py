@@ -157,7 +157,7 @@ def training_minutes(softmax: Any, recipe: Recipe) -> float:
     """How long a conversion by `recipe` trains here: from a few steps of FEW images, in proportion to the batch."""
     teacher = copy.deepcopy(softmax)
     student = castle_(copy.deepcopy(teacher), recipe)
-    here = settled(recipe, student)
+    here = settled(recipe, student, teacher)
     few = min(FEW, here.distill.batch_size)
     pace = measure_pace(student, teacher, [probe_images(teacher, few)], here)
     return pace.minutes(here.distill) * here.distill.batch_size / few

@@ -72,16 +72,19 @@ def refuse_size(model: nn.Module, side: int) -> None:
     if any(side % step for step in family.patch_size(model)):
         raise ModelError(f"data.sizes: {side} is no multiple of the patch, {family.patch_size(model)}; leave it out")
     images = torch.zeros(1, family.channels(model), side, side, dtype=first.dtype, device=first.device)
-    if next(castled_layers(model), None) is not None:
+    castled = next(castled_layers(model), None) is not None
+    if castled:
         family.see_(model, (side, side))
     try:
         with family.taking_sizes(model):
             family.features(model, images)
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise ModelError(
-            f"data.sizes: {type(model).__name__} can't take images of {side}x{side} ({first_line(error)}); leave it "
-            "out. Some of timm's can where they are made so, with --model-arg dynamic_img_size=true"
+            f"data.sizes: {type(model).__name__} can't take images of {side}x{side} ({first_line(error)}); leave it out"
         ) from None
+    finally:
+        if castled:
+            family.see_(model, family.image_size(model))
 
 
 def resized(batches: Iterator[Tensor], sides: Sequence[int], seed: int, first: int) -> Iterator[Tensor]:

@@ -164,7 +164,7 @@ def distill(
     set_seed((given.distill.seed + processes.index()) % 2**32)
     accelerator = make_accelerator(device, given.distill.precision, tracked)
     of_batches = None if isinstance(data, ImageData) else getattr(data, "batch_size", None) or MOST
-    recipe = settled(given, student, of_batches)
+    recipe = settled(given, student, teacher, of_batches)
     config = recipe.distill
     processes.refuse_unequal_parts(config.batch_size)
     schedule = Schedule.of(config, next(castled_layers(student))[1].grid.tokens, len(names))

@@ -199,8 +199,19 @@ class Family(ABC):
 
     @contextmanager
     def taking_sizes(self, model: Any) -> Iterator[None]:
-        """Let the model take images of other sizes while it lasts, as timm does for those that it made so. A model that
-        can't be let stays as it is, and refuses them itself."""
+        """Let the model take images of other sizes while it lasts. One that can't be let refuses them itself."""
+        changes = self.not_of_one_size(model)
+        before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+        try:
+            for owner, name, value in changes:
+                setattr(owner, name, value)
+            yield
+        finally:
+            for owner, name, value in before:
+                setattr(owner, name, value)
+
+    def not_of_one_size(self, model: Any) -> list[tuple[Any, str, Any]]:
+        """What timm would have made otherwise in a model of several sizes: attributes, and their values there."""
         embed = getattr(model, "patch_embed", None)
         changes: list[tuple[Any, str, Any]] = []
         if hasattr(embed, "strict_img_size"):
@@ -211,14 +222,7 @@ class Family(ABC):
             changes += [(embed, "output_fmt", Format.NHWC)]
         # Of shifted windows, computed for the grid that comes.
         changes += [(module, "dynamic_mask", True) for module in model.modules() if hasattr(module, "dynamic_mask")]
-        before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-        try:
-            for owner, name, value in changes:
-                setattr(owner, name, value)
-            yield
-        finally:
-            for owner, name, value in before:
-                setattr(owner, name, value)
+        return changes
 
     def any_size_(self, model: nn.Module) -> None:
         """Let the model take any image size, by operators that every runtime has.

@@ -54,6 +54,12 @@ class EvaFamily(VisionTransformerFamily):
                         absorbed += 1
         return absorbed
 
+    def not_of_one_size(self, model: Any) -> list[tuple[Any, str, Any]]:
+        changes = super().not_of_one_size(model)
+        if getattr(model.rope, "_use_cached_embed", False):  # angles of one grid; those of the grid that comes
+            changes.append((model.rope, "_use_cached_embed", False))
+        return changes
+
     def any_size_(self, model: nn.Module) -> None:
         Family.any_size_(self, model)
 

@@ -193,7 +193,13 @@ def convert(
     begun = processes.on_first(lambda: begun_fingerprint(output) if resume else None)
     if begun is not None and minutes is not None:  # it has the steps it began with, whatever they take today
         given = given.override(f"distill.steps={begun['distill']['steps']}")
-    recipe = settled(given, student)
+    recipe = settled(given, student, teacher)
+    if console is not None and recipe.data.sizes != given.data.sizes:
+        (side,), (_, own, _) = recipe.data.sizes or (), preprocessing.input_size
+        console.print(
+            f"note: it learns from images of {side}x{side}, which are several times as many in the same time; "
+            f"--set data.sizes=[{own}] makes them as large as the model's"
+        )
     few = max(FEW_IMAGES, recipe.distill.batch_size)
     if console is not None and not training.streamed and len(training) < few:
         count = "one image" if len(training) == 1 else f"{len(training)} images"

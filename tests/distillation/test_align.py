@@ -54,10 +54,11 @@ def test_the_second_phase_reads_on_where_the_first_ended():
 
 
 def test_what_is_kept_has_a_limit():
-    student = cc.castle(timm.create_model("vit_tiny_patch16_224", **SMALL))
+    teacher = timm.create_model("vit_tiny_patch16_224", **SMALL)
+    student = cc.castle(teacher)
 
     def held(*changes: str) -> int:
-        return Echo.of(settled(cc.Recipe.load("castling", changes), student).distill, student, 100).held
+        return Echo.of(settled(cc.Recipe.load("castling", changes), student, teacher).distill, student, 100).held
 
     one = 2 * 2 * 17 * 32 * 4  # bytes an image: in and out, two layers, 17 tokens of width 32
     assert held() == HELD_BATCHES

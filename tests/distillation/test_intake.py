@@ -60,13 +60,16 @@ def all_sizes(model: Any) -> Any:
     return family_of(model).taking_sizes(model)
 
 
-@pytest.mark.parametrize("made", ["ViT", "Eva", "Swin", "Swin V2"])
+@pytest.mark.parametrize("made", ["ViT", "DINOv3", "EVA-02", "Swin", "Swin V2"])
 def test_sizes_as_timm_takes_them(made: str) -> None:
     """For a while; then the model takes its own size alone again."""
     make: Callable[..., Any] = {
         "ViT": tiny,
-        "Eva": lambda **more: timm.create_model(
+        "DINOv3": lambda **more: timm.create_model(
             "vit_small_patch16_dinov3", img_size=32, depth=2, embed_dim=48, num_heads=3, **more
+        ),
+        "EVA-02": lambda **more: timm.create_model(
+            "eva02_tiny_patch14_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3, **more
         ),
         "Swin": lambda **more: test_swin.small(img_size=32, **more),
         "Swin V2": lambda **more: timm.create_model(
