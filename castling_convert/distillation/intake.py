@@ -68,7 +68,7 @@ def refuse_unread(student: nn.Module, images: Tensor) -> None:
 @torch.no_grad()
 def refuse_size(model: nn.Module, side: int) -> None:
     """Raise ModelError where `model` can't be let take images of side x side, or its patches would be cut."""
-    family, first = family_of(model), next(model.parameters())
+    family, task, first = family_of(model), task_of(model), next(model.parameters())
     if any(side % step for step in family.patch_size(model)):
         raise ModelError(f"data.sizes: {side} is no multiple of the patch, {family.patch_size(model)}; leave it out")
     images = torch.zeros(1, family.channels(model), side, side, dtype=first.dtype, device=first.device)
@@ -77,7 +77,7 @@ def refuse_size(model: nn.Module, side: int) -> None:
         family.see_(model, (side, side))
     try:
         with family.taking_sizes(model):
-            family.features(model, images)
+            task.head(model, task.features(model, images))
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"data.sizes: {type(model).__name__} can't take images of {side}x{side} ({first_line(error)}); leave it out"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import timm
@@ -114,3 +114,26 @@ def test_a_model_of_many_patches_learns_and_says_so(tmp_path: Path) -> None:
     assert "data.sizes=[66]" in said.getvalue()
     loaded = cc.load(tmp_path / "out")
     assert loaded(images(1, 66, 66)).shape == (1, 10)
+
+
+class OneGrid(torch.nn.Module):
+    """A segmenter of 33 x 33 patches, whatever its ViT would take."""
+
+    task, num_classes = "segment", 5
+    pretrained_cfg: ClassVar = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit: Any = tiny(img_size=66, patch_size=2, depth=1, num_classes=0)
+        self.head = torch.nn.Conv2d(48, 5, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.vit.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (33, 33)))
+
+
+def test_a_head_of_one_grid_keeps_its_images() -> None:
+    teacher = OneGrid().eval()
+    recipe = Recipe.load("castling", ["distill.steps=4", "distill.batch_size=2", "attention.landmarks=4"])
+    student = cc.castle(teacher, recipe)
+    assert settled(recipe, student, teacher).data.sizes is None
+    assert cc.distill(student, teacher, "generated", recipe, device="cpu").steps == 4
