@@ -140,11 +140,12 @@ def optimizer_times() -> dict[str, float]:
 
 
 def conversion(name: str, size: int, batch: int) -> dict[str, float]:
-    """Of a conversion by the default recipe: seconds of a step in each phase, its tokens, and the process' peak of
+    """Of a conversion by the default recipe, its images as large: seconds of a step in each phase, tokens, the peak of
     memory, all models and states included."""
     teacher: Any = random_weights_(timm.create_model(name, img_size=size)).eval()
     student = cc.castle(teacher, OPTIMIZED)
-    recipe = settled(cc.Recipe.load(OPTIMIZED, (f"distill.batch_size={batch}",)), student)
+    changes = (f"distill.batch_size={batch}", f"data.sizes=[{size}]")
+    recipe = settled(cc.Recipe.load(OPTIMIZED, changes), student, teacher)
     pace = measure_pace(student, teacher, [torch.randn(batch, 3, size, size) for _ in range(4)], recipe, "cpu")
     parameters = sum(parameter.numel() for parameter in teacher.parameters())
     return {

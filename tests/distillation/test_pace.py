@@ -36,7 +36,7 @@ def test_what_is_said():
 def test_a_phase_that_is_not_there_is_not_timed(student, teacher, batches, share, measured):
     recipe = Recipe.load("castling", [f"distill.align.share={share}", "distill.steps=1000"])
     before = copy.deepcopy(student.state_dict())
-    recipe = settled(recipe, student)
+    recipe = settled(recipe, student, teacher)
     pace = measure_pace(student, teacher, batches, recipe, "cpu")
     assert (pace.align is not None, pace.student is not None) == measured
     assert 0 < pace.minutes(recipe.distill) < 60
