@@ -9,9 +9,9 @@
 The test bed is that of `bed.py`: scenes of one to three stamps on photographs, with masks and boxes. The teacher is its
 DINOv2 ViT-S/14, frozen, and a head trained here on the 600 training scenes; no stamp and no photograph of the 200
 validation scenes is among those. It is converted with the recipe `castling` as it is but for steps, all layers, head
-untouched, by the call that `castling convert` makes; training images are as large as the model's, or of 518 pixels as
-small as it makes them by itself. Minutes are those of the training; the machine should have nothing else to do. About
-four hours on two cores.
+untouched, by the call that `castling convert` makes; batches and the size of training images are those that it chooses
+by itself, or for comparison images as large as the model's. Minutes are those of the training; the machine should have
+nothing else to do. About four hours on two cores.
 """
 
 from __future__ import annotations

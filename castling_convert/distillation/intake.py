@@ -16,6 +16,7 @@ from ..errors import DataError, ModelError, described, first_line
 from ..families import family_of, input_size_of
 from ..families.around import AroundFamily
 from ..tasks import task_of
+from .mode import at_inference
 
 A_BATCH = "a batch is a float tensor or array [B, C, H, W], or a tuple that starts with one"
 
@@ -76,9 +77,9 @@ def refuse_size(model: nn.Module, side: int) -> None:
     if castled:
         family.see_(model, (side, side))
     try:
-        with family.taking_sizes(model):
+        with at_inference(model), family.taking_sizes(model):
             task.head(model, task.features(model, images))
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - every model refuses in its own way
         raise ModelError(
             f"data.sizes: {type(model).__name__} can't take images of {side}x{side} ({first_line(error)}); leave it out"
         ) from None

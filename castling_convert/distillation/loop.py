@@ -378,12 +378,13 @@ def distill_loss(
     return Whole(loss, {name: part.detach() for name, part in used.items()}, layers, output, expected)
 
 
-def _taking(sizes: tuple[int, ...] | None, *models: nn.Module) -> ExitStack:
-    """Models that take images of these sizes beside their own, as long as it is open."""
+@contextmanager
+def _taking(sizes: tuple[int, ...] | None, *models: nn.Module) -> Iterator[None]:
+    """Let models take images of these sizes, if there are any, beside their own."""
     with ExitStack() as stack:
         for model in models if sizes else ():
             stack.enter_context(family_of(model).taking_sizes(model))
-        return stack.pop_all()
+        yield
 
 
 def _opened(data: Any, student: nn.Module, recipe: Recipe) -> Any:

@@ -218,8 +218,8 @@ class Family(ABC):
             changes.append((embed, "strict_img_size", False))
         if getattr(embed, "flatten", False) and getattr(model, "dynamic_img_size", True) is False:
             # Position embeddings are then resampled to the grid.
-            changes += [(model, "dynamic_img_size", True), (embed, "flatten", False)]
-            changes += [(embed, "output_fmt", Format.NHWC)]
+            changes.append((model, "dynamic_img_size", True))
+            changes += [(embed, "flatten", False), (embed, "output_fmt", Format.NHWC)]
         # Of shifted windows, computed for the grid that comes.
         changes += [(module, "dynamic_mask", True) for module in model.modules() if hasattr(module, "dynamic_mask")]
         return changes
@@ -246,8 +246,8 @@ def set_input_size_(model: Any, image_size: Size) -> None:
     height, width = image_size
     if not hasattr(model, "set_input_size"):
         raise ModelError(
-            f"{type(model).__name__} keeps the image size it was made with; make it for {height}x{width} images"
-            f" (timm.create_model(..., img_size=({height}, {width})), --model-arg img_size={height})"
+            f"{type(model).__name__} keeps the image size it was made with; make it for {height}x{width} images, "
+            f"one of timm's by --model-arg img_size=[{height},{width}]"
         )
     try:
         model.set_input_size(img_size=image_size)

@@ -194,11 +194,11 @@ def convert(
     if begun is not None and minutes is not None:  # it has the steps it began with, whatever they take today
         given = given.override(f"distill.steps={begun['distill']['steps']}")
     recipe = settled(given, student, teacher)
-    if console is not None and recipe.data.sizes != given.data.sizes:
-        (side,), (_, own, _) = recipe.data.sizes or (), preprocessing.input_size
+    if console is not None and given.data.sizes is None and recipe.data.sizes is not None:
+        (side,) = recipe.data.sizes
         console.print(
             f"note: it learns from images of {side}x{side}, which are several times as many in the same time; "
-            f"--set data.sizes=[{own}] makes them as large as the model's"
+            f"--set data.sizes=[{preprocessing.input_size[1]}] makes them as large as the model's"
         )
     few = max(FEW_IMAGES, recipe.distill.batch_size)
     if console is not None and not training.streamed and len(training) < few:

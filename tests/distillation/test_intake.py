@@ -121,6 +121,20 @@ def test_layers_that_see_by_themselves(name: str) -> None:
         assert folded(images(1, 96, 96)).isfinite().all()
 
 
+def test_a_size_is_tried_without_a_trace() -> None:
+    """Batch norms of a model in training mode would remember the zeros it is tried with."""
+    model: Any = timm.create_model(
+        "segmenter", backbone="vit_tiny_patch16_224", num_classes=5, img_size=32, patch_size=8, depth=1, embed_dim=48,
+        num_heads=3,
+    ).train()  # fmt: skip
+    model.backbone.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    refuse_size(model, 48)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_a_model_of_one_size() -> None:
     teacher = timm.create_model("vit_relpos_small_patch16_224", img_size=32, depth=1, embed_dim=48, num_heads=3)
     with pytest.raises(ModelError, match=r"can't take images of 48x48 .*; leave it out"):

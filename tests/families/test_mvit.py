@@ -13,6 +13,7 @@ from timm.models import mvitv2
 import castling_convert as cc
 from castling_convert.castling import castled_layers
 from castling_convert.distillation.losses import tap
+from castling_convert.errors import ModelError
 from castling_convert.families import family_of
 from castling_convert.families.mvit import distances
 from tests.families import road
@@ -52,6 +53,12 @@ def test_from_castle_to_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     model = small("class token")
     monkeypatch.setitem(mvitv2.model_cfgs, "mvitv2_tiny", config_of("class token"))  # to load it by its name
     road.from_castle_to_onnx(model, tmp_path)
+
+
+def test_it_keeps_the_size_it_was_made_with() -> None:
+    model = small("plain")
+    with pytest.raises(ModelError, match=r"MultiScaleVit keeps the image size .*--model-arg img_size=\[64,48\]"):
+        family_of(model).resize_(model, (64, 48))
 
 
 def test_layers_say_their_queries_keys_and_places() -> None:
