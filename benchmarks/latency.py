@@ -155,14 +155,13 @@ better of the plain export and one with onnxruntime's own fused attention operat
 attention OpenVINO fuses itself, in torch the fused kernel. int8 is against int8.
 Made by `python benchmarks/latency.py --anew`.
 
-{_processor()}, {os.cpu_count()} cores; {software}; {platform.system()}.
+{_processor()}, {os.cpu_count()} cores; {software}; {platform.system()}. Lines of different runs are of
+different hours, and perhaps of different machines of that name: compare ratios, not milliseconds.
 
 ![latency against tokens](latency.png)
 
 {_table(found)}
 
-Rows with empty cells were measured before those recipes were as they are, some with torch 2.15.0 and onnxruntime
-1.31.1.
 *target* is what was aimed at. *bare* and *most* are ratios of medians to the same softmax model in the same run, as
 uncertain as the others: *bare* of `castling-fast` without norms of q and k, centring and constant, so that all that is
 left of its attention are the two products and the convolution; *most* of a model with all linear layers and **no
@@ -184,7 +183,7 @@ Made by `python benchmarks/families.py --latency`.
 
 ## The best castled artifact against the softmax model in float32
 
-`castling-fast` in int8 against the softmax model in fp32 with fused attention, in the same runtime and the same run.
+int8 against the softmax model in fp32 with fused attention, in the same runtime and the same run.
 
 {_best(found)}
 
@@ -221,10 +220,15 @@ def _table(found: dict[tuple[str, str, int], Result]) -> str:
 
 
 def _best(found: dict[tuple[str, str, int], Result]) -> str:
-    rows = [["runtime", *(f"{size}" for size in SIZES)], ["target", *(f"{target:.1f}" for target in BEST_TARGETS)]]
+    head = ["runtime", "recipe", *(f"{size}" for size in SIZES)]
+    rows = [head, ["target", "", *(f"{target:.1f}" for target in BEST_TARGETS)]]
     for runtime in ("onnx", "openvino"):
         results = [found.get((runtime, "int8", size)) for size in SIZES]
-        rows.append([runtime, *(str(result.others[SINGLE]) if result else "" for result in results)])
+        rows.append([runtime, "castling-fast", *(str(result.others[SINGLE]) if result else "" for result in results)])
+        for name in FORMS:
+            medians = [result.latency if result else {} for result in results]
+            ratios = [f"{m[SINGLE].median / m[name].median:.2f}" if name in m else "" for m in medians]
+            rows.append([runtime, name, *ratios])
     return _markdown(rows)
 
 

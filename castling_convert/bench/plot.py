@@ -43,7 +43,7 @@ def latency_figure(results: list[Result]) -> Any:
     def key(result: Result) -> str:
         return f"{result.case.runtime} {result.case.precision}, batch {result.case.batch}"
 
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axis = figure.subplots()
     for index, (title, group) in enumerate(groupby(sorted(results, key=lambda r: (key(r), r.tokens)), key=key)):
         found = list(group)
@@ -63,7 +63,7 @@ def latency_figure(results: list[Result]) -> Any:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 
