@@ -294,7 +294,7 @@ def page(results: Path, quick: bool) -> str:
 
     sections = [teachers(records), *ablations(records)]
     if not quick:
-        sections += [without_data(records), hybrid(records)]
+        sections += [*without_data(records), *hybrid(records)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -322,34 +322,37 @@ def ablations(records: Records) -> Iterator[str]:
     columns = [(bed, steps) for bed in BEDS for steps in (*SHORT, LONG)]
     head = ("recipe", *(f"{bed}, {steps} steps" for bed, steps in columns))
     for title, names in {"Recipes": RECIPES, **VARIANTS}.items():
-        if title == next(iter(VARIANTS)):
-            yield "One thing changed against `castling` at a time:"
         rows = [(name, *(cell(records(bed, name, steps)) for bed, steps in columns)) for name in names]
         rows = [row for row in rows if any(row[1:])]
         if rows:
-            yield f"## {title}\n\n{markdown(head, rows)}"
+            about = "" if title not in VARIANTS else "One thing changed against `castling` at a time.\n\n"
+            yield f"## {title}\n\n{about}{markdown(head, rows)}"
 
 
-def without_data(records: Records) -> str:
+def without_data(records: Records) -> Iterator[str]:
     rows = [
         (recipe, steps, *(cell(records(bed, name, steps)) for bed in BEDS))
         for name, (recipe, steps) in WITHOUT_DATA.items()
     ]
-    return f"""## Without data
+    if any(any(row[2:]) for row in rows):
+        yield f"""## Without data
 
 Aligned on generated images alone; measured on the testbed's own held-out images.
 
 {markdown(("recipe", "steps", *BEDS), rows)}"""
 
 
-def hybrid(records: Records) -> str:
+def hybrid(records: Records) -> Iterator[str]:
     rows = []
     for bed, steps, name in itertools.product(BEDS, sorted(RULE_STEPS), RULES):
         found = records(bed, name, steps)
+        if not found:
+            continue
         castled = ", ".join(f"{record['blocks'] - len(record['kept'])} of {record['blocks']}" for record in found)
         lost = ", ".join(f"{record['teacher'] - record['castled']:+.2f}" for record in found)
         rows.append((bed, steps, name if name == "auto" else f"{name} k", castled, lost))
-    return f"""## Hybrid conversion
+    if rows:
+        yield f"""## Hybrid conversion
 
 The fewest blocks that stay softmax within {MAX_DROP} points. `auto` is `--layers auto
 --max-drop {MAX_DROP}`, which plans on one half of the validation images; the points it lost are those on
