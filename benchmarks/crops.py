@@ -130,7 +130,7 @@ def page(done: dict[str, dict[str, Any]], quick: bool) -> str:
     teacher = next(iter(done.values()))["teacher"] if done else float("nan")
     return f"""# A small teacher on crops of photographs
 
-Six layers of width 128 on 65 tokens, trained here; {CLASSES} classes, {VAL:,} images that nobody was trained on;
+Six layers of width 128 on 65 tokens, trained here; {CLASSES} classes, {VAL:,} other crops of the same photographs;
 the teacher reaches {teacher:.2f} % on them. Shipped recipes at their own steps and batch size, all layers castled,
 folded; by seed. Made by `python benchmarks/crops.py`.
 
