@@ -7,7 +7,7 @@
 
 Weights are random: latency does not depend on them. Every case is one interleaved run in a process of its
 own, as `castling bench` makes it, and one line of `latency.jsonl`; an interrupted table goes on where it
-stopped. The machine should have nothing else to do. About 45 minutes on two cores.
+stopped. The machine should have nothing else to do. About 70 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ better of the plain export and one with onnxruntime's own fused attention operat
 attention OpenVINO fuses itself, in torch the fused kernel. int8 is against int8.
 Made by `python benchmarks/latency.py --anew`.
 
-{_processor()}, {os.cpu_count()} cores; {software}; {platform.system()}. Lines of different runs are of
-different hours, and perhaps of different machines of that name: compare ratios, not milliseconds.
+{_processor()}, {os.cpu_count()} cores; {software}; {platform.system()}. Each line is one
+run, some of another day: compare ratios between lines, not milliseconds.
 
 ![latency against tokens](latency.png)
 
