@@ -26,7 +26,8 @@ LOGGERS = ("nncf", "torch.utils.cpp_extension")
 def quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> tuple[Any, dict[str, Any]]:
     """OpenVINO's `graph` of `prepared` in int8, and notes: a `warning` when the calibration images were generated.
 
-    NNCF puts the layers that hurt most back to float until the noise on calibration images is within TARGET_NOISE.
+    Where the noise on calibration images is beyond TARGET_NOISE, NNCF puts the layers that hurt most back to float
+    until it is within.
 
     Raises:
         ExportError: too few calibration images. DataError: they can't be read.
@@ -38,6 +39,7 @@ def quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> tuple[
 def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
     with quiet(*LOGGERS), redirect_stdout(io.StringIO()):  # it draws progress bars
         import nncf
+        import openvino
 
         batches = calibration_batches(calibration_images(prepared, options), options)
         signature, task = prepared.signature, prepared.task
@@ -47,11 +49,11 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             "preset": nncf.QuantizationPreset.PERFORMANCE,
             "model_type": nncf.ModelType.TRANSFORMER,
         }
+        whole = nncf.quantize(graph, nncf.Dataset(batches, lambda images: signature.inputs(images).numpy()), **scheme)
         if options.latency_only:
-            return nncf.quantize(
-                graph, nncf.Dataset(batches, lambda images: signature.inputs(images).numpy()), **scheme
-            )
+            return whole
         samples = [(signature.inputs(images), expected(prepared.model, signature, images)) for images in batches]
+        judged = samples[:: max(1, len(samples) // JUDGED_IMAGES)]
 
         def input_of(sample: tuple[Tensor, Tensor]) -> np.ndarray:
             return sample[0].numpy()
@@ -62,7 +64,8 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             outputs, references = (torch.cat(column) for column in zip(*pairs, strict=True))
             return -noise(outputs, references, task), [-noise(*pair, task) for pair in pairs]
 
-        judged = samples[:: max(1, len(samples) // JUDGED_IMAGES)]
+        if -score(openvino.compile_model(whole, "CPU"), judged)[0] <= TARGET_NOISE:
+            return whole
         return nncf.quantize_with_accuracy_control(
             graph,
             nncf.Dataset(samples, input_of),
@@ -70,10 +73,22 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             score,
             max_drop=TARGET_NOISE,
             **scheme,
+            advanced_quantization_parameters=_reversible(),
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
                 ranking_subset_size=len(judged)
             ),
         )
+
+
+def _reversible() -> Any:
+    """Nothing that scales a layer's weights against those or the activations before it: a layer that NNCF puts back to
+    float gets its weights as they were, and whatever was scaled for the others stays."""
+    import nncf
+
+    return nncf.AdvancedQuantizationParameters(
+        disable_channel_alignment=True,
+        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),
+    )
 
 
 def _left_float(graph: Any) -> list[str]:

@@ -25,9 +25,19 @@ GROUPS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("format", "precision"), [("openvino", "fp32"), ("onnx", "int8")])
-@pytest.mark.parametrize("group", GROUPS)
-def test_other_formats(tmp_path: Path, group: str, format: str, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("format", "precision", "group"),
+    [
+        *(
+            (format, precision, group)
+            for group in GROUPS
+            for format, precision in (("openvino", "fp32"), ("onnx", "int8"))
+        ),
+        # Too noisy with every layer in int8: some have to go back to float.
+        ("openvino", "int8", "reduced keys"),
+    ],
+)
+def test_other_formats(tmp_path: Path, format: str, precision: str, group: str) -> None:
     exporter = FORMATS[format].exporter
     if exporter.missing() is not None:
         pytest.skip(exporter.missing())
