@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ CACHE = HERE / ".cache"
 RESULTS, TABLE = HERE / "accuracy.jsonl", HERE / "accuracy.md"
 SEEDS = (0, 1, 2)
 BEDS = ("digits", "relations")
+DIGITS = TESTBEDS["digits"]
+# The same images and recipe; the wide one's teacher alone needs a smaller rate, and fewer steps do.
+SHAPES = {
+    "12 layers": replace(DIGITS, arguments=DIGITS.arguments | {"depth": 12}),
+    "768 wide": replace(
+        DIGITS, arguments=DIGITS.arguments | {"embed_dim": 768, "depth": 2, "num_heads": 12}, lr=3e-4, steps=400
+    ),
+}
+ALL_BEDS = {**TESTBEDS, **SHAPES}
 SHORT, LONG = (100, 400), 1600
 ATTEMPTS = 5
 """At a teacher."""
@@ -97,7 +107,7 @@ def recipe_for(variant: str, bed: str, seed: int, steps: int) -> tuple[Any, dict
     overrides = [c for c in changes if not c.startswith("average=")]
     fixed = [f"distill.seed={seed}", f"distill.steps={steps}", f"distill.batch_size={BATCH}"]
     if variant not in WITHOUT_DATA:
-        fixed += TESTBEDS[bed].overrides
+        fixed += ALL_BEDS[bed].overrides
     return cc.Recipe.load(name, [*fixed, *overrides]), extra
 
 
@@ -107,7 +117,7 @@ def key_of(bed: str, variant: str, seed: int, steps: int) -> str:
     values = recipe.model_dump(mode="json", include={"layers", "attention", "distill", "data"})
     for free in ("images", "checkpoint_every", "checkpoint_minutes"):
         values["distill"].pop(free)
-    said = [repr(TESTBEDS[bed]), values, extra]
+    said = [repr(ALL_BEDS[bed]), values, extra]
     said += [variant] if variant in WITHOUT_DATA else [variant, MAX_DROP] if variant in RULES else []
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -115,9 +125,9 @@ def key_of(bed: str, variant: str, seed: int, steps: int) -> str:
 def teacher_for(bed: str, seed: int) -> Any:
     """The testbed's softmax teacher, trained once and kept in the cache. One that does not learn its task teaches
     nothing: the next seed's, ten further on, takes its place."""
-    testbed = TESTBEDS[bed]
+    testbed = ALL_BEDS[bed]
     digest = hashlib.sha256(repr(testbed).encode()).hexdigest()[:8]
-    folder = CACHE / f"{bed}-{seed}-{digest}"
+    folder = CACHE / f"{testbed.data}-{seed}-{digest}"
     if not folder.is_dir():
         fresh = folder.with_suffix(".part")
         for attempt in range(seed, seed + 10 * ATTEMPTS, 10):
@@ -140,7 +150,7 @@ def run(bed: str, variant: str, seed: int, steps: int) -> dict[str, Any]:
     student = cc.castle(teacher, recipe)
     averaging = Averaging(student, extra["average"]) if extra else None
     started = time.monotonic()
-    images = "generated" if variant in WITHOUT_DATA else bed
+    images = "generated" if variant in WITHOUT_DATA else ALL_BEDS[bed].data
     cc.distill(student, teacher, images, recipe, device="cpu", progress=averaging)
     seconds = time.monotonic() - started
     if averaging is not None:
@@ -152,7 +162,7 @@ def run(bed: str, variant: str, seed: int, steps: int) -> dict[str, Any]:
         cc.export(deploy, file)
         runtime, classifier = "onnxruntime", OnnxModel(file)
         file.unlink()
-    data = open_data(bed, Preprocessing.of(teacher), "validation")
+    data = open_data(ALL_BEDS[bed].data, Preprocessing.of(teacher), "validation")
     results = task_of(teacher).measure({"teacher": teacher, "castled": classifier}, data)
     return {
         "key": key_of(bed, variant, seed, steps),
@@ -233,7 +243,8 @@ def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
     runs += [(name, steps) for name, (_, steps) in WITHOUT_DATA.items()]
     runs += [(name, steps) for name in RULES for steps in RULE_STEPS]
     runs += [(name, steps) for steps in SHORT for group in VARIANTS.values() for name in group if name not in LONG_RUNS]
-    return [(bed, name, seed, steps) for name, steps in runs for seed in SEEDS for bed in BEDS]
+    shapes = itertools.product(SHAPES, RECIPES[:1], SEEDS, SHORT)
+    return [(bed, name, seed, steps) for name, steps in runs for seed in SEEDS for bed in BEDS] + list(shapes)
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -294,7 +305,7 @@ def page(results: Path, quick: bool) -> str:
 
     sections = [teachers(records), *ablations(records)]
     if not quick:
-        sections += [*without_data(records), *hybrid(records)]
+        sections += [*shapes(records), *without_data(records), *hybrid(records)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -327,6 +338,23 @@ def ablations(records: Records) -> Iterator[str]:
         if rows:
             about = "" if title not in VARIANTS else "One thing changed against `castling` at a time.\n\n"
             yield f"## {title}\n\n{about}{markdown(head, rows)}"
+
+
+def shapes(records: Records) -> Iterator[str]:
+    rows = []
+    for bed in (BEDS[0], *SHAPES):
+        found = records(bed, RECIPES[0], SHORT[1])
+        if found:
+            teacher = ", ".join(f"{record['teacher']:.2f} %" for record in found)
+            model = ALL_BEDS[bed].arguments
+            lost = (cell(records(bed, RECIPES[0], steps)) for steps in SHORT)
+            rows.append((model["embed_dim"], model["depth"], teacher, *lost))
+    if len(rows) > 1:
+        yield f"""## Widths and depths
+
+Digits, teachers of other shapes, `castling` with the same rates.
+
+{markdown(("width", "depth", "teacher, by seed", *(f"{steps} steps" for steps in SHORT)), rows)}"""
 
 
 def without_data(records: Records) -> Iterator[str]:
@@ -372,6 +400,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a subset, into benchmarks/.cache")
     parser.add_argument("--table", action="store_true", help="only write the table")
     parser.add_argument("--only", metavar="NAME", action="append", help="runs of this recipe or variant; repeatable")
+    parser.add_argument("--bed", choices=ALL_BEDS, action="append", help="runs on this testbed; repeatable")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="of so many seeds")
     parser.add_argument("--most", type=int, default=LONG, help="runs of at most so many steps")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -381,6 +410,7 @@ def main() -> None:
         chosen = [
             job for job in jobs(arguments.quick)
             if (arguments.only is None or job[1] in arguments.only)
+            and (arguments.bed is None or job[0] in arguments.bed)
             and job[2] in SEEDS[: arguments.seeds]
             and job[3] <= arguments.most
         ]  # fmt: skip

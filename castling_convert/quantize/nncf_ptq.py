@@ -64,7 +64,7 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             outputs, references = (torch.cat(column) for column in zip(*pairs, strict=True))
             return -noise(outputs, references, task), [-noise(*pair, task) for pair in pairs]
 
-        if -score(openvino.compile_model(whole, "CPU"), judged)[0] <= TARGET_NOISE:
+        if -score(openvino.Core().compile_model(whole, "CPU"), judged)[0] <= TARGET_NOISE:
             return whole
         return nncf.quantize_with_accuracy_control(
             graph,
