@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from contextlib import redirect_stdout
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,6 @@ def quantize(graph: Any, prepared: Deployable, options: ExportOptions) -> tuple[
 def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
     with quiet(*LOGGERS), redirect_stdout(io.StringIO()):  # it draws progress bars
         import nncf
-        import openvino
 
         batches = calibration_batches(calibration_images(prepared, options), options)
         signature, task = prepared.signature, prepared.task
@@ -64,7 +64,7 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             outputs, references = (torch.cat(column) for column in zip(*pairs, strict=True))
             return -noise(outputs, references, task), [-noise(*pair, task) for pair in pairs]
 
-        if -score(openvino.Core().compile_model(whole, "CPU"), judged)[0] <= TARGET_NOISE:
+        if -score(import_module("openvino").Core().compile_model(whole, "CPU"), judged)[0] <= TARGET_NOISE:
             return whole
         return nncf.quantize_with_accuracy_control(
             graph,
