@@ -10,8 +10,9 @@ The test bed is that of `bed.py`: scenes of one to three stamps on photographs, 
 DINOv2 ViT-S/14, frozen, and a head trained here on the 600 training scenes; no stamp and no photograph of the 200
 validation scenes is among those. It is converted with the recipe `castling` as it is but for steps, all layers, head
 untouched, by the call that `castling convert` makes; batches and the size of training images are those that it chooses
-by itself, or for comparison images as large as the model's. Minutes are those of the training; the machine should have
-nothing else to do. About four hours on two cores.
+by itself, or for comparison images as large as the model's; at 518 pixels with `castling-window` as well. Then it is
+exported in int8 for onnxruntime and measured again. Minutes are those of the training; the machine should have nothing
+else to do. About seven hours on two cores.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from castling_convert.analysis.analyze import castled_twin
 from castling_convert.bench.bench import measure, softmax_baseline_
 from castling_convert.bench.cases import CASTLED, Case
 from castling_convert.demo.heads import train_head
+from castling_convert.evaluation.evaluate import evaluate
 from castling_convert.tasks import find_task
 
 RESULTS, TABLE = HERE / "dense.jsonl", HERE / "dense.md"
@@ -47,6 +49,7 @@ BATCH = 2
 IMAGES = {(280, 280): 3_000, (518, 518): 700, (518, 266): 2_800}
 """By the pixels of the model and those of the training images: as many as some 15 to 20 minutes on two cores allow."""
 SEEDS = (0, 1)
+DEFAULT, WINDOW = "castling", "castling-window"
 SMALL_VIT, CLASSES, LATENCIES, SECONDS = "vit_small_patch16_224", 21, (512, 1024), 10
 FEW = 8
 """Scenes of a part in a smoke test."""
@@ -61,24 +64,27 @@ class Job:
     trained: int
     seed: int
     images: int
+    recipe: str = DEFAULT
 
     @property
     def key(self) -> str:
-        return f"{self.task} {self.size}{'' if self.whole else f' at {self.trained}'} {self.seed}"
+        which = "" if self.recipe == DEFAULT else f" {self.recipe}"
+        return f"{self.task} {self.size}{'' if self.whole else f' at {self.trained}'} {self.seed}{which}"
 
     @property
     def whole(self) -> bool:
         """Whether training images are as large as the model's."""
         return self.trained == self.size
 
-    def recipe(self) -> cc.Recipe:
+    def resolved(self) -> cc.Recipe:
         fixed = {"steps": max(2, self.images // BATCH), "batch_size": BATCH, "seed": self.seed}
         changes = [f"distill.{name}={value}" for name, value in fixed.items()]
-        return cc.Recipe.load("castling", [*changes, f"data.sizes=[{self.trained}]"])
+        return cc.Recipe.load(self.recipe, [*changes, f"data.sizes=[{self.trained}]"])
 
 
 def jobs() -> list[Job]:
-    return [Job(task, *sizes, seed, IMAGES[sizes]) for sizes in IMAGES for seed in SEEDS for task in MODELS]
+    default = [Job(task, *sizes, seed, IMAGES[sizes]) for sizes in IMAGES for seed in SEEDS for task in MODELS]
+    return default + [replace(job, recipe=WINDOW) for job in default if not job.whole]
 
 
 def teacher(bed: Path, task: str, size: int, scenes: Path, epochs: int | None = None) -> Path:
@@ -98,18 +104,29 @@ def teacher(bed: Path, task: str, size: int, scenes: Path, epochs: int | None = 
 
 
 def run(job: Job, bed: Path, scenes: Path) -> dict[str, Any]:
-    """Convert, and what the summary says of both models."""
+    """Convert, and what the summary says of both models; then the same in int8."""
+    recipe = job.resolved()
     with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "out"
         summary = cc.convert(
-            f"local-dir:{teacher(bed, job.task, job.size, scenes)}", Path(folder) / "out", data=scenes,
-            recipe=job.recipe(), device="cpu", console=Console(stderr=True, force_terminal=False, width=160),
+            f"local-dir:{teacher(bed, job.task, job.size, scenes)}", bundle, data=scenes, recipe=recipe, device="cpu",
+            console=Console(stderr=True, force_terminal=False, width=160),
         )  # fmt: skip
+        quantised = int8(bundle, scenes)
     kept = [layer for layer in summary["layers"] if layer["status"] == "kept"]
     return {
-        "key": job.key, **asdict(job), "steps": job.recipe().distill.steps, "kept": len(kept),
+        "key": job.key, **asdict(job), "steps": recipe.distill.steps, "kept": len(kept),
         "seconds": round(summary["distill"]["seconds"], 1), "macs": summary["macs"],
-        "teacher": summary["accuracy"]["teacher"], "castled": summary["accuracy"]["castled"],
+        "teacher": summary["accuracy"]["teacher"], "castled": summary["accuracy"]["castled"], "int8": quantised,
     }  # fmt: skip
+
+
+def int8(bundle: Path, scenes: Path) -> dict[str, Any]:
+    """What `castling eval` says of the artifact for onnxruntime, calibrated on training scenes."""
+    artifact = bundle / "int8.onnx"
+    cc.export(cc.load(bundle), artifact, precision="int8", calibration=str(scenes))
+    scores, _ = evaluate(artifact, str(scenes))
+    return dict(scores["castled"].to_dict())
 
 
 def latency(kind: str, size: int, seconds: float = SECONDS) -> dict[str, Any]:
@@ -163,27 +180,30 @@ def page(results: Path) -> str:
     """The Markdown page of what is there."""
     done = read(results)
     rows = []
-    for task, size, trained in dict.fromkeys((job.task, job.size, job.trained) for job in jobs()):
+    for task, size, trained, recipe in dict.fromkeys((job.task, job.size, job.trained, job.recipe) for job in jobs()):
         records = [
             r
             for r in done.values()
-            if "ratio" not in r and (r["task"], r["size"], r["trained"]) == (task, size, trained)
+            if "ratio" not in r
+            and (r["task"], r["size"], r["trained"], r.get("recipe", DEFAULT)) == (task, size, trained, recipe)
         ]
         if not records:
             continue
         key, word = find_task(task).score
-        drops = [r["castled"][key] - r["teacher"][key] for r in records]
-        spread = f" [{min(drops):+.1f}, {max(drops):+.1f}]" if len(drops) > 1 else ""
         macs = [records[0]["macs"][name] / 1e9 for name in ("teacher", "castled")]
+        quantised = [(r["int8"][key] - r["teacher"][key], r["int8"]["agreement"]) for r in records if "int8" in r]
+        points, same = zip(*quantised, strict=True) if quantised else ((), ())
         rows.append((
-            f"{task}, {word}", size, trained, records[0]["images"] // records[0]["steps"], len(records),
+            f"{task}, {word}", recipe, size, trained, records[0]["images"] // records[0]["steps"], len(records),
             records[0]["images"], f"{of(records, 'seconds') / 60:.1f}",
-            f"{mean(r['teacher'][key] for r in records):.1f}", f"{mean(drops):+.1f}{spread}",
-            f"{mean(r['castled']['agreement'] for r in records):.1f}", f"{macs[0]:.1f} to {macs[1]:.1f}",
+            f"{mean(r['teacher'][key] for r in records):.1f}",
+            difference([r["castled"][key] - r["teacher"][key] for r in records]),
+            f"{mean(r['castled']['agreement'] for r in records):.1f}", difference(points),
+            f"{mean(same):.1f}" if same else "", f"{macs[0]:.1f} to {macs[1]:.1f}",
         ))  # fmt: skip
     head = (
-        "task", "pixels", "in training", "batch", "seeds", "images", "minutes", "teacher", "castled, points",
-        "agreement", "GMACs",
+        "task", "recipe", "pixels", "in training", "batch", "seeds", "images", "minutes", "teacher", "castled, points",
+        "agreement", "int8, points", "int8, agreement", "GMACs",
     )  # fmt: skip
     return f"""# Dense tasks
 
@@ -193,13 +213,20 @@ hard to tell on stamps it has never seen (a linear classifier on the same backbo
 layers castled, all masks closed, folded, the head as it was. Minutes are those of the training, on one or two cores,
 some beside another run, so they are upper bounds. Points are those of the score against the teacher's, mean
 over the seeds and range in brackets; agreement is that of pixels, or of detections (score above 0.3, IoU above 0.5, the
-same kind), with the teacher's.
+same kind), with the teacher's. int8 is onnxruntime's, of the seeds that it was measured with.
 
 Made by `python benchmarks/dense.py`; the single runs are in `dense.jsonl`. Those of 518 pixels trained at 266, seed 0,
 were made by `distill` with the same recipe, without the rest of a conversion.
 
 {markdown(head, rows)}
 """
+
+
+def difference(points: Sequence[float]) -> str:
+    """Mean and range; nothing of nothing."""
+    if not points:
+        return ""
+    return f"{mean(points):+.1f}" + (f" [{min(points):+.1f}, {max(points):+.1f}]" if len(points) > 1 else "")
 
 
 def of(records: Iterable[dict[str, Any]], name: str) -> float:
