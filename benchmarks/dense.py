@@ -122,7 +122,7 @@ def run(job: Job, bed: Path, scenes: Path) -> dict[str, Any]:
 
 
 def int8(bundle: Path, scenes: Path) -> dict[str, Any]:
-    """What `castling eval` says of the artifact for onnxruntime, calibrated on training scenes."""
+    """What `castling evaluate` says of the artifact for onnxruntime, calibrated on training scenes."""
     artifact = bundle / "int8.onnx"
     cc.export(cc.load(bundle), artifact, precision="int8", calibration=str(scenes))
     scores, _ = evaluate(artifact, str(scenes))
