@@ -20,6 +20,9 @@ from ..artifact.runner import JUDGED_IMAGES, expected
 from ..data.spec import GENERATED
 from .calibration import NO_CALIBRATION, TARGET_NOISE, calibration_batches, calibration_images
 
+RANKED_BY = 8
+"""Images by which layers are put in order, those that int8 hurts most; each is run once a layer."""
+
 LOGGERS = ("nncf", "torch.utils.cpp_extension")
 """NNCF's own, and torch's on the CUDA compiler that NNCF makes it look for."""
 
@@ -64,8 +67,13 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             outputs, references = (torch.cat(column) for column in zip(*pairs, strict=True))
             return -noise(outputs, references, task), [-noise(*pair, task) for pair in pairs]
 
-        if -score(import_module("openvino").Core().compile_model(whole, "CPU"), judged)[0] <= TARGET_NOISE:
+        off = -score(import_module("openvino").Core().compile_model(whole, "CPU"), judged)[0]
+        if off <= TARGET_NOISE:
             return whole
+        if options.console is not None:
+            options.console.print(
+                f"int8 with every layer: noise {off:.1%} of the outputs' spread; finding those to put back to float ..."
+            )
         return nncf.quantize_with_accuracy_control(
             graph,
             nncf.Dataset(samples, input_of),
@@ -75,7 +83,7 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             **scheme,
             advanced_quantization_parameters=_reversible(),
             advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-                ranking_subset_size=len(judged)
+                ranking_subset_size=min(RANKED_BY, len(judged))
             ),
         )
 
