@@ -46,7 +46,7 @@ RESULTS, TABLE = HERE / "accuracy.jsonl", HERE / "accuracy.md"
 SEEDS = (0, 1, 2)
 BEDS = ("digits", "relations")
 DIGITS = TESTBEDS["digits"]
-# The same images and recipe. The wide one's teacher has larger patches and a rate of its own, so that it is there in time.
+# The same images and recipe. The wide one has larger patches, and its teacher a rate of its own, to be trained in time.
 SHAPES = {
     "12 layers": replace(DIGITS, arguments=DIGITS.arguments | {"depth": 12}),
     "768 wide": replace(
