@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 from ..data.randomness import undone_randomness
 from . import processes
 
-TRIED, JUDGED = 8, 2
-"""Batches that a rate is tried on, and batches that tell whether the student is better or worse for it."""
+TRIED, JUDGED, JUDGED_IMAGES = 8, 2, 16
+"""Batches that a rate is tried on, and the fewest batches, and images in them, that tell whether the student is better
+or worse for it: the loss of four images is a quarter higher by chance now and then."""
 RISING = 4
 """Steps over which the rate of a trial rises, and after which it is judged for the first time."""
 FACTOR = 4.0
@@ -21,11 +24,20 @@ HARM = 1.25
 """How much higher the loss may be after TRIED steps: Adam's first ones are of one size for every weight, and rarely an
 improvement; at a rate that destroys the student it is several times as high."""
 HOPELESS = 3.0
-"""At a step whose own images find the student so much worse the trial is over: batches don't differ so."""
+"""At a step whose own images find the student so much worse than they did before the trial, the trial is over."""
 LOWEST = 1e-3
 """Of the recipe's rate; a student that even that makes worse is not helped by a lower one."""
 
 Loss = Callable[[Tensor], tuple[Any, ...]]
+
+
+def some_of(batches: Iterator[Tensor], most: int) -> list[Tensor]:
+    """The next ones that a rate is tried and judged on, `most` or as many as there are."""
+    some = list(itertools.islice(batches, min(TRIED, most)))
+    if some:
+        images = some[0].shape[0] * processes.count()
+        some += itertools.islice(batches, min(max(JUDGED, math.ceil(JUDGED_IMAGES / images)), most - len(some)))
+    return some
 
 
 def settle_rate(
@@ -43,30 +55,30 @@ def settle_rate(
     one needs. Every trial starts from the student as it is, and leaves it and the random state so.
 
     Args:
-        loss: of images [B, C, H, W], first of what it returns. batches: JUDGED and TRIED of them, or fewer.
+        loss: of images [B, C, H, W], first of what it returns. batches: those of `some_of`.
         update: one step of `optimizer` from a loss.
     """
-    tried, judged = batches[:-JUDGED] or batches, batches[-JUDGED:]
+    tried, judged = batches[:TRIED], batches[TRIED:] or batches
     weights = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
     rates = [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups]
 
     @torch.no_grad()
-    def level() -> float:
-        return sum(processes.mean(loss(images)[0]).item() for images in judged) / len(judged)
+    def levels(some: Sequence[Tensor]) -> list[float]:
+        return [processes.mean(loss(images)[0]).item() for images in some]
 
     def reached(factor: float) -> float:
         """The loss after a trial at `factor` of the rates, which ends as soon as it is too high."""
         after = start
-        for count, images in enumerate(tried, start=1):
+        for count, (images, before) in enumerate(zip(tried, own, strict=True), start=1):
             for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor * min(1.0, count / RISING)
             found = loss(images)[0]
-            if not processes.mean(found.detach()).item() <= HOPELESS * start:
+            if not processes.mean(found.detach()).item() <= HOPELESS * before:
                 after = math.inf
                 break
             update(found)
             if count % RISING == 0 or count == len(tried):
-                after = level()
+                after = fmean(levels(judged))
                 if not after <= HARM * start:
                     break
         student.load_state_dict(weights)
@@ -75,7 +87,7 @@ def settle_rate(
 
     factor = 1.0
     with undone_randomness():
-        start = level()
+        own, start = levels(tried), fmean(levels(judged))
     if not math.isfinite(start):
         return  # no rate helps; the first step says what is wrong
     while True:

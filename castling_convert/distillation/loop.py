@@ -46,7 +46,7 @@ from .budget import MOST, settled
 from .calibrate import calibrate
 from .device import DEVICE, accelerate_apart, make_accelerator
 from .finite import explained, refuse_bad_weights, refuse_diverged
-from .guard import JUDGED, TRIED, settle_rate
+from .guard import settle_rate, some_of
 from .intake import A_BATCH, Intake, refuse_other_teacher, refuse_size, refuse_unread, resized
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, tap
@@ -426,12 +426,11 @@ def _ahead(
 
     Data that can be read again is, so that a resumed run meets the same images and augmentations.
     """
-    wanted = min(TRIED + JUDGED, count - first)
     if isinstance(data, Iterator):
-        some = list(itertools.islice(batches, wanted))
+        some = some_of(batches, count - first)
         return some, itertools.chain(some, batches)
     with undone_randomness():
-        return list(itertools.islice(_batches(data, recipe, first, count, accelerator, intake), wanted)), batches
+        return some_of(_batches(data, recipe, first, count, accelerator, intake), count - first), batches
 
 
 def _forever(loader: Iterable[Any], accelerator: Accelerator, intake: Intake, parted: bool) -> Iterator[Tensor]:

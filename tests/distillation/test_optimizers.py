@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from castling_convert.distillation.guard import settle_rate
+from castling_convert.distillation.guard import settle_rate, some_of
 from castling_convert.distillation.muon import MOMENTUM, Muon, orthogonalize
 from castling_convert.distillation.optimizers import falling_rate
 
@@ -68,3 +68,29 @@ def test_the_guard_takes_the_highest_rate_that_does_no_harm() -> None:
     assert len(said) == 1
     assert tried[:3] == [-7, -1, 3]
     assert len(tried) == 3 + 8
+
+
+def test_the_guard_takes_no_hard_batch_for_harm() -> None:
+    """At 1/16 (4w)² is level and (w/2)² falls, though the one is 64 times the other."""
+    student = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1 / 16)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    said: list[str] = []
+
+    def update(loss: torch.Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    batches = [torch.full((1, 1), value) for value in (4.0, 0.5) * 4 + (0.5, 0.5)]
+    settle_rate(student, lambda x: (student(x).square().mean(),), batches, optimizer, update, scheduler, said.append)
+    assert optimizer.param_groups[0]["lr"] == 1 / 16
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("images", "most", "batches"), [(64, 100, 10), (8, 100, 10), (2, 100, 16), (2, 12, 12), (2, 3, 3)]
+)
+def test_a_rate_is_judged_by_enough_images(images: int, most: int, batches: int) -> None:
+    endless = iter(lambda: torch.zeros(images, 1), None)
+    assert len(some_of(endless, most)) == batches
