@@ -52,8 +52,9 @@ SHAPES = {
     "768 wide": replace(
         DIGITS,
         arguments=DIGITS.arguments | {"embed_dim": 768, "depth": 2, "num_heads": 12, "patch_size": 6},
-        lr=1e-3,
-        steps=500,
+        floor=96.0,
+        lr=4e-4,
+        steps=1000,
     ),
 }
 ALL_BEDS = {**TESTBEDS, **SHAPES}

@@ -13,8 +13,8 @@ from ..data.spec import GENERATED, open_data
 from ..errors import ExportError
 
 CALIBRATION_IMAGES, FEWEST_IMAGES, LATENCY_IMAGES = 128, 100, 4
-
-
+RANKED_BY = 8
+"""Images that tell which layers int8 hurts most: each layer is run on them."""
 TARGET_NOISE = 0.05
 """Noise on the logits, relative to their spread, above which layers are left in float."""
 NO_CALIBRATION = (
@@ -41,3 +41,12 @@ def calibration_batches(images: Tensor, options: ExportOptions) -> list[Tensor]:
     size = options.fixed_batch or 1
     missing = -len(images) % size
     return list(torch.cat([images, images.repeat(1 + missing // len(images), 1, 1, 1)[:missing]]).split(size))
+
+
+def say_search(options: ExportOptions, noise: float) -> None:
+    """That layers are looked for, which takes minutes at high resolution."""
+    if options.console is not None:
+        options.console.print(
+            f"int8 in every layer: noise {noise:.1%} of the outputs' spread, {TARGET_NOISE:.0%} are allowed; "
+            "finding the layers to leave in float ..."
+        )

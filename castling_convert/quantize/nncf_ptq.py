@@ -18,10 +18,14 @@ from ..artifact.prepare import Deployable
 from ..artifact.quiet import quiet
 from ..artifact.runner import JUDGED_IMAGES, expected
 from ..data.spec import GENERATED
-from .calibration import NO_CALIBRATION, TARGET_NOISE, calibration_batches, calibration_images
-
-RANKED_BY = 8
-"""Images by which layers are put in order, those that int8 hurts most; each is run once a layer."""
+from .calibration import (
+    NO_CALIBRATION,
+    RANKED_BY,
+    TARGET_NOISE,
+    calibration_batches,
+    calibration_images,
+    say_search,
+)
 
 LOGGERS = ("nncf", "torch.utils.cpp_extension")
 """NNCF's own, and torch's on the CUDA compiler that NNCF makes it look for."""
@@ -70,10 +74,7 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
         off = -score(import_module("openvino").Core().compile_model(whole, "CPU"), judged)[0]
         if off <= TARGET_NOISE:
             return whole
-        if options.console is not None:
-            options.console.print(
-                f"int8 with every layer: noise {off:.1%} of the outputs' spread; finding those to put back to float ..."
-            )
+        say_search(options, off)
         return nncf.quantize_with_accuracy_control(
             graph,
             nncf.Dataset(samples, input_of),

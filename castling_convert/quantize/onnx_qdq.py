@@ -29,7 +29,14 @@ from ..artifact.runner import JUDGED_IMAGES, Runner, expected
 from ..artifact.signature import Signature
 from ..data.spec import GENERATED
 from ..errors import CheckFailed
-from .calibration import NO_CALIBRATION, TARGET_NOISE, calibration_batches, calibration_images
+from .calibration import (
+    NO_CALIBRATION,
+    RANKED_BY,
+    TARGET_NOISE,
+    calibration_batches,
+    calibration_images,
+    say_search,
+)
 
 
 def quantize(
@@ -59,13 +66,15 @@ def quantize(
         judged = images[:: max(1, len(images) // JUDGED_IMAGES)]
         reference = expected(prepared.model, signature, judged)
 
-        def noise(chosen: Iterable[str]) -> float:
-            return compare(quantizer.model(chosen)(judged), reference, Tolerance(noise=1.0), prepared.task).noise
+        def noise(chosen: Iterable[str], by: int | None = None) -> float:
+            found = quantizer.model(chosen)(judged[:by])
+            return compare(found, reference[:by], Tolerance(noise=1.0), prepared.task).noise
 
         in_float: list[str] = []
         found = noise(nodes)
         if found > TARGET_NOISE:
-            alone = {name: noise([name]) for name in nodes}
+            say_search(options, found)
+            alone = {name: noise([name], RANKED_BY) for name in nodes}
             order = sorted(nodes, key=lambda name: -alone[name])
             for count in _growing(len(order) - 1):
                 in_float = order[:count]
