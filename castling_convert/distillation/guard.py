@@ -24,7 +24,8 @@ HARM = 1.25
 """How much higher the loss may be after TRIED steps: Adam's first ones are of one size for every weight, and rarely an
 improvement; at a rate that destroys the student it is several times as high."""
 HOPELESS = 3.0
-"""At a step whose own images find the student so much worse than they did before the trial, the trial is over."""
+"""At a step whose own images find the student so much worse than they did before the trial, and than it was on those
+that judge, the trial is over."""
 LOWEST = 1e-3
 """Of the recipe's rate; a student that even that makes worse is not helped by a lower one."""
 
@@ -73,7 +74,7 @@ def settle_rate(
             for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor * min(1.0, count / RISING)
             found = loss(images)[0]
-            if not processes.mean(found.detach()).item() <= HOPELESS * before:
+            if not processes.mean(found.detach()).item() <= HOPELESS * max(before, start):
                 after = math.inf
                 break
             update(found)
