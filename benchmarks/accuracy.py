@@ -247,7 +247,7 @@ def jobs(quick: bool) -> list[tuple[str, str, int, int]]:
     runs += [(name, steps) for name, (_, steps) in WITHOUT_DATA.items()]
     runs += [(name, steps) for name in RULES for steps in RULE_STEPS]
     runs += [(name, steps) for steps in SHORT for group in VARIANTS.values() for name in group if name not in LONG_RUNS]
-    shapes = itertools.product(SHAPES, RECIPES[:1], SEEDS, SHORT)
+    shapes = itertools.product(SHAPES, RECIPES[:1], SEEDS[:2], SHORT)
     return [(bed, name, seed, steps) for name, steps in runs for seed in SEEDS for bed in BEDS] + list(shapes)
 
 
