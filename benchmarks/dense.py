@@ -124,7 +124,7 @@ def run(job: Job, bed: Path, scenes: Path) -> dict[str, Any]:
 def int8(bundle: Path, scenes: Path) -> dict[str, Any]:
     """What `castling evaluate` says of the artifact for onnxruntime, calibrated on training scenes."""
     artifact = bundle / "int8.onnx"
-    cc.export(cc.load(bundle), artifact, precision="int8", calibration=str(scenes))
+    cc.export(bundle, artifact, precision="int8", calibration=str(scenes))
     scores, _ = evaluate(artifact, str(scenes))
     return dict(scores["castled"].to_dict())
 
