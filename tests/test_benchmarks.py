@@ -178,5 +178,5 @@ def test_scenes_are_drawn(dense, tmp_path):
         x, y, width, height = note["bbox"]
         assert set(np.unique(mask)) <= {0, 1}
         assert mask[y : y + height, x : x + width].any()
-    copy = dense.some_of_parts(tmp_path / "scenes", tmp_path / "few", ("train",), 2)
+    copy = dense.some_of_parts(tmp_path / "scenes", tmp_path / "few", {"train": 2})
     assert len(list((copy / "train/images").iterdir())) == 2

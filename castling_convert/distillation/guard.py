@@ -59,7 +59,8 @@ def settle_rate(
         loss: of images [B, C, H, W], first of what it returns. batches: those of `some_of`.
         update: one step of `optimizer` from a loss.
     """
-    tried, judged = batches[:TRIED], batches[TRIED:] or batches
+    tries = min(TRIED, len(batches) - JUDGED)
+    tried, judged = (batches[:tries], batches[tries:]) if tries > 0 else (batches, batches[-JUDGED:])
     weights = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
     rates = [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups]
 

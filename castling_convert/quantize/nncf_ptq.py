@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from importlib import import_module
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,7 @@ from ..artifact.prepare import Deployable
 from ..artifact.quiet import quiet
 from ..artifact.runner import JUDGED_IMAGES, expected
 from ..data.spec import GENERATED
-from .calibration import (
-    NO_CALIBRATION,
-    RANKED_BY,
-    TARGET_NOISE,
-    calibration_batches,
-    calibration_images,
-    say_search,
-)
+from .calibration import NO_CALIBRATION, RANKED_BY, TARGET_NOISE, calibration_batches, calibration_images, say_search
 
 LOGGERS = ("nncf", "torch.utils.cpp_extension")
 """NNCF's own, and torch's on the CUDA compiler that NNCF makes it look for."""
@@ -56,18 +50,18 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             "preset": nncf.QuantizationPreset.PERFORMANCE,
             "model_type": nncf.ModelType.TRANSFORMER,
         }
-        whole = nncf.quantize(graph, nncf.Dataset(batches, lambda images: signature.inputs(images).numpy()), **scheme)
+        calibration = nncf.Dataset(batches, lambda images: signature.inputs(images).numpy())
+        whole = nncf.quantize(graph, calibration, **scheme)
         if options.latency_only:
             return whole
-        samples = [(signature.inputs(images), expected(prepared.model, signature, images)) for images in batches]
-        judged = samples[:: max(1, len(samples) // JUDGED_IMAGES)]
+        judged = [
+            (signature.inputs(images).numpy(), expected(prepared.model, signature, images))
+            for images in batches[:: max(1, len(batches) // JUDGED_IMAGES)]
+        ]
 
-        def input_of(sample: tuple[Tensor, Tensor]) -> np.ndarray:
-            return sample[0].numpy()
-
-        def score(run: Any, chosen: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, list[float]]:
+        def score(run: Any, chosen: Iterable[tuple[np.ndarray, Tensor]]) -> tuple[float, list[float]]:
             """Minus the noise on all that NNCF chose, and on each."""
-            pairs = [(torch.from_numpy(run(input_of(sample))[0].copy()), sample[1]) for sample in chosen]
+            pairs = [(torch.from_numpy(run(images)[0].copy()), wanted) for images, wanted in chosen]
             outputs, references = (torch.cat(column) for column in zip(*pairs, strict=True))
             return -noise(outputs, references, task), [-noise(*pair, task) for pair in pairs]
 
@@ -77,8 +71,8 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
         say_search(options, off)
         return nncf.quantize_with_accuracy_control(
             graph,
-            nncf.Dataset(samples, input_of),
-            nncf.Dataset(judged, input_of),
+            calibration,
+            nncf.Dataset(judged, itemgetter(0)),
             score,
             max_drop=TARGET_NOISE,
             **scheme,

@@ -29,14 +29,7 @@ from ..artifact.runner import JUDGED_IMAGES, Runner, expected
 from ..artifact.signature import Signature
 from ..data.spec import GENERATED
 from ..errors import CheckFailed
-from .calibration import (
-    NO_CALIBRATION,
-    RANKED_BY,
-    TARGET_NOISE,
-    calibration_batches,
-    calibration_images,
-    say_search,
-)
+from .calibration import NO_CALIBRATION, RANKED_BY, TARGET_NOISE, calibration_batches, calibration_images, say_search
 
 
 def quantize(

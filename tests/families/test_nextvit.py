@@ -35,8 +35,8 @@ class TestEveryVariant(road.EveryVariant):
 @pytest.mark.slow
 def test_from_castle_to_onnx(tmp_path) -> None:
     road.from_castle_to_onnx(
-        small("square"), tmp_path, atol=5e-2
-    )  # of logits of some hundreds: rounding grows in random networks
+        small("square"), tmp_path, atol=1e-2
+    )  # of logits of some tens: rounding grows in random networks
 
 
 def test_keys_are_means_but_in_the_last_stage() -> None:
