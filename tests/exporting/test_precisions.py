@@ -64,13 +64,12 @@ def types_of(path: Path) -> tuple[onnx.ModelProto, dict[str, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize(("kind", "layers"), [*((kind, None) for kind in KINDS), ("deit", "1")])
 def test_every_kind_runs_within_its_bounds(exports, kind, layers, precision) -> None:
-    """Parity is checked by the export; here on other images, against the float32 model."""
+    """Parity is checked by the export; here on other images, against the float32 model. bfloat16 has no more than what
+    the export checks, for onnxruntime has none on the CPU."""
     model, path = exports(kind, precision, layers)
-    if precision == "bf16":
-        return  # onnxruntime has none on the CPU; what the export checked is all there is
     x = images(6)
     with torch.no_grad():
         expected = model(x)
@@ -101,8 +100,9 @@ def test_the_other_forms_run_within_their_bounds(tmp_path, form, format, precisi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", HALF)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "precision"), [*((kind, "fp16") for kind in KINDS), ("deit", "bf16"), ("siglip", "bf16")]
+)
 def test_norms_and_sums_over_tokens_are_float32_and_the_rest_is_half(exports, kind, precision) -> None:
     proto, types = types_of(exports(kind, precision)[1])
     linear = []
