@@ -272,6 +272,21 @@ class TestInt8:
         assert operators["MatMulIntegerToFloat"] == 9
         assert operators["Gemm"] == operators["DequantizeLinear"] == 0
 
+    def test_products_do_not_overflow_where_the_cpu_has_no_vnni(self, tmp_path) -> None:
+        """On such a CPU onnxruntime adds pairs of products in 16 bits, unless it is told to be precise."""
+        one = np.float32(1)
+        constants = {"scale": one, "zero": np.int8(0), "w": np.full((64, 8), 127, np.int8)}
+        pair = [("QuantizeLinear", ["x", "scale", "zero"], "q"), ("DequantizeLinear", ["q", "scale", "zero"], "a"),
+                ("DequantizeLinear", ["w", "scale", "zero"], "b"), ("MatMul", ["a", "b"], "y")]  # fmt: skip
+        nodes = [onnx.helper.make_node(kind, taken, [given]) for kind, taken, given in pair]
+        shapes = [onnx.helper.make_tensor_value_info(name, 1, [2, size]) for name, size in (("x", 64), ("y", 8))]
+        tensors = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+        graph = onnx.helper.make_graph(nodes, "g", shapes[:1], shapes[1:], tensors)
+        path = tmp_path / "model.onnx"
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+        run = OnnxModel(path)
+        assert (run.run(np.full((2, 64), 127 * one)) == 64 * 127 * 127).all()
+
     @pytest.mark.parametrize("turned", [0, 1])
     @pytest.mark.parametrize("biased", [True, False])
     def test_a_gemm_is_split_into_the_same_numbers(self, turned, biased) -> None:
