@@ -218,8 +218,8 @@ same kind), with the teacher's. int8 is onnxruntime's, of the seeds that it was 
 Made by `python benchmarks/dense.py`; the single runs are in `dense.jsonl`. Those of `castling` at 518 pixels trained at
 266, seed 0, were made by `distill` with the same recipe, without the rest of a conversion. `castling-window` had a
 quarter of their rate in its second phase: the trial that finds it took a hard batch for harm then. The two seeds of
-`detect` at 280 pixels have heads trained on two machines (21.8 and 22.5 % mAP). Its int8 is of a CPU without VNNI, before
-sessions asked onnxruntime for precise products there, and may be better now.
+`detect` at 280 pixels have heads trained on two machines (21.8 and 22.5 % mAP). Its int8 is of a CPU without VNNI,
+before sessions asked onnxruntime for precise products there, and may be better now.
 
 {markdown(head, rows)}
 """
