@@ -38,7 +38,7 @@ from ..errors import (
 )
 from ..families import family_of
 from ..files import expanded, writing_errors
-from ..recipe import A_RECIPE, Recipe, SettledDistill, SettledRecipe
+from ..recipe import A_RECIPE, Recipe, SettledRecipe
 from ..tasks import task_of
 from . import processes
 from .align import CLIP, Echo, Lessons, align_step
@@ -94,6 +94,7 @@ def distill(
     identity: dict[str, Any] | None = None,
     progress: Progress | None = None,
     probe: Probe | None = None,
+    probes: int = 20,
     start: int = 0,
     until: int | None = None,
     max_minutes: float | None = None,
@@ -125,8 +126,9 @@ def distill(
         resume: go on from the state in `workdir`. A loader of your own is read from its beginning again; a data set
             goes on where it was, unless it is a stream.
         identity: what else must be the same for a run to be resumed, such as the model's name.
-        probe: called with the student, masks closed and in eval mode, about twenty times on the way; what
+        probe: called with the student, masks closed and in eval mode, about `probes` times on the way; what
             it returns is recorded in `metrics.jsonl`. In the first process alone.
+        probes: how often.
         start: begin after this step of the recipe's, as if the ones before had been done on this student.
         until: end after this one; the last when left out. Two phases of a run, done one by one.
         max_minutes: stop after so long, at least one step included, and save the state.
@@ -278,7 +280,7 @@ def distill(
             size *= processes.count()
             seen += size
             losses, layer_losses, density = ({name: value.item() for name, value in part.items()} for part in means)
-            probed = probe is not None and processes.is_first() and _is_probed(step, config)
+            probed = probe is not None and processes.is_first() and _is_probed(step, config.steps, probes)
             metrics = {
                 "losses": {"total": whole.item()} | losses,
                 "layer_losses": layer_losses,
@@ -323,9 +325,9 @@ def _probed(probe: Any, student: nn.Module) -> dict[str, float]:
     return values
 
 
-def _is_probed(step: int, config: SettledDistill) -> bool:
-    """About twenty times in a run, the last step included."""
-    return (step + 1) % max(1, config.steps // 20) == 0 or step + 1 == config.steps
+def _is_probed(step: int, steps: int, times: int) -> bool:
+    """About so many times in a run, the last step included."""
+    return (step + 1) % max(1, steps // times) == 0 or step + 1 == steps
 
 
 @contextmanager

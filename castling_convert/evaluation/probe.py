@@ -11,9 +11,23 @@ from torch.utils._pytree import tree_map_only
 from ..data.loaders import count_in_memory, some_batches
 from ..data.preprocessing import Preprocessing
 from ..data.spec import ImageData
+from ..recipe import SettledRecipe
 from ..tasks import task_of
+from ..tasks.base import PLACES_AT_ONCE
 
-PROBED_IMAGES = 500
+FEWEST, MOST, TIMES = 16, 500, (4, 20)
+"""Images of a probe, and how often there is one in a run."""
+
+
+def spread(recipe: SettledRecipe, teacher: nn.Module) -> tuple[int, int]:
+    """How often a student of `teacher` is probed, and on how many images, so that it takes about a tenth of the time of
+    the training: of five images that are learned from one is looked at, in all, where those are as large."""
+    _, height, width = Preprocessing.of(teacher).input_size
+    sizes = recipe.data.sizes
+    area = 1.0 if sizes is None else sum(size**2 for size in sizes) / (len(sizes) * height * width)
+    looked_at = int(area * recipe.distill.steps * recipe.distill.batch_size) // 5
+    times = min(max(looked_at // (2 * FEWEST), TIMES[0]), TIMES[1])
+    return times, min(max(looked_at // times, FEWEST), MOST)
 
 
 class Probe:
@@ -23,20 +37,26 @@ class Probe:
     Called with a student whose masks are closed, in eval mode. Returns what `Task.followed` does.
     """
 
-    def __init__(self, teacher: nn.Module, data: ImageData, images: int = PROBED_IMAGES) -> None:
-        device = next(teacher.parameters()).device
+    def __init__(self, teacher: nn.Module, data: ImageData, images: int = MOST) -> None:
         batches = some_batches(data, count_in_memory(images, Preprocessing.of(teacher)))
         self.task = task_of(teacher)
-        self.images = [x for x, _ in batches]
-        self.labels = torch.cat([y for _, y in batches]) if data.classes is not None else None
-        with torch.no_grad():
-            self.expected = self.task.joined([_on_cpu(self.task.run(teacher, x.to(device))) for x in self.images])
+        labelled = data.classes is not None
+        self.batches = [
+            (x, y if labelled else None)
+            for images, labels in batches
+            for x, y in zip(images.split(PLACES_AT_ONCE), labels.split(PLACES_AT_ONCE), strict=True)
+        ]
+        self.labels = torch.cat([y for _, y in batches]) if labelled else None
+        self.expected = self._of(teacher)
+
+    def __call__(self, student: nn.Module) -> dict[str, float]:
+        return self.task.followed(self._of(student), self.expected, self.labels)
 
     @torch.no_grad()
-    def __call__(self, student: nn.Module) -> dict[str, float]:
-        device = next(student.parameters()).device
-        outputs = self.task.joined([_on_cpu(self.task.run(student, x.to(device))) for x in self.images])
-        return self.task.followed(outputs, self.expected, self.labels)
+    def _of(self, model: nn.Module) -> Any:
+        device = next(model.parameters()).device
+        outputs = ((_on_cpu(self.task.run(model, x.to(device))), y) for x, y in self.batches)
+        return self.task.joined([self.task.reduced(output, y) for output, y in outputs])
 
 
 def _on_cpu(output: Any) -> Any:

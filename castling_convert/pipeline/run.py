@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from .. import bundle
 from ..castling import adopt_layers, castle
-from ..data.loaders import EVAL_BATCH
 from ..data.spec import ImageData
 from ..distillation import processes
 from ..distillation.interrupt import Limit
 from ..distillation.loop import DistillResult, distill
 from ..distillation.progress import Progress
 from ..distillation.state import saved_fingerprint, saved_step
-from ..evaluation.probe import PROBED_IMAGES, Probe
+from ..evaluation.probe import Probe, spread
 from ..recipe import SettledRecipe
 from ..tasks import Outputs, task_of
 
@@ -41,14 +40,13 @@ class Run:
     track: str | None
     planning: int = 0
     probe: Probe | None = None
+    probes: int = 0
 
     def followed(self) -> Run:
-        """With a probe of accuracy during the runs, on the validation images; it costs up to a tenth of the
-        training."""
+        """With a probe of accuracy during the runs, on the validation images."""
         usable, _ = task_of(self.teacher).usable(self.validation, self.teacher)
-        images = self.recipe.distill.steps * self.recipe.distill.batch_size // 50
-        count = min(max(images, EVAL_BATCH), PROBED_IMAGES)
-        return replace(self, probe=Probe(self.teacher.to(self.device), usable, count))
+        times, images = spread(self.recipe, self.teacher)
+        return replace(self, probe=Probe(self.teacher.to(self.device), usable, images), probes=times)
 
     def distill(
         self, data: ImageData, layers: str, aligned: Mapping[str, Tensor] | None = None, until: int | None = None
@@ -81,6 +79,7 @@ class Run:
             identity={**self.identity, "layers": choice, "planning": self.planning},
             progress=Progress(workdir, self.console),
             probe=self.probe,
+            probes=self.probes,
             start=0 if aligned is None else self.recipe.distill.aligned,
             until=until,
             max_minutes=self.limit.left(),

@@ -145,9 +145,13 @@ class Task(ABC):
             DataError: there are too few images to compare anything on.
         """
 
+    def reduced(self, output: Any, labels: Tensor | None) -> Any:
+        """What `followed` reads of an output, where that is much less."""
+        return output
+
     @abstractmethod
-    def followed(self, output: Tensor, expected: Tensor, labels: Tensor | None) -> dict[str, float]:
-        """What is recorded of a student on the way, from the outputs of both on a handful of images."""
+    def followed(self, output: Any, expected: Any, labels: Tensor | None) -> dict[str, float]:
+        """What is recorded of a student on the way, from what is left of both outputs on a handful of images."""
 
     @abstractmethod
     def measure(self, models: Mapping[str, Outputs], data: ImageData, limit: int | None = None) -> Mapping[str, Any]:

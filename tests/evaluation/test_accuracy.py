@@ -10,7 +10,8 @@ import castling_convert as cc
 from castling_convert.castling import close_masks
 from castling_convert.data.spec import ImageData
 from castling_convert.errors import DataError
-from castling_convert.evaluation.probe import Probe
+from castling_convert.evaluation.probe import Probe, spread
+from castling_convert.recipe import SettledRecipe
 from castling_convert.tasks import Accuracy, Classify, Features, Likeness
 from tests.models import tiny
 
@@ -108,6 +109,23 @@ def test_the_probe_takes_images_from_the_whole_set():
     assert torch.bincount(probe.labels).tolist() == [5] * 10
     unlabelled = Probe(tiny(), ImageData("made up", sorted_by_class.dataset, None, held_out=True), images=3)
     assert set(unlabelled(cc.castle(tiny()))) == {"agreement"}
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes", "expected"),
+    [
+        (100_000, None, (20, 500)),
+        (25_600, None, (20, 256)),
+        (4_000, None, (20, 40)),
+        (4_000, [16], (6, 33)),  # a quarter of the area
+        (4_000, [16, 32], (15, 33)),
+        (8, None, (4, 16)),
+    ],
+)
+def test_following_a_run_takes_a_tenth_of_its_time(images, sizes, expected):
+    values = cc.Recipe.load("castling", ["distill.batch_size=4", f"distill.steps={images // 4}"]).model_dump()
+    values["data"]["sizes"] = sizes
+    assert spread(SettledRecipe.parse(values, "a recipe"), tiny()) == expected
 
 
 def points(*angles: float) -> ImageData:

@@ -87,7 +87,10 @@ def test_loss_and_agreement() -> None:
     labels[0, 0] = IGNORED
     assert SEGMENT.correct(logits, labels) == 100
     torch.testing.assert_close(SEGMENT.probabilities(logits).sum(1), torch.ones(2, 3, 5))
-    assert set(SEGMENT.followed(logits, other, labels)) == {"agreement", "pixels", "teacher_pixels"}
+    found, expected = SEGMENT.reduced(other, labels), SEGMENT.reduced(logits, labels)
+    assert SEGMENT.followed(found, expected, None) == {"agreement": SEGMENT.agreement(other, logits)}
+    by_hand = {"pixels": SEGMENT.correct(other, labels), "teacher_pixels": 100}
+    assert SEGMENT.followed(found, expected, labels) == {"agreement": SEGMENT.agreement(other, logits)} | by_hand
 
 
 def test_labels_that_are_not_the_models(data: ImageData) -> None:
