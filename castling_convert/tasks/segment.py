@@ -101,16 +101,18 @@ class Segment(Task):
         right, agree = (dict.fromkeys(models, 0) for _ in range(2))
         seen, pixels, counted = 0, 0, 0
         for images, masks in eval_loader(data, batch_size=PLACES_AT_ONCE):
-            logits = {name: model(images).float().cpu() for name, model in models.items()}
-            if labelled:
-                logits = {name: _at(masks, values) for name, values in logits.items()}
-            classes = {name: _classes(values) for name, values in logits.items()}
+            classes: dict[str, Tensor] = {}
+            for name, model in models.items():  # the logits of one at a time: of a hundred classes they are gigabytes
+                logits = model(images).float().cpu()
+                if labelled:
+                    logits = _at(masks, logits)
+                    unions.setdefault(name, jaccard(logits.shape[1], ignore_index=IGNORED))
+                classes[name] = _classes(logits)
             top = classes[reference]
             for name, found in classes.items():
                 agree[name] += int((found == top).sum())
                 if labelled:
-                    metric = unions.setdefault(name, jaccard(logits[name].shape[1], ignore_index=IGNORED))
-                    metric.update(found, masks)
+                    unions[name].update(found, masks)
                     right[name] += int((found == masks).sum())
             counted += int((masks != IGNORED).sum()) if labelled else 0
             pixels += top.numel()
