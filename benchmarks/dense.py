@@ -215,9 +215,10 @@ some beside another run, so they are upper bounds. Points are those of the score
 over the seeds and range in brackets; agreement is that of pixels, or of detections (score above 0.3, IoU above 0.5, the
 same kind), with the teacher's. int8 is onnxruntime's, of the seeds that it was measured with.
 
-Made by `python benchmarks/dense.py`; the single runs are in `dense.jsonl`. Those of `castling` at 518 pixels trained at
-266, seed 0, were made by `distill` with the same recipe, without the rest of a conversion. `castling-window` had a
-quarter of their rate in its second phase: the trial that finds it took a hard batch for harm then. The two seeds of
+Made by `python benchmarks/dense.py`; the single runs are in `dense.jsonl`. At 518 pixels trained at 266 both seeds of
+`segment` with `castling` and the first of `detect` were made by `distill` with the same recipe, without the rest of a
+conversion. `castling-window` and `detect` there are from before the trial that finds the rate of the second phase took
+no hard batch for harm any more; `castling-window` had a quarter of the others'. The two seeds of
 `detect` at 280 pixels have heads trained on two machines (21.8 and 22.5 % mAP). Its int8 is of a CPU without VNNI,
 before sessions asked onnxruntime for precise products there, and may be better now.
 

@@ -361,7 +361,7 @@ def test_accuracy_is_followed_during_the_run(tmp_path, file):
     convert(tmp_path / "out", weights=file, steps=40)
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     probes = [record["probe"] for record in records if "probe" in record]
-    assert 4 <= len(probes) <= 20
+    assert 2 <= len(probes) <= 20
     assert set(probes[0]) == {"agreement", "top1", "teacher_top1"}
 
 

@@ -15,8 +15,10 @@ from ..recipe import SettledRecipe
 from ..tasks import task_of
 from ..tasks.base import PLACES_AT_ONCE
 
-FEWEST, MOST, TIMES = 16, 500, (4, 20)
-"""Images of a probe, and how often there is one in a run."""
+FEWEST, ENOUGH, MOST = 8, 32, 500
+"""Images of a probe."""
+TIMES = 2, 20
+"""In a run."""
 
 
 def spread(recipe: SettledRecipe, teacher: nn.Module) -> tuple[int, int]:
@@ -26,7 +28,7 @@ def spread(recipe: SettledRecipe, teacher: nn.Module) -> tuple[int, int]:
     sizes = recipe.data.sizes
     area = 1.0 if sizes is None else sum(size**2 for size in sizes) / (len(sizes) * height * width)
     looked_at = int(area * recipe.distill.steps * recipe.distill.batch_size) // 5
-    times = min(max(looked_at // (2 * FEWEST), TIMES[0]), TIMES[1])
+    times = min(max(looked_at // ENOUGH, TIMES[0]), TIMES[1])
     return times, min(max(looked_at // times, FEWEST), MOST)
 
 

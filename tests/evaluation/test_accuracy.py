@@ -119,7 +119,8 @@ def test_the_probe_takes_images_from_the_whole_set():
         (4_000, None, (20, 40)),
         (4_000, [16], (6, 33)),  # a quarter of the area
         (4_000, [16, 32], (15, 33)),
-        (8, None, (4, 16)),
+        (400, [16], (2, 10)),
+        (8, None, (2, 8)),
     ],
 )
 def test_following_a_run_takes_a_tenth_of_its_time(images, sizes, expected):
