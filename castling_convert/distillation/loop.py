@@ -126,9 +126,9 @@ def distill(
         resume: go on from the state in `workdir`. A loader of your own is read from its beginning again; a data set
             goes on where it was, unless it is a stream.
         identity: what else must be the same for a run to be resumed, such as the model's name.
-        probe: called with the student, masks closed and in eval mode, about `probes` times on the way; what
-            it returns is recorded in `metrics.jsonl`. In the first process alone.
-        probes: how often.
+        probe: called with the student, masks closed and in eval mode, on the way; what it returns is recorded in
+            `metrics.jsonl`. In the first process alone.
+        probes: how often at most, the last step included.
         start: begin after this step of the recipe's, as if the ones before had been done on this student.
         until: end after this one; the last when left out. Two phases of a run, done one by one.
         max_minutes: stop after so long, at least one step included, and save the state.
@@ -326,8 +326,8 @@ def _probed(probe: Any, student: nn.Module) -> dict[str, float]:
 
 
 def _is_probed(step: int, steps: int, times: int) -> bool:
-    """About so many times in a run, the last step included."""
-    return (step + 1) % max(1, steps // times) == 0 or step + 1 == steps
+    """So many times in a run at most, the last step included."""
+    return (step + 1) % math.ceil(steps / times) == 0 or step + 1 == steps
 
 
 @contextmanager

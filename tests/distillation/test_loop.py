@@ -317,6 +317,12 @@ def test_the_probe_sees_a_closed_student_and_changes_nothing(student, teacher, b
     assert records[1]["density"]["blocks.0.attn"] > 0  # as it was in the step, not in the probe
 
 
+@pytest.mark.parametrize(("steps", "times", "seen"), [(7, 3, [3, 6, 7]), (6, 3, [2, 4, 6]), (2, 5, [1, 2])])
+def test_how_often_a_student_is_probed(student, teacher, batches, tmp_path, steps, times, seen):
+    run(student, teacher, batches, steps=steps, workdir=tmp_path, probe=lambda _: {"spread": 0.0}, probes=times)
+    assert [record["step"] for record in metrics(tmp_path) if "probe" in record] == seen
+
+
 def test_a_loader_that_runs_out_is_started_again(student, teacher, batches):
     assert run(student, teacher, batches[:1], steps=5).steps == 5
 
