@@ -357,11 +357,12 @@ def test_without_labels_a_disagreement_is_a_drop(tmp_path, file):
     assert summary["plan"]["images"] == 2
 
 
-def test_accuracy_is_followed_during_the_run(tmp_path, file):
-    convert(tmp_path / "out", weights=file, steps=40)
+@pytest.mark.parametrize(("batch", "times"), [(80, 20), (4, 2)])
+def test_accuracy_is_followed_during_the_run(tmp_path, file, batch, times):
+    convert(tmp_path / "out", f"distill.batch_size={batch}", weights=file, steps=40)
     records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     probes = [record["probe"] for record in records if "probe" in record]
-    assert 2 <= len(probes) <= 20
+    assert len(probes) == times
     assert set(probes[0]) == {"agreement", "top1", "teacher_top1"}
 
 

@@ -124,10 +124,11 @@ def count_in_memory(count: int, preprocessing: Preprocessing) -> int:
     return max(1, min(count, IN_MEMORY_BYTES // (4 * math.prod(preprocessing.input_size))))
 
 
-def some_batches(data: ImageData, count: int) -> list[tuple[Tensor, Tensor]]:
+def some_batches(data: ImageData, count: int, batch_size: int = EVAL_BATCH) -> list[tuple[Tensor, Tensor]]:
     """As `some_images`, in batches of images and labels."""
     if data.streamed:
-        batches = itertools.islice(eval_loader(data, min(count, EVAL_BATCH)), math.ceil(count / EVAL_BATCH))
+        batches = itertools.islice(eval_loader(data, min(count, batch_size)), math.ceil(count / batch_size))
         return [(images, labels) for images, labels in batches]
     indices = np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)
-    return [(images, labels) for images, labels in eval_loader(data.only(list(dict.fromkeys(indices.tolist()))))]
+    chosen = data.only(list(dict.fromkeys(indices.tolist())))
+    return [(images, labels) for images, labels in eval_loader(chosen, batch_size)]

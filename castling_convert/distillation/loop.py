@@ -78,6 +78,11 @@ class DistillResult:
     recipe=A_RECIPE,
     device=DEVICE,
     workdir=Wanted(PATH, OutputError, "the path of a folder"),
+    probes=Wanted(
+        lambda value: is_number(value) and isinstance(value, int) and value > 0,
+        RecipeError,
+        "a whole number above zero",
+    ),
     max_minutes=Wanted(is_number, RecipeError, "a number"),
     track=TRACKER,
 )

@@ -22,8 +22,8 @@ TIMES = 2, 20
 
 
 def spread(recipe: SettledRecipe, teacher: nn.Module) -> tuple[int, int]:
-    """How often a student of `teacher` is probed, and on how many images, so that it takes about a tenth of the time of
-    the training: of five images that are learned from one is looked at, in all, where those are as large."""
+    """How often a student of `teacher` is probed, and on how many images: in all on one for five that are learned from,
+    counted by their area: training images may be smaller than those that the model is measured on."""
     _, height, width = Preprocessing.of(teacher).input_size
     sizes = recipe.data.sizes
     area = 1.0 if sizes is None else sum(size**2 for size in sizes) / (len(sizes) * height * width)
@@ -40,14 +40,10 @@ class Probe:
     """
 
     def __init__(self, teacher: nn.Module, data: ImageData, images: int = MOST) -> None:
-        batches = some_batches(data, count_in_memory(images, Preprocessing.of(teacher)))
-        self.task = task_of(teacher)
+        batches = some_batches(data, count_in_memory(images, Preprocessing.of(teacher)), PLACES_AT_ONCE)
         labelled = data.classes is not None
-        self.batches = [
-            (x, y if labelled else None)
-            for images, labels in batches
-            for x, y in zip(images.split(PLACES_AT_ONCE), labels.split(PLACES_AT_ONCE), strict=True)
-        ]
+        self.task = task_of(teacher)
+        self.batches = [(x, y if labelled else None) for x, y in batches]
         self.labels = torch.cat([y for _, y in batches]) if labelled else None
         self.expected = self._of(teacher)
 

@@ -323,6 +323,12 @@ def test_how_often_a_student_is_probed(student, teacher, batches, tmp_path, step
     assert [record["step"] for record in metrics(tmp_path) if "probe" in record] == seen
 
 
+@pytest.mark.parametrize("times", [0, -1, 0.5, "often", True])
+def test_a_number_of_probes_that_is_none(student, teacher, batches, times):
+    with pytest.raises(RecipeError, match="as probes a whole number above zero, not"):
+        run(student, teacher, batches, probe=lambda _: {}, probes=times)
+
+
 def test_a_loader_that_runs_out_is_started_again(student, teacher, batches):
     assert run(student, teacher, batches[:1], steps=5).steps == 5
 

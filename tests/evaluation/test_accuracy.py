@@ -123,7 +123,7 @@ def test_the_probe_takes_images_from_the_whole_set():
         (8, None, (2, 8)),
     ],
 )
-def test_following_a_run_takes_a_tenth_of_its_time(images, sizes, expected):
+def test_one_image_is_looked_at_for_five_that_are_learned_from(images, sizes, expected):
     values = cc.Recipe.load("castling", ["distill.batch_size=4", f"distill.steps={images // 4}"]).model_dump()
     values["data"]["sizes"] = sizes
     assert spread(SettledRecipe.parse(values, "a recipe"), tiny()) == expected
