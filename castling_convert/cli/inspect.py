@@ -37,14 +37,14 @@ def command(
 
     from ..analysis.macs import count_macs
     from ..castling import LEAVE_THEM, castle, close_masks, costs, no_cheaper, not_paying
-    from ..data.loaders import count_in_memory, some_images
+    from ..data.loaders import some_images
     from ..data.preprocessing import Preprocessing
     from ..data.spec import GENERATED, open_data
     from ..errors import DataError
     from ..families import family_of
     from ..folding import fold_
     from ..loading import load_model, parse_model_args
-    from ..planning.sensitivity import SENSITIVITY_IMAGES, sensitivities
+    from ..planning.sensitivity import images_needed, sensitivities
     from ..recipe import Recipe
     from ..tasks import task_of
 
@@ -68,10 +68,8 @@ def command(
     measured: dict[str, Any] = {}
     unit = task_of(loaded).distance
     if sensitivity and "castled" in macs:
-        preprocessing = Preprocessing.of(loaded)
-        images = some_images(
-            open_data(data or GENERATED, preprocessing, "train"), count_in_memory(SENSITIVITY_IMAGES, preprocessing)
-        )
+        chosen = open_data(data or GENERATED, Preprocessing.of(loaded), "train")
+        images = some_images(chosen, images_needed(loaded))
         for entry in sensitivities(loaded, Recipe.load("castling"), images):
             click.echo(f"block {entry.block}: {entry.divergence:.3g} {unit}", err=True)
             measured |= dict.fromkeys(entry.layers, entry)

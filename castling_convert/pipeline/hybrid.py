@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from .. import bundle
 from ..castling import layer_states, no_cheaper
-from ..data.loaders import count_in_memory, some_images
-from ..data.preprocessing import Preprocessing
+from ..data.loaders import some_images
 from ..data.spec import ImageData
 from ..distillation import processes
 from ..distillation.loop import DistillResult
@@ -22,7 +21,7 @@ from ..distillation.state import fingerprint, refuse_changes
 from ..errors import BundleError
 from ..files import writing_file
 from ..planning.hybrid import Plan, search, set_aside
-from ..planning.sensitivity import SENSITIVITY_IMAGES, Sensitivity, paying_blocks, sensitivities
+from ..planning.sensitivity import Sensitivity, images_needed, paying_blocks, sensitivities
 from ..tasks import task_of
 from .run import Run, outputs_of
 
@@ -66,7 +65,7 @@ def carry_out_plans(
         aligned = _read_layers(run.output / bundle.ALIGNED) if alone else None
     else:
         aligned = _aligned(run, training, numbers) if alone else None
-        images = some_images(planning, count_in_memory(SENSITIVITY_IMAGES, Preprocessing.of(run.teacher)))
+        images = some_images(planning, images_needed(run.teacher))
         found = processes.on_first(lambda: _sensitivities(run, images, aligned, numbers))
         plan = Plan(
             max_drop, len(planning), task.lost_in(planning), found, fingerprint=identity, unit=task.distance

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..attention import AttentionConfig
 from ..castling import adopt_layers, castle, castled_layers, close_masks, kept_because, not_paying
-from ..data.loaders import EVAL_BATCH
+from ..data.loaders import EVAL_BATCH, count_in_memory
+from ..data.preprocessing import Preprocessing
 from ..distillation.calibrate import calibrate
 from ..families import AttentionLayer, family_of
 from ..recipe import Recipe
 from ..tasks import task_of
 
-SENSITIVITY_IMAGES = 256
-"""How many images tell the order of the blocks."""
+IMAGES, IMAGES_OF_PLACES = 256, 32
+"""How many images tell the order of the blocks; the second, where a model says something of every place in them."""
+PLACES_AT_ONCE = 4
+"""Images at once of such a model: what it says of one may be a hundred megabytes, and both models' is compared."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Sensitivity:
     """One block castled alone against the whole softmax teacher; untrained but for its fitted gain, or aligned.
 
     `divergence` and `agreement` are those of the model's task, `Task.divergence` and `Task.agreement`: of classes,
-    KL(teacher || student) in nats, and the share of images with the same top class in percent. Labels are not used.
+    KL(teacher || student) in nats, and the share of images with the same top class in percent; the mean of the batches.
+    Labels are not used.
     """
 
     block: int
@@ -54,6 +59,12 @@ def _blocks(layers: Iterable[AttentionLayer]) -> list[int]:
     return sorted({layer.block for layer in layers if layer.block is not None})
 
 
+def images_needed(teacher: nn.Module) -> int:
+    """How many images to give to `sensitivities`, no more than `count_in_memory`."""
+    enough = IMAGES_OF_PLACES if task_of(teacher).reads_maps else IMAGES
+    return count_in_memory(enough, Preprocessing.of(teacher))
+
+
 @torch.no_grad()
 def sensitivities(
     teacher: nn.Module,
@@ -72,8 +83,8 @@ def sensitivities(
     """
     task = task_of(teacher)
     device = next(teacher.parameters()).device
-    batches = images.split(EVAL_BATCH)
-    expected = task.joined([task.run(teacher, batch.to(device)) for batch in batches])
+    batches = images.split(PLACES_AT_ONCE if task.reads_maps else EVAL_BATCH)
+    kept = None if task.reads_maps else [task.run(teacher, batch.to(device)) for batch in batches]
     for block in castable_blocks(teacher, recipe.attention) if numbers is None else numbers:
         student = castle(teacher, recipe, layers=str(block)).eval()
         if aligned is None:
@@ -81,10 +92,10 @@ def sensitivities(
         else:
             adopt_layers(student, aligned)
         close_masks(student)
-        output = task.joined([task.run(student, batch.to(device)) for batch in batches])
-        yield Sensitivity(
-            block,
-            [name for name, _ in castled_layers(student)],
-            task.divergence(output, expected),
-            task.agreement(output, expected),
-        )
+        found = []
+        for number, batch in enumerate(batches):
+            expected = task.run(teacher, batch.to(device)) if kept is None else kept[number]
+            output = task.run(student, batch.to(device))
+            found.append((task.divergence(output, expected), task.agreement(output, expected)))
+        divergence, agreement = np.average(found, axis=0, weights=[len(batch) for batch in batches]).tolist()
+        yield Sensitivity(block, [name for name, _ in castled_layers(student)], divergence, agreement)

@@ -6,13 +6,14 @@ import copy
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 import castling_convert as cc
 from castling_convert.attention import config_of
 from castling_convert.castling import castled_layers, close_masks, layer_states, no_cheaper
 from castling_convert.distillation.calibrate import calibrate
-from castling_convert.planning.sensitivity import castable_blocks, paying_blocks, sensitivities
+from castling_convert.planning.sensitivity import castable_blocks, images_needed, paying_blocks, sensitivities
 from tests.families.test_sam import small as sam
 from tests.families.test_swin import small as swin
 from tests.models import images, tiny
@@ -112,6 +113,33 @@ def test_of_a_model_without_classes_it_is_how_far_the_features_turn():
     first, second = found(teacher)
     assert 1e-6 < first.divergence < 2
     assert second.divergence < 1e-6  # its class token, which the features are, has its exact softmax
+
+
+def test_of_a_segmenter_a_few_images_at_once_tell_the_mean_over_all_pixels() -> None:
+    """Its logits may be a hundred megabytes an image: neither model is given many, and no more than is enough."""
+    teacher = timm.create_model(
+        "segmenter", backbone="vit_tiny_patch16_224", num_classes=5, img_size=32, patch_size=8, depth=2, embed_dim=48,
+        num_heads=3,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for block in teacher.backbone.model.blocks:
+            block.attn.qkv.weight.mul_(8)
+        teacher.classifier.weight.mul_(30)
+    assert images_needed(teacher) == 32
+    assert images_needed(tiny()) == 256
+    x, seen, watched = images(11), [], copy.deepcopy(teacher)
+    watched.register_forward_pre_hook(lambda _model, inputs: seen.append(len(inputs[0])))
+    for entry in sensitivities(watched, cc.Recipe.load("castling"), x):
+        student = cc.castle(teacher, layers=str(entry.block)).eval()
+        calibrate(student, teacher, x[:4])
+        close_masks(student)
+        with torch.no_grad():
+            expected, actual = (model(x).log_softmax(1) for model in (teacher, student))
+        assert entry.divergence == pytest.approx((expected.exp() * (expected - actual)).sum(1).mean().item(), rel=1e-3)
+        assert entry.divergence > 1e-5
+        same = (expected.argmax(1) == actual.argmax(1)).float().mean().item()
+        assert entry.agreement == pytest.approx(100 * same)
+    assert set(seen) == {4, 3}
 
 
 def test_blocks_that_castling_makes_no_cheaper_are_left() -> None:
