@@ -42,6 +42,8 @@ ARCHITECTURE, PATCH, DEPTH = "vit_small_patch14_dinov2", 14, 12
 SIDE, TRAIN, VAL = 192, 2400, 900
 SCENE, SCENES = 280, {"train": 600, "val": 200}
 """Pixels of a scene, and how many there are."""
+MORE = 800
+"""Validation scenes of `more_scenes`."""
 PROBE_C = 0.05
 """Inverse strength of the linear classifiers' penalty."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,14 +78,36 @@ def make_scenes(folder: Path) -> Path:
     if scenes.is_dir():
         return scenes
     make(folder)  # the packages
-    share, rng = folder / "packages/deb/usr/share", random.Random(1)
-    photographs = parted(largest_versions(share), rng)
-    stamps = {kind: parted(sorted((share / "tuxpaint/stamps" / kind).rglob("*.png")), rng) for kind in sorted(KINDS)}
+    rng = random.Random(1)
+    photographs, stamps = materials(folder, rng)
     fresh = scenes.with_suffix(".part")
     for split, count in SCENES.items():
         draw_scenes(fresh / split, count, photographs[split], {k: files[split] for k, files in stamps.items()}, rng)
     fresh.rename(scenes)
     return scenes
+
+
+def more_scenes(folder: Path) -> Path:
+    """`folder/scenes-more`, made where it is not there yet: MORE scenes like the validation scenes of `make_scenes`, of
+    the same photographs and stamps, in `val`."""
+    scenes = folder / "scenes-more"
+    if not scenes.is_dir():
+        make(folder)
+        photographs, stamps = materials(folder, random.Random(1))
+        fresh = scenes.with_suffix(".part")
+        stamps_of = {kind: files["val"] for kind, files in stamps.items()}
+        draw_scenes(fresh / "val", MORE, photographs["val"], stamps_of, random.Random(2))
+        fresh.rename(scenes)
+    return scenes
+
+
+def materials(folder: Path, rng: random.Random) -> tuple[dict[str, list[Path]], dict[str, dict[str, list[Path]]]]:
+    """Photographs, and stamps by kind, parted into those of the training scenes and those of the validation scenes."""
+    share = folder / "packages/deb/usr/share"
+    photographs = parted(largest_versions(share), rng)
+    return photographs, {
+        kind: parted(sorted((share / "tuxpaint/stamps" / kind).rglob("*.png")), rng) for kind in sorted(KINDS)
+    }
 
 
 def draw_scenes(

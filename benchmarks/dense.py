@@ -3,6 +3,7 @@
     python benchmarks/dense.py             every run that is not in dense.jsonl yet, then dense.md
     python benchmarks/dense.py --quick     a few steps of each task on a few scenes, into benchmarks/.cache
     python benchmarks/dense.py --only "segment 280"       some of them: task, pixels, pixels in training, seed
+    python benchmarks/dense.py --more      what it made, on 800 more scenes, into dense.jsonl, then dense.md
     python benchmarks/dense.py --latency   what it gains in onnxruntime, into dense.jsonl; `latency.py --table` shows it
     python benchmarks/dense.py --table     the page from the runs that are there
 
@@ -12,7 +13,7 @@ validation scenes is among those. It is converted with the recipe `castling` as 
 untouched, by the call that `castling convert` makes; batches and the size of training images are those that it chooses
 by itself, or for comparison images as large as the model's; at 518 pixels with `castling-window` as well. Then it is
 exported in int8 for onnxruntime and measured again. Minutes are those of the training; the machine should have nothing
-else to do. Sixteen runs, of half an hour to one and a half each on one core.
+else to do. Sixteen runs, of half an hour to one and a half each on one core; their bundles stay in benchmarks/.cache.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -29,7 +29,7 @@ from typing import Any
 
 import timm
 import torch
-from bed import ARCHITECTURE, GRAPH, KINDS, backbone, make_scenes
+from bed import ARCHITECTURE, GRAPH, KINDS, MORE, backbone, make_scenes, more_scenes
 from pretrained import BED, CACHE, HERE, markdown, mean, read
 from rich.console import Console
 from timm.models import save_for_hf
@@ -106,19 +106,28 @@ def teacher(bed: Path, task: str, size: int, scenes: Path, epochs: int | None = 
 def run(job: Job, bed: Path, scenes: Path) -> dict[str, Any]:
     """Convert, and what the summary says of both models; then the same in int8."""
     recipe = job.resolved()
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = Path(folder) / "out"
-        summary = cc.convert(
-            f"local-dir:{teacher(bed, job.task, job.size, scenes)}", bundle, data=scenes, recipe=recipe, device="cpu",
-            console=Console(stderr=True, force_terminal=False, width=160),
-        )  # fmt: skip
-        quantised = int8(bundle, scenes)
+    bundle = bundle_of(job, bed)
+    summary = cc.convert(
+        f"local-dir:{teacher(bed, job.task, job.size, scenes)}", bundle, data=scenes, recipe=recipe, device="cpu",
+        force=True, console=Console(stderr=True, force_terminal=False, width=160),
+    )  # fmt: skip
+    quantised = int8(bundle, scenes)
     kept = [layer for layer in summary["layers"] if layer["status"] == "kept"]
     return {
         "key": job.key, **asdict(job), "steps": recipe.distill.steps, "kept": len(kept),
         "seconds": round(summary["distill"]["seconds"], 1), "macs": summary["macs"],
         "teacher": summary["accuracy"]["teacher"], "castled": summary["accuracy"]["castled"], "int8": quantised,
     }  # fmt: skip
+
+
+def bundle_of(job: Job, bed: Path) -> Path:
+    return bed / "bundles" / job.key.replace(" ", "-")
+
+
+def on_more(job: Job, bed: Path) -> dict[str, Any]:
+    """What `castling evaluate` says of the bundle on the other scenes, in a record whose key is not the run's."""
+    scores, _ = evaluate(bundle_of(job, bed), str(more_scenes(bed)))
+    return {"key": f"more {job.key}", **{name: score.to_dict() for name, score in scores.items()}}
 
 
 def int8(bundle: Path, scenes: Path) -> dict[str, Any]:
@@ -184,7 +193,7 @@ def page(results: Path) -> str:
         records = [
             r
             for r in done.values()
-            if "ratio" not in r
+            if "task" in r
             and (r["task"], r["size"], r["trained"], r.get("recipe", DEFAULT)) == (task, size, trained, recipe)
         ]
         if not records:
@@ -193,17 +202,21 @@ def page(results: Path) -> str:
         macs = [records[0]["macs"][name] / 1e9 for name in ("teacher", "castled")]
         quantised = [(r["int8"][key] - r["teacher"][key], r["int8"]["agreement"]) for r in records if "int8" in r]
         points, same = zip(*quantised, strict=True) if quantised else ((), ())
+        more = [done[f"more {r['key']}"] for r in records if f"more {r['key']}" in done]
         rows.append((
             f"{task}, {word}", recipe, size, trained, records[0]["images"] // records[0]["steps"], len(records),
             records[0]["images"], f"{of(records, 'seconds') / 60:.1f}",
             f"{mean(r['teacher'][key] for r in records):.1f}",
             difference([r["castled"][key] - r["teacher"][key] for r in records]),
             f"{mean(r['castled']['agreement'] for r in records):.1f}", difference(points),
-            f"{mean(same):.1f}" if same else "", f"{macs[0]:.1f} to {macs[1]:.1f}",
+            f"{mean(same):.1f}" if same else "",
+            f"{mean(r['teacher'][key] for r in more):.1f}" if more else "",
+            difference([r["castled"][key] - r["teacher"][key] for r in more]),
+            f"{mean(r['castled']['agreement'] for r in more):.1f}" if more else "", f"{macs[0]:.1f} to {macs[1]:.1f}",
         ))  # fmt: skip
     head = (
         "task", "recipe", "pixels", "in training", "batch", "seeds", "images", "minutes", "teacher", "castled, points",
-        "agreement", "int8, points", "int8, agreement", "GMACs",
+        "agreement", "int8, points", "int8, agreement", "more scenes: teacher", "castled, points", "agreement", "GMACs",
     )  # fmt: skip
     return f"""# Dense tasks
 
@@ -249,6 +262,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the page")
     parser.add_argument("--only", default="", help="runs whose task, pixels and seed begin so, such as 'segment 280'")
     parser.add_argument("--latency", action="store_true", help="only the latencies")
+    parser.add_argument("--more", action="store_true", help="only measure what there is on more scenes")
     arguments = parser.parse_args()
     results, table = (CACHE / "dense-quick.jsonl", CACHE / "dense-quick.md") if arguments.quick else (RESULTS, TABLE)
     listed = [Job(task, 280, 280, 0, 16) for task in MODELS] if arguments.quick else jobs()
@@ -259,7 +273,11 @@ def main() -> None:
             if f"latency {kind} {size}" not in done:
                 keep(latency(kind, size), results)
         return
-    if not arguments.table:
+    if arguments.more:
+        for job in listed:
+            if job.key in done and f"more {job.key}" not in done and bundle_of(job, BED).is_dir():
+                keep(on_more(job, BED), results)
+    elif not arguments.table:
         scenes = make_scenes(BED)
         bed = BED
         if arguments.quick:

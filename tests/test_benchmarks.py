@@ -150,11 +150,13 @@ def test_the_page_of_dense_tasks(dense, tmp_path, monkeypatch):
         for task, score in (("segment", "miou"), ("detect", "map"))
         for seed in (0, 1)
     ]  # fmt: skip
+    more = {"teacher": {"miou": 30.0}, "castled": {"miou": 29.25, "agreement": 96.0}}
+    records.append({"key": "more segment 280 0", **more})
     (tmp_path / "dense.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     rows = [line for line in dense.page(tmp_path / "dense.jsonl").splitlines() if line.startswith("| segment")]
     assert rows == [
         "| segment, mIoU | castling | 280 | 280 | 4 | 2 | 3000 | 15.0 | 40.0 | -0.5 [-1.0, +0.0] | 95.0 | -1.5 | 94.0 "
-        "| 12.0 to 11.0 |"
+        "| 30.0 | -0.8 | 96.0 | 12.0 to 11.0 |"
     ]
 
 
