@@ -226,7 +226,8 @@ hard to tell on stamps it has never seen (a linear classifier on the same backbo
 layers castled, all masks closed, folded, the head as it was. Minutes are those of the training, on one or two cores,
 some beside another run, so they are upper bounds. Points are those of the score against the teacher's, mean
 over the seeds and range in brackets; agreement is that of pixels, or of detections (score above 0.3, IoU above 0.5, the
-same kind), with the teacher's. int8 is onnxruntime's, of the seeds that it was measured with.
+same kind), with the teacher's. int8 is onnxruntime's, of the seeds that it was measured with. 200 scenes are few:
+*more scenes* are {MORE} others of the same photographs and stamps, where it was measured on them too.
 
 Made by `python benchmarks/dense.py`; the single runs are in `dense.jsonl`. At 518 pixels trained at 266 both seeds of
 `segment` with `castling` and the first of `detect` were made by `distill` with the same recipe, without the rest of a
