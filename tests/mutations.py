@@ -253,9 +253,9 @@ FLIPS = (
     Flip("divergence of kinds", "tasks/detect.py", "- _cross_entropy(wanted, likely)",
          "+ _cross_entropy(wanted, likely)", ("tests/tasks",)),
     # What is said of an artifact.
-    Flip("parity's tolerance", "artifact/parity.py", "tolerance.rtol * wanted.abs()",
-         "1000 * tolerance.rtol * wanted.abs()", ("tests/artifact",)),
-    Flip("parity's noise", "artifact/parity.py", "(expected - expected.mean()).square()", "expected.square()",
+    Flip("parity's tolerance", "artifact/parity.py", "tolerance.rtol * expected.abs()",
+         "1000 * tolerance.rtol * expected.abs()", ("tests/artifact",)),
+    Flip("parity's noise", "artifact/parity.py", "(expected - mean).square()", "expected.square()",
          ("tests/artifact",)),
 )  # fmt: skip
 

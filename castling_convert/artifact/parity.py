@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..tasks import Task
+
+AT_ONCE = 2**22
+"""Values that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -47,34 +51,71 @@ class Parity:
 def compare(actual: Tensor, expected: Tensor, tolerance: Tolerance, task: Task) -> Parity:
     """Compare what two models for `task` return, [B, ...]. Anything that is not finite, or of another shape, does not
     hold."""
-    if actual.shape != expected.shape:
+    return compare_all([(actual, expected)], tolerance, task)
+
+
+def compare_all(batches: Iterable[tuple[Tensor, Tensor]], tolerance: Tolerance, task: Task) -> Parity:
+    """As `compare`, of the two models' outputs batch by batch; at least one. No more than a batch is held, for a
+    segmenter says a hundred megabytes of one image."""
+    images, same, other_shape = 0, 0.0, False
+    errors: dict[int, _Errors] = {}
+    for actual, expected in batches:
+        images += len(expected)
+        if actual.shape != expected.shape:
+            other_shape = True
+            continue
+        same += len(expected) * task.agreement(actual, expected)
+        for part, pair in enumerate(zip(task.parts(actual, expected), task.parts(expected, expected), strict=True)):
+            errors.setdefault(part, _Errors()).add(*pair, tolerance)
+    if other_shape:
         far = float("inf")
-        return Parity(images=len(expected), max_error=far, mean_error=far, noise=far, agreement=0.0, holds=False)
-    actual, expected = actual.double(), expected.double()
-    parts, wanted = (
-        torch.cat([part.flatten() for part in task.parts(values, expected)]) for values in (actual, expected)
-    )
-    difference = (parts - wanted).abs()
-    found = noise(actual, expected, task)
-    if tolerance.noise is not None:
-        within = found <= tolerance.noise
-    else:
-        within = bool((difference <= tolerance.atol + tolerance.rtol * wanted.abs()).all())
-    error = difference.nan_to_num(nan=float("inf"), posinf=float("inf"))
-    holds = bool(difference.isfinite().all()) and within
+        return Parity(images=images, max_error=far, mean_error=far, noise=far, agreement=0.0, holds=False)
+    found = list(errors.values())
+    noise = max(part.noise for part in found)
+    within = noise <= tolerance.noise if tolerance.noise is not None else all(part.within for part in found)
     return Parity(
-        images=len(expected), max_error=error.max().item(), mean_error=error.mean().item(), noise=found,
-        agreement=task.agreement(actual, expected), holds=holds,
+        images=images, max_error=max(part.largest for part in found),
+        mean_error=sum(part.total for part in found) / sum(part.count for part in found), noise=noise,
+        agreement=same / images, holds=within and all(part.finite for part in found),
     )  # fmt: skip
 
 
 def noise(actual: Tensor, expected: Tensor, task: Task) -> float:
     """Of what two models for `task` return: the root mean square of the difference over that of `expected` about its
     mean, in the part of `Task.parts` where it is greatest; infinite for NaN."""
-    pairs = zip(task.parts(actual, expected), task.parts(expected, expected), strict=True)
-    return max(_noise(*pair) for pair in pairs)
+    return compare(actual, expected, Tolerance(), task).noise
 
 
-def _noise(actual: Tensor, expected: Tensor) -> float:
-    spread = (expected - expected.mean()).square().mean().sqrt().clamp_min(1e-30)
-    return ((actual - expected).square().mean().sqrt() / spread).nan_to_num(nan=float("inf")).item()
+class _Errors:
+    """Of one part, in float64: `largest` and `total` absolute error of `count` values, and their `noise`; whether all
+    are `finite`, and `within` the tolerance."""
+
+    def __init__(self) -> None:
+        self.count, self.largest, self.total, self.finite, self.within = 0, 0.0, 0.0, True, True
+        self._squares, self._mean, self._spread = 0.0, 0.0, 0.0
+
+    def add(self, actual: Tensor, expected: Tensor, tolerance: Tolerance) -> None:
+        for got, wanted in zip(actual.flatten().split(AT_ONCE), expected.flatten().split(AT_ONCE), strict=True):
+            self._add(got.double(), wanted.double(), tolerance)
+
+    def _add(self, actual: Tensor, expected: Tensor, tolerance: Tolerance) -> None:
+        difference = (actual - expected).abs()
+        self.finite &= bool(difference.isfinite().all())
+        self.within &= bool((difference <= tolerance.atol + tolerance.rtol * expected.abs()).all())
+        self._squares += difference.square().sum().item()
+        error = difference.nan_to_num(nan=float("inf"), posinf=float("inf"))
+        self.largest = max(self.largest, error.max().item())
+        self.total += error.sum().item()
+        # Mean and sum of squares about it, put together from two samples: Chan et al., "Updating Formulae and a
+        # Pairwise Algorithm for Computing Sample Variances", 1979.
+        more, mean = expected.numel(), expected.mean().item()
+        apart, whole = mean - self._mean, self.count + more
+        self._spread += (expected - mean).square().sum().item() + apart**2 * self.count * more / whole
+        self._mean += apart * more / whole
+        self.count = whole
+
+    @property
+    def noise(self) -> float:
+        spread = max(1e-30, math.sqrt(self._spread / self.count)) if math.isfinite(self._spread) else math.nan
+        found = math.sqrt(self._squares / self.count) / spread if math.isfinite(self._squares) else math.inf
+        return math.inf if math.isnan(found) else found

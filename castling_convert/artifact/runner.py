@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from ..data.probe import probe_images
 from ..data.spec import open_data
 from ..dense.boxes import by_image
 from ..errors import CheckFailed
-from ..tasks import task_of_output
+from ..tasks import Task, task_of, task_of_output
+from ..tasks.base import PLACES_AT_ONCE
 from .options import ExportOptions
-from .parity import Parity, Tolerance, compare
+from .parity import Parity, Tolerance, compare_all
 from .precision import DEFAULT
 from .prepare import Deployable, prepare
 from .signature import DETECTIONS, Signature
@@ -27,8 +30,8 @@ from .signature import DETECTIONS, Signature
 IDENTITY, PRECISION, SIGNATURE = "castling.bundle", "castling.precision", "castling.signature"
 DIGEST = "castling.sha256"
 """Keys of an artifact's metadata. The digest is that of its content beside the metadata."""
-JUDGED_IMAGES = 32
-"""How many images the noise of int8 is measured on."""
+JUDGED_IMAGES, JUDGED_IMAGES_OF_PLACES = 32, 8
+"""How many images the noise of int8 is measured on; the second, where a model says something of every place in them."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,27 @@ def expected(model: nn.Module, signature: Signature, images: Tensor) -> Tensor:
     return reference(reference.signature.inputs(images))
 
 
-def judge(outputs: Tensor, wanted: Tensor, signature: Signature, tolerance: Tolerance) -> Parity:
-    """Hold what an artifact gave against what was `expected`, [B, classes]: always by logits, for between
-    probabilities that are all near zero a wrong model differs by little."""
+def pairs(
+    run: Callable[[Tensor], Any], model: nn.Module, signature: Signature, images: Tensor, batch: int = PLACES_AT_ONCE
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What an artifact with this `signature` gives for images, [N, C, H, W], `batch` in a call, and what is `expected`:
+    of all of them at once, or of few where a model says something of every place in them."""
     task = task_of_output(signature.output)
-    return compare(signature.logits(outputs), signature.logits(wanted), tolerance, task)
+    for some in images.split(max(batch, PLACES_AT_ONCE) if task.reads_maps else len(images)):
+        outputs = task.joined([run(part) for part in some.split(batch)])
+        yield outputs, task.joined([expected(model, signature, part) for part in some.split(PLACES_AT_ONCE)])
+
+
+def judged_images(task: Task) -> int:
+    """How many images the noise of int8 is measured on."""
+    return JUDGED_IMAGES_OF_PLACES if task.reads_maps else JUDGED_IMAGES
+
+
+def judge(found: Iterable[tuple[Tensor, Tensor]], signature: Signature, tolerance: Tolerance) -> Parity:
+    """Hold what an artifact gave against what was `expected`, [B, classes] each, in `pairs`: always by logits, for
+    between probabilities that are all near zero a wrong model differs by little."""
+    logits = ((signature.logits(outputs), signature.logits(wanted)) for outputs, wanted in found)
+    return compare_all(logits, tolerance, task_of_output(signature.output))
 
 
 def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
@@ -109,14 +128,8 @@ def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
         reference = prepare(model, ExportOptions(image_size=size)).model
         for batch in batches if size == best else batches[:1]:
             images = _images(reference, options, batch)
-            try:
-                outputs = torch.cat([run(part) for part in images.split(batch)])
-            except Exception as error:
-                raise CheckFailed(
-                    f"the exported graph can't be run on images of shape {list(images[:batch].shape)}: "
-                    f"{last_line(error)}; no file was written"
-                ) from error
-            parities.append(judge(outputs, expected(reference, run.signature, images), run.signature, tolerance))
+            found = pairs(partial(_run, run), reference, run.signature, images, batch)
+            parities.append(judge(found, run.signature, tolerance))
     worst = max(parities, key=lambda parity: (not parity.holds, parity.max_error))
     if not worst.holds:
         what = "" if options.precision == DEFAULT else f" in {options.precision}"
@@ -128,6 +141,17 @@ def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
     return worst
 
 
+def _run(run: Runner, images: Tensor) -> Tensor:
+    try:
+        outputs: Tensor = run(images)
+    except Exception as error:
+        raise CheckFailed(
+            f"the exported graph can't be run on images of shape {list(images.shape)}: {last_line(error)}; no file was "
+            "written"
+        ) from error
+    return outputs
+
+
 def last_line(error: Exception) -> str:
     """What a runtime says is wrong; the lines before say where in its own code."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -136,6 +160,7 @@ def last_line(error: Exception) -> str:
 def _images(model: nn.Module, options: ExportOptions, batch: int) -> Tensor:
     if not options.how.quantized:
         return probe_images(model, batch)
+    count = judged_images(task_of(model))
     if options.calibration is None:
-        return probe_images(model, JUDGED_IMAGES)
-    return some_images(open_data(options.calibration, Preprocessing.of(model), "validation"), JUDGED_IMAGES)
+        return probe_images(model, count)
+    return some_images(open_data(options.calibration, Preprocessing.of(model), "validation"), count)

@@ -20,7 +20,7 @@ from ..tasks import task_of
 
 IMAGES, IMAGES_OF_PLACES = 256, 32
 """How many images tell the order of the blocks; the second, where a model says something of every place in them."""
-PLACES_AT_ONCE = 4
+FEW_AT_ONCE = 4
 """Images at once of such a model: what it says of one may be a hundred megabytes, and both models' is compared."""
 
 
@@ -83,7 +83,7 @@ def sensitivities(
     """
     task = task_of(teacher)
     device = next(teacher.parameters()).device
-    batches = images.split(PLACES_AT_ONCE if task.reads_maps else EVAL_BATCH)
+    batches = images.split(FEW_AT_ONCE if task.reads_maps else EVAL_BATCH)
     kept = None if task.reads_maps else [task.run(teacher, batch.to(device)) for batch in batches]
     for block in castable_blocks(teacher, recipe.attention) if numbers is None else numbers:
         student = castle(teacher, recipe, layers=str(block)).eval()

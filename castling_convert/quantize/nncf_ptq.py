@@ -17,7 +17,7 @@ from ..artifact.options import ExportOptions
 from ..artifact.parity import noise
 from ..artifact.prepare import Deployable
 from ..artifact.quiet import quiet
-from ..artifact.runner import JUDGED_IMAGES, expected
+from ..artifact.runner import expected, judged_images
 from ..data.spec import GENERATED
 from .calibration import NO_CALIBRATION, RANKED_BY, TARGET_NOISE, calibration_batches, calibration_images, say_search
 
@@ -56,7 +56,7 @@ def _quantized(graph: Any, prepared: Deployable, options: ExportOptions) -> Any:
             return whole
         judged = [
             (signature.inputs(images).numpy(), expected(prepared.model, signature, images))
-            for images in batches[:: max(1, len(batches) // JUDGED_IMAGES)]
+            for images in batches[:: max(1, len(batches) // judged_images(prepared.task))]
         ]
 
         def score(run: Any, chosen: Iterable[tuple[np.ndarray, Tensor]]) -> tuple[float, list[float]]:

@@ -25,7 +25,7 @@ from ..artifact.onnx_model import OnnxModel, describe
 from ..artifact.options import ExportOptions
 from ..artifact.parity import Tolerance, compare
 from ..artifact.prepare import Deployable
-from ..artifact.runner import JUDGED_IMAGES, Runner, expected
+from ..artifact.runner import Runner, expected, judged_images
 from ..artifact.signature import Signature
 from ..data.spec import GENERATED
 from ..errors import CheckFailed
@@ -56,7 +56,7 @@ def quantize(
         quantizer = _Quantizer(proto, signature, calibration_batches(images, options), Path(folder))
         if options.latency_only:
             return quantizer.proto(nodes), {"quantized": len(nodes), **notes}
-        judged = images[:: max(1, len(images) // JUDGED_IMAGES)]
+        judged = images[:: max(1, len(images) // judged_images(prepared.task))]
         reference = expected(prepared.model, signature, judged)
 
         def noise(chosen: Iterable[str], by: int | None = None) -> float:

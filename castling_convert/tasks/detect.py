@@ -62,8 +62,9 @@ class Detect(Task):
         return [image for output in outputs for image in output]
 
     def parts(self, output: Tensor, expected: Tensor) -> list[Tensor]:
-        """Boxes as seen from the middles of the expected ones, in units of the median of their sides, and logits. The
-        spread of the first is then half the side of a box, and not that of the places in the image."""
+        """Boxes as seen from the middles of the expected ones, in units of the median of their sides, and logits, in
+        float64. The spread of the first is then half the side of a box, and not that of the places in the image."""
+        output, expected = output.double(), expected.double()
         low, high = expected[..., :CORNERS].split(CORNERS // 2, -1)
         middles, side = torch.cat(2 * [(low + high) / 2], -1), (high - low).abs().median()
         return [(output[..., :CORNERS] - middles) / side.clamp_min(1), output[..., CORNERS:]]

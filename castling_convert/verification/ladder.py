@@ -5,7 +5,10 @@ Every rung is the same model in another form; where the errors jump is where som
 
 from __future__ import annotations
 
+import collections
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,9 @@ from torch import Tensor
 
 from .. import bundle
 from ..artifact.options import ExportOptions
-from ..artifact.parity import Parity, compare
+from ..artifact.parity import Parity, compare_all
 from ..artifact.precision import DEFAULT, PRECISIONS
-from ..artifact.runner import IDENTITY, expected, judge
+from ..artifact.runner import IDENTITY, judge, pairs
 from ..artifact.signature import DETECTIONS
 from ..data.loaders import some_batches
 from ..data.preprocessing import Preprocessing
@@ -25,7 +28,8 @@ from ..data.probe import probe_images
 from ..data.spec import open_data
 from ..exporting import FORMATS, format_of
 from ..files import writing_file
-from ..tasks import task_of
+from ..tasks import Task, task_of
+from ..tasks.base import PLACES_AT_ONCE
 from .artifact import SUPPRESSED
 
 FILE = "verify.json"
@@ -101,20 +105,23 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
         what = f"{len(images)} images of {data}"
     top = trained if trained is not None else folded
 
-    def top1(outputs: Tensor) -> float | None:
-        return None if labels is None else task.correct(outputs, labels)
-
-    def logits(model: torch.nn.Module) -> Tensor:
+    def outputs_of(model: torch.nn.Module) -> Iterator[Tensor]:
         with torch.no_grad():
-            return task.joined([task.run(model, part) for part in images.split(16)])
+            for some in images.split(PLACES_AT_ONCE if task.reads_maps else len(images)):
+                yield task.joined([task.run(model, part) for part in some.split(PLACES_AT_ONCE)])
 
-    reference = logits(top)
-    rungs = [Rung("trained" if trained is not None else "folded", DEFAULT, None, None, top1(reference))]
-    if trained is not None:
-        outputs, tolerance = logits(folded), ExportOptions().tolerance
-        rungs.append(
-            Rung("folded", DEFAULT, str(tolerance), compare(outputs, reference, tolerance, task), top1(outputs))
-        )
+    top_right, folded_right = _Right(task, labels), _Right(task, labels)
+    tops = map(top_right.see, outputs_of(top))
+    tolerance = ExportOptions().tolerance
+    if trained is None:
+        collections.deque(tops, maxlen=0)
+        rungs = [Rung("folded", DEFAULT, top1=top_right.share)]
+    else:
+        parity = compare_all(zip(map(folded_right.see, outputs_of(folded)), tops, strict=True), tolerance, task)
+        rungs = [
+            Rung("trained", DEFAULT, top1=top_right.share),
+            Rung("folded", DEFAULT, str(tolerance), parity, folded_right.share),
+        ]
     for artifact in artifacts_of(path):
         exporter = format_of(artifact).exporter
         reason = exporter.cannot_run()
@@ -130,20 +137,41 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
         if run.signature.input_size != Preprocessing.of(folded).input_size:
             rungs.append(Rung(artifact.name, run.precision, note="not run: for another image size"))
             continue
-        outputs = torch.cat([run(part) for part in images.split(16)])
-        wanted = torch.cat([expected(top, run.signature, part) for part in images.split(16)])
+        right = _Right(task, labels)
+        found = ((right.see(outputs), wanted) for outputs, wanted in pairs(run, top, run.signature, images))
+        parity = judge(found, run.signature, tolerance)
         rungs.append(
             Rung(
                 name=artifact.name,
                 precision=run.precision,
                 allowed=str(tolerance),
-                parity=judge(outputs, wanted, run.signature, tolerance),
-                top1=top1(outputs),
+                parity=parity,
+                top1=right.share,
                 note="" if run.intact else "changed since it was exported",
                 intact=run.intact,
             )
         )
-    found = Ladder(str(path), what, task.judged_by, rungs)
+    whole = Ladder(str(path), what, task.judged_by, rungs)
     with writing_file(path / FILE) as fresh:
-        fresh.write_text(json.dumps(found.to_dict(), indent=2))
-    return found
+        fresh.write_text(json.dumps(whole.to_dict(), indent=2))
+    return whole
+
+
+class _Right:
+    """How many percent of what a model says of images, batch by batch in the order of their labels, is right."""
+
+    def __init__(self, task: Task, labels: Tensor | None) -> None:
+        self.task, self.labels, self.seen, self.total = task, labels, 0, 0.0
+
+    def see(self, outputs: Tensor) -> Tensor:
+        """The outputs themselves."""
+        if self.labels is not None:
+            correct = self.task.correct(outputs, self.labels[self.seen : self.seen + len(outputs)])
+            self.total += math.nan if correct is None else correct * len(outputs)
+        self.seen += len(outputs)
+        return outputs
+
+    @property
+    def share(self) -> float | None:
+        """The mean over the images; None where labels say nothing."""
+        return None if self.labels is None or math.isnan(self.total) else self.total / self.seen

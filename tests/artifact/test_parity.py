@@ -61,6 +61,38 @@ def test_noise_is_over_the_spread_and_not_over_the_level() -> None:
     assert compare(expected, expected, Tolerance(noise=0.5)).noise == 0
 
 
+def test_batch_by_batch_and_value_by_value_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the definitions, over all of the images; on a level far above the spread as well."""
+    generator = torch.Generator().manual_seed(0)
+    expected = 1e4 + torch.randn(7, 5, generator=generator, dtype=torch.float64) * torch.linspace(1, 3, 7)[:, None]
+    actual = expected + torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    error = (actual - expected).abs()
+    noise = (error.square().mean().sqrt() / expected.std(correction=0)).item()
+    agreement = 100 * (actual.argmax(1) == expected.argmax(1)).double().mean().item()
+    for at_once in (3, parity_module.AT_ONCE):
+        monkeypatch.setattr(parity_module, "AT_ONCE", at_once)
+        for size in (1, 3, 7):
+            batches = list(zip(actual.split(size), expected.split(size), strict=True))
+            found = parity_module.compare_all(batches, Tolerance(error.max().item()), TASKS["classify"])
+            assert found.holds
+            assert found.images == 7
+            assert found.noise == pytest.approx(noise, rel=1e-6)
+            assert found.max_error == error.max()
+            assert found.mean_error == pytest.approx(error.mean().item())
+            assert found.agreement == pytest.approx(agreement)
+            less = Tolerance(0.99 * error.max().item())
+            assert not parity_module.compare_all(batches, less, TASKS["classify"]).holds
+    assert agreement < 100
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(1, 4), torch.tensor([[math.nan, 0.0, 0.0]])])
+def test_one_batch_that_does_not_hold_is_enough(bad: torch.Tensor) -> None:
+    good = torch.zeros(1, 3)
+    for batches in ([(good, good), (bad, good)], [(bad, good), (good, good)]):
+        for tolerance in (Tolerance(1.0, 1.0), Tolerance(noise=1.0)):
+            assert not parity_module.compare_all(batches, tolerance, TASKS["classify"]).holds
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_probe_images_fit_the_model_and_are_the_same_every_time(channels: int) -> None:
     model = tiny(in_chans=channels, img_size=(32, 48))

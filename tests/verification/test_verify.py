@@ -14,7 +14,9 @@ from castling_convert import bundle
 from castling_convert.artifact.parity import Parity
 from castling_convert.castling import close_masks
 from castling_convert.errors import BundleError, DataError, ExportError
+from castling_convert.tasks.segment import Segment
 from castling_convert.verification.artifact import Verification, verify
+from castling_convert.verification.ladder import ladder
 from castling_convert.verification.target import find_bundle
 
 
@@ -140,3 +142,32 @@ def test_a_bundle_converted_again_is_not_taken_for_the_old_one(made, student):
     cc.save(cc.fold(other), made, force=True)
     with pytest.raises(ExportError, match="not found"):
         verify(made / "model.onnx")
+
+
+def test_of_a_segmenter_a_few_outputs_at_once_are_held(tmp_path, monkeypatch):
+    """They may be a hundred megabytes an image; what is found is the same as of all at once."""
+    monkeypatch.setattr("castling_convert.data.scenes.VALIDATION", 40)
+    torch.manual_seed(0)
+    student = cc.castle(timm.create_model(
+        "segmenter", backbone="vit_tiny_patch16_224", num_classes=5, img_size=32, patch_size=8, depth=1, embed_dim=32,
+        num_heads=2,
+    ))  # fmt: skip
+    close_masks(student)
+    path = tmp_path / "out"
+    cc.save(cc.fold(student.eval()), path, trained=student)
+    cc.export(path)
+    seen, agreement = [], Segment.agreement
+    monkeypatch.setattr(Segment, "agreement", lambda *how: seen.append(len(how[1])) or agreement(*how))
+    few, artifact = ladder(path, "scenes", 37), verify(path / "model.onnx", data="scenes")
+    assert seen == [16, 16, 5, 16, 16, 5, 16, 16, 8, 16, 16, 8]
+    for module in ("artifact.runner", "verification.ladder"):
+        monkeypatch.setattr(f"castling_convert.{module}.PLACES_AT_ONCE", 64)
+    for one, whole in zip(few.rungs, ladder(path, "scenes", 37).rungs, strict=True):
+        assert one.top1 == pytest.approx(whole.top1)
+        assert one.holds is whole.holds is True
+        if whole.parity is not None:
+            assert one.parity.images == 37
+            assert one.parity.agreement == pytest.approx(whole.parity.agreement)
+            assert one.parity.noise == pytest.approx(whole.parity.noise, rel=0.2)
+    assert artifact.folded.images == 40
+    assert artifact.holds
