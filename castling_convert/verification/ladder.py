@@ -105,10 +105,13 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
         what = f"{len(images)} images of {data}"
     top = trained if trained is not None else folded
 
+    @torch.no_grad()  # and not in a generator, which would leave it on between two outputs
+    def outputs(model: torch.nn.Module, some: Tensor) -> Tensor:
+        joined: Tensor = task.joined([task.run(model, part) for part in some.split(PLACES_AT_ONCE)])
+        return joined
+
     def outputs_of(model: torch.nn.Module) -> Iterator[Tensor]:
-        with torch.no_grad():
-            for some in images.split(PLACES_AT_ONCE if task.reads_maps else len(images)):
-                yield task.joined([task.run(model, part) for part in some.split(PLACES_AT_ONCE)])
+        return (outputs(model, some) for some in images.split(PLACES_AT_ONCE if task.reads_maps else len(images)))
 
     top_right, folded_right = _Right(task, labels), _Right(task, labels)
     tops = map(top_right.see, outputs_of(top))
@@ -138,7 +141,7 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
             rungs.append(Rung(artifact.name, run.precision, note="not run: for another image size"))
             continue
         right = _Right(task, labels)
-        found = ((right.see(outputs), wanted) for outputs, wanted in pairs(run, top, run.signature, images))
+        found = ((right.see(given), wanted) for given, wanted in pairs(run, top, run.signature, images))
         parity = judge(found, run.signature, tolerance)
         rungs.append(
             Rung(

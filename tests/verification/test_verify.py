@@ -159,6 +159,7 @@ def test_of_a_segmenter_a_few_outputs_at_once_are_held(tmp_path, monkeypatch):
     seen, agreement = [], Segment.agreement
     monkeypatch.setattr(Segment, "agreement", lambda *how: seen.append(len(how[1])) or agreement(*how))
     few, artifact = ladder(path, "scenes", 37), verify(path / "model.onnx", data="scenes")
+    assert torch.is_grad_enabled()
     assert seen == [16, 16, 5, 16, 16, 5, 16, 16, 8, 16, 16, 8]
     for module in ("artifact.runner", "verification.ladder"):
         monkeypatch.setattr(f"castling_convert.{module}.PLACES_AT_ONCE", 64)
