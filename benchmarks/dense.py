@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the page")
     parser.add_argument("--only", default="", help="runs whose task, pixels and seed begin so, such as 'segment 280'")
     parser.add_argument("--latency", action="store_true", help="only the latencies")
-    parser.add_argument("--more", action="store_true", help="only measure what there is on more scenes")
+    parser.add_argument("--more", action="store_true", help="only measure the bundles there are on more scenes")
     arguments = parser.parse_args()
     results, table = (CACHE / "dense-quick.jsonl", CACHE / "dense-quick.md") if arguments.quick else (RESULTS, TABLE)
     listed = [Job(task, 280, 280, 0, 16) for task in MODELS] if arguments.quick else jobs()
