@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,35 +48,45 @@ class Parity:
 
 
 def compare(actual: Tensor, expected: Tensor, tolerance: Tolerance, task: Task) -> Parity:
-    """Compare what two models for `task` return, [B, ...]. Anything that is not finite, or of another shape, does not
-    hold."""
-    return compare_all([(actual, expected)], tolerance, task)
+    """Compare what two models for `task` return, [B, ...]."""
+    comparison = Comparison(tolerance, task)
+    comparison.add(actual, expected)
+    return comparison.parity()
 
 
-def compare_all(batches: Iterable[tuple[Tensor, Tensor]], tolerance: Tolerance, task: Task) -> Parity:
-    """As `compare`, of the two models' outputs batch by batch; at least one. No more than a batch is held, for a
-    segmenter says a hundred megabytes of one image."""
-    images, same, other_shape = 0, 0.0, False
-    errors: dict[int, _Errors] = {}
-    for actual, expected in batches:
-        images += len(expected)
+class Comparison:
+    """Of what two models for `task` return, batch by batch, so that no more than a batch is held: a segmenter says a
+    hundred megabytes of one image. Anything that is not finite, or of another shape, does not hold."""
+
+    def __init__(self, tolerance: Tolerance, task: Task) -> None:
+        self.tolerance, self.task = tolerance, task
+        self.images, self.same, self.other_shape = 0, 0.0, False
+        self.errors: dict[int, _Errors] = {}
+
+    def add(self, actual: Tensor, expected: Tensor) -> None:
+        """The next batch, [B, ...]."""
+        self.images += len(expected)
         if actual.shape != expected.shape:
-            other_shape = True
-            continue
-        same += len(expected) * task.agreement(actual, expected)
-        for part, pair in enumerate(zip(task.parts(actual, expected), task.parts(expected, expected), strict=True)):
-            errors.setdefault(part, _Errors()).add(*pair, tolerance)
-    if other_shape:
-        far = float("inf")
-        return Parity(images=images, max_error=far, mean_error=far, noise=far, agreement=0.0, holds=False)
-    found = list(errors.values())
-    noise = max(part.noise for part in found)
-    within = noise <= tolerance.noise if tolerance.noise is not None else all(part.within for part in found)
-    return Parity(
-        images=images, max_error=max(part.largest for part in found),
-        mean_error=sum(part.total for part in found) / sum(part.count for part in found), noise=noise,
-        agreement=same / images, holds=within and all(part.finite for part in found),
-    )  # fmt: skip
+            self.other_shape = True
+            return
+        self.same += len(expected) * self.task.agreement(actual, expected)
+        parts = zip(self.task.parts(actual, expected), self.task.parts(expected, expected), strict=True)
+        for part, pair in enumerate(parts):
+            self.errors.setdefault(part, _Errors()).add(*pair, self.tolerance)
+
+    def parity(self) -> Parity:
+        """Of at least one batch."""
+        if self.other_shape:
+            far = float("inf")
+            return Parity(self.images, max_error=far, mean_error=far, noise=far, agreement=0.0, holds=False)
+        found = list(self.errors.values())
+        noise, allowed = max(part.noise for part in found), self.tolerance.noise
+        within = noise <= allowed if allowed is not None else all(part.within for part in found)
+        return Parity(
+            images=self.images, max_error=max(part.largest for part in found),
+            mean_error=sum(part.total for part in found) / sum(part.count for part in found), noise=noise,
+            agreement=self.same / self.images, holds=within and all(part.finite for part in found),
+        )  # fmt: skip
 
 
 def noise(actual: Tensor, expected: Tensor, task: Task) -> float:

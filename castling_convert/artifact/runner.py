@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..errors import CheckFailed
 from ..tasks import Task, task_of, task_of_output
 from ..tasks.base import PLACES_AT_ONCE
 from .options import ExportOptions
-from .parity import Parity, Tolerance, compare_all
+from .parity import Comparison, Parity, Tolerance
 from .precision import DEFAULT
 from .prepare import Deployable, prepare
 from .signature import DETECTIONS, Signature
@@ -92,15 +92,20 @@ def expected(model: nn.Module, signature: Signature, images: Tensor) -> Tensor:
     return reference(reference.signature.inputs(images))
 
 
-def pairs(
-    run: Callable[[Tensor], Any], model: nn.Module, signature: Signature, images: Tensor, batch: int = PLACES_AT_ONCE
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What an artifact with this `signature` gives for images, [N, C, H, W], `batch` in a call, and what is `expected`:
-    of all of them at once, or of few where a model says something of every place in them."""
+def found(
+    run: Callable[[Tensor], Any],
+    models: Sequence[nn.Module],
+    signature: Signature,
+    images: Tensor,
+    batch: int = PLACES_AT_ONCE,
+) -> Iterator[tuple[Tensor, ...]]:
+    """What an artifact with this `signature` gives for images [N, C, H, W], `batch` in a call, and what is `expected`
+    by each of `models`: of all images at once, or of few where a model says something of every place in them."""
     task = task_of_output(signature.output)
     for some in images.split(max(batch, PLACES_AT_ONCE) if task.reads_maps else len(images)):
         outputs = task.joined([run(part) for part in some.split(batch)])
-        yield outputs, task.joined([expected(model, signature, part) for part in some.split(PLACES_AT_ONCE)])
+        parts = some.split(PLACES_AT_ONCE)
+        yield outputs, *(task.joined([expected(model, signature, part) for part in parts]) for model in models)
 
 
 def judged_images(task: Task) -> int:
@@ -108,11 +113,15 @@ def judged_images(task: Task) -> int:
     return JUDGED_IMAGES_OF_PLACES if task.reads_maps else JUDGED_IMAGES
 
 
-def judge(found: Iterable[tuple[Tensor, Tensor]], signature: Signature, tolerance: Tolerance) -> Parity:
-    """Hold what an artifact gave against what was `expected`, [B, classes] each, in `pairs`: always by logits, for
-    between probabilities that are all near zero a wrong model differs by little."""
-    logits = ((signature.logits(outputs), signature.logits(wanted)) for outputs, wanted in found)
-    return compare_all(logits, tolerance, task_of_output(signature.output))
+def judge(batches: Iterable[tuple[Tensor, ...]], signature: Signature, tolerance: Tolerance) -> list[Parity]:
+    """Hold what an artifact gave against what was `expected` by each model, [B, classes], as in `found`: always by
+    logits, for between probabilities that are all near zero a wrong model differs by little."""
+    comparisons: list[Comparison] = []
+    for outputs, *wanted in batches:
+        comparisons = comparisons or [Comparison(tolerance, task_of_output(signature.output)) for _ in wanted]
+        for comparison, expectation in zip(comparisons, wanted, strict=True):
+            comparison.add(signature.logits(outputs), signature.logits(expectation))
+    return [comparison.parity() for comparison in comparisons]
 
 
 def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
@@ -128,8 +137,8 @@ def check(run: Runner, model: nn.Module, options: ExportOptions) -> Parity:
         reference = prepare(model, ExportOptions(image_size=size)).model
         for batch in batches if size == best else batches[:1]:
             images = _images(reference, options, batch)
-            found = pairs(partial(_run, run), reference, run.signature, images, batch)
-            parities.append(judge(found, run.signature, tolerance))
+            batches_of = found(partial(_run, run), [reference], run.signature, images, batch)
+            parities += judge(batches_of, run.signature, tolerance)
     worst = max(parities, key=lambda parity: (not parity.holds, parity.max_error))
     if not worst.holds:
         what = "" if options.precision == DEFAULT else f" in {options.precision}"

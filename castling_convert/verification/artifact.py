@@ -9,7 +9,7 @@ from typing import Any
 from .. import bundle
 from ..artifact.options import ExportOptions
 from ..artifact.parity import Parity
-from ..artifact.runner import IDENTITY, judge, pairs
+from ..artifact.runner import IDENTITY, found, judge
 from ..artifact.signature import DETECTIONS
 from ..data.loaders import some_images
 from ..data.preprocessing import Preprocessing
@@ -95,7 +95,7 @@ def verify(
         opened = open_data(data, Preprocessing.of(folded), "validation")
         images = some_images(opened, IMAGES)
         what = f"{len(images)} images of {data}"
-    parities = [judge(pairs(run, model, run.signature, images), run.signature, tolerance) for model in models]
+    parities = judge(found(run, models, run.signature, images), run.signature, tolerance)
     return Verification(
         artifact=str(artifact),
         bundle=str(path),

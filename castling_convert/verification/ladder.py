@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .. import bundle
 from ..artifact.options import ExportOptions
-from ..artifact.parity import Parity, compare_all
+from ..artifact.parity import Comparison, Parity
 from ..artifact.precision import DEFAULT, PRECISIONS
-from ..artifact.runner import IDENTITY, judge, pairs
+from ..artifact.runner import IDENTITY, found, judge
 from ..artifact.signature import DETECTIONS
 from ..data.loaders import some_batches
 from ..data.preprocessing import Preprocessing
@@ -120,10 +120,12 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
         collections.deque(tops, maxlen=0)
         rungs = [Rung("folded", DEFAULT, top1=top_right.share)]
     else:
-        parity = compare_all(zip(map(folded_right.see, outputs_of(folded)), tops, strict=True), tolerance, task)
+        comparison = Comparison(tolerance, task)
+        for given, wanted in zip(map(folded_right.see, outputs_of(folded)), tops, strict=True):
+            comparison.add(given, wanted)
         rungs = [
             Rung("trained", DEFAULT, top1=top_right.share),
-            Rung("folded", DEFAULT, str(tolerance), parity, folded_right.share),
+            Rung("folded", DEFAULT, str(tolerance), comparison.parity(), folded_right.share),
         ]
     for artifact in artifacts_of(path):
         exporter = format_of(artifact).exporter
@@ -141,8 +143,8 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
             rungs.append(Rung(artifact.name, run.precision, note="not run: for another image size"))
             continue
         right = _Right(task, labels)
-        found = ((right.see(given), wanted) for given, wanted in pairs(run, top, run.signature, images))
-        parity = judge(found, run.signature, tolerance)
+        batches = ((right.see(given), wanted) for given, wanted in found(run, [top], run.signature, images))
+        (parity,) = judge(batches, run.signature, tolerance)
         rungs.append(
             Rung(
                 name=artifact.name,

@@ -415,7 +415,7 @@ def test_of_many_classes_wrong_probabilities_do_not_pass(precision) -> None:
     signature = Signature((3, 8, 8), output="probabilities")
     tolerance = ExportOptions.make(precision=precision).tolerance
     right = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    assert judge([(right, right)], signature, tolerance).holds
+    assert judge([(right, right)], signature, tolerance)[0].holds
     for change in WRONG.values():
         wrong = torch.from_numpy(change(right.numpy()))
-        assert not judge([(wrong, right)], signature, tolerance).holds
+        assert not judge([(wrong, right)], signature, tolerance)[0].holds

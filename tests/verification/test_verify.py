@@ -160,7 +160,7 @@ def test_of_a_segmenter_a_few_outputs_at_once_are_held(tmp_path, monkeypatch):
     monkeypatch.setattr(Segment, "agreement", lambda *how: seen.append(len(how[1])) or agreement(*how))
     few, artifact = ladder(path, "scenes", 37), verify(path / "model.onnx", data="scenes")
     assert torch.is_grad_enabled()
-    assert seen == [16, 16, 5, 16, 16, 5, 16, 16, 8, 16, 16, 8]
+    assert seen == [16, 16, 5, 16, 16, 5, 16, 16, 16, 16, 8, 8]  # the artifact runs once for both models
     for module in ("artifact.runner", "verification.ladder"):
         monkeypatch.setattr(f"castling_convert.{module}.PLACES_AT_ONCE", 64)
     for one, whole in zip(few.rungs, ladder(path, "scenes", 37).rungs, strict=True):
