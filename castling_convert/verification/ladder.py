@@ -143,8 +143,8 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
             rungs.append(Rung(artifact.name, run.precision, note="not run: for another image size"))
             continue
         right = _Right(task, labels)
-        batches = ((right.see(given), wanted) for given, wanted in found(run, [top], run.signature, images))
-        (parity,) = judge(batches, run.signature, tolerance)
+        both = ((right.see(given), wanted) for given, wanted in found(run, [top], run.signature, images))
+        (parity,) = judge(both, run.signature, tolerance)
         rungs.append(
             Rung(
                 name=artifact.name,
