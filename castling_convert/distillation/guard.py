@@ -37,8 +37,21 @@ def some_of(batches: Iterator[Tensor], most: int) -> list[Tensor]:
     some = list(itertools.islice(batches, min(TRIED, most)))
     if some:
         images = some[0].shape[0] * processes.count()
-        some += itertools.islice(batches, min(max(JUDGED, math.ceil(JUDGED_IMAGES / images)), most - len(some)))
+        some += itertools.islice(batches, min(_judging(images), most - len(some)))
     return some
+
+
+def _judging(images: int) -> int:
+    """Batches of so many images that judge a trial."""
+    return max(JUDGED, math.ceil(JUDGED_IMAGES / images))
+
+
+def steps_of_trial(images: int, most: int) -> float:
+    """What a trial that does no harm costs, in steps of so many images, where `most` steps follow: a step on each batch
+    that a rate is tried on, and as many forwards again, of both models and so half a step each, on these once and on
+    those that judge three times."""
+    tried = min(TRIED, most)
+    return 1.5 * (tried + min(_judging(images), most - tried))
 
 
 def settle_rate(

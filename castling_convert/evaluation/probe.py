@@ -21,15 +21,21 @@ TIMES = 2, 20
 """In a run."""
 
 
-def spread(recipe: SettledRecipe, teacher: nn.Module) -> tuple[int, int]:
-    """How often a student of `teacher` is probed, and on how many images: in all on one for five that are learned from,
-    counted by their area: training images may be smaller than those that the model is measured on."""
+def looked_at(recipe: SettledRecipe, teacher: nn.Module) -> float:
+    """Images for every step that a student of `teacher` is looked at: one for five that are learned from, counted by
+    their area; training images may be smaller than those that the model is measured on."""
     _, height, width = Preprocessing.of(teacher).input_size
     sizes = recipe.data.sizes
     area = 1.0 if sizes is None else sum(size**2 for size in sizes) / (len(sizes) * height * width)
-    looked_at = int(area * recipe.distill.steps * recipe.distill.batch_size) // 5
-    times = min(max(looked_at // ENOUGH, TIMES[0]), TIMES[1])
-    return times, min(max(looked_at // times, FEWEST), MOST)
+    return area * recipe.distill.batch_size / 5
+
+
+def spread(recipe: SettledRecipe, teacher: nn.Module) -> tuple[int, int]:
+    """How often a student of `teacher` is probed in a run, and on how many images: `looked_at` in all, within limits of
+    both."""
+    images = int(looked_at(recipe, teacher) * recipe.distill.steps)
+    times = min(max(images // ENOUGH, TIMES[0]), TIMES[1])
+    return times, min(max(images // times, FEWEST), MOST)
 
 
 class Probe:

@@ -42,6 +42,7 @@ from ..errors import (
     is_size,
     takes,
 )
+from ..evaluation.probe import looked_at
 from ..families import family_of, input_size_of
 from ..families.around import AroundFamily
 from ..files import expanded, require_space
@@ -209,7 +210,7 @@ def convert(
         )
     if begun is None and (minutes is not None or (console is not None and recipe.distill.steps >= WORTH_TIMING)):
         pace = measure_pace(student, teacher, training, recipe, device)
-        recipe = _paced(recipe, minutes, processes.on_first(lambda: pace), console)
+        recipe = _paced(recipe, minutes, processes.on_first(lambda: pace), looked_at(recipe, teacher), console)
     if console is not None and begun is None and layers != "auto" and recipe.distill.steps >= WORTH_TIMING:
         dear = not_paying(family_of(teacher).layers(teacher), recipe.attention)
         castled: list[str] = student.castling.castled  # type: ignore[union-attr, assignment]
@@ -324,12 +325,14 @@ def _refuse_cut_patches(task: Task, teacher: nn.Module) -> None:
         )
 
 
-def _paced(recipe: SettledRecipe, minutes: float | None, pace: Pace, console: Console | None) -> SettledRecipe:
+def _paced(
+    recipe: SettledRecipe, minutes: float | None, pace: Pace, looked: float, console: Console | None
+) -> SettledRecipe:
     """The recipe with as many steps as `minutes` hold, and a line that says how long it will take."""
     if minutes is not None:
-        recipe = recipe.override(f"distill.steps={pace.steps(minutes, recipe.distill)}")
+        recipe = recipe.override(f"distill.steps={pace.steps(minutes, recipe.distill, looked)}")
     if console is not None:
-        console.print(pace.explain(recipe.distill))
+        console.print(pace.explain(recipe.distill, looked))
     return recipe
 
 
