@@ -11,9 +11,10 @@ The test bed is that of `bed.py`: scenes of one to three stamps on photographs, 
 DINOv2 ViT-S/14, frozen, and a head trained here on the 600 training scenes; no stamp and no photograph of the 200
 validation scenes is among those. It is converted with the recipe `castling` as it is but for steps, all layers, head
 untouched, by the call that `castling convert` makes; batches and the size of training images are those that it chooses
-by itself, or for comparison images as large as the model's; at 518 pixels with `castling-window` as well. Then it is
-exported in int8 for onnxruntime and measured again. Minutes are those of the training; the machine should have nothing
-else to do. Sixteen runs, of half an hour to one and a half each on one core; their bundles stay in benchmarks/.cache.
+by itself, or for comparison images as large as the model's; at 518 pixels with `castling-window` as well. With
+`--minutes 15` the steps are its choice, too. Then it is exported in int8 for onnxruntime and measured again. Minutes
+are those of the training; the machine should have nothing else to do. Twenty-four runs, of twenty minutes on two cores
+to one and a half hours on one; their bundles stay in benchmarks/.cache.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ BATCH = 2
 """Of images; larger ones did worse on as many images, see docs/accuracy.md."""
 IMAGES = {(280, 280): 3_000, (518, 518): 700, (518, 266): 2_800}
 """By the pixels of the model and those of the training images: as many as some 15 to 20 minutes on two cores allow."""
+MINUTES, TIMED = 15.0, ((280, 280), (518, 266))
+"""The same without a word on images, batches or their size: as many as the tool says that fit. The machine should have
+nothing else to do."""
 SEEDS = (0, 1)
 DEFAULT, WINDOW = "castling", "castling-window"
 SMALL_VIT, CLASSES, LATENCIES, SECONDS = "vit_small_patch16_224", 21, (512, 1024), 10
@@ -63,13 +67,15 @@ class Job:
     size: int
     trained: int
     seed: int
-    images: int
+    images: int | None
     recipe: str = DEFAULT
+    minutes: float | None = None
 
     @property
     def key(self) -> str:
         which = "" if self.recipe == DEFAULT else f" {self.recipe}"
-        return f"{self.task} {self.size}{'' if self.whole else f' at {self.trained}'} {self.seed}{which}"
+        timed = "" if self.minutes is None else f" {self.minutes:g} minutes"
+        return f"{self.task} {self.size}{'' if self.whole else f' at {self.trained}'} {self.seed}{which}{timed}"
 
     @property
     def whole(self) -> bool:
@@ -77,14 +83,18 @@ class Job:
         return self.trained == self.size
 
     def resolved(self) -> cc.Recipe:
-        fixed = {"steps": max(2, self.images // BATCH), "batch_size": BATCH, "seed": self.seed}
-        changes = [f"distill.{name}={value}" for name, value in fixed.items()]
-        return cc.Recipe.load(self.recipe, [*changes, f"data.sizes=[{self.trained}]"])
+        """Within minutes everything but the seed is left to the tool."""
+        changes = [f"distill.seed={self.seed}"]
+        if self.images is not None:
+            steps = max(2, self.images // BATCH)
+            changes += [f"distill.steps={steps}", f"distill.batch_size={BATCH}", f"data.sizes=[{self.trained}]"]
+        return cc.Recipe.load(self.recipe, changes)
 
 
 def jobs() -> list[Job]:
     default = [Job(task, *sizes, seed, IMAGES[sizes]) for sizes in IMAGES for seed in SEEDS for task in MODELS]
-    return default + [replace(job, recipe=WINDOW) for job in default if not job.whole]
+    timed = [replace(job, images=None, minutes=MINUTES) for job in default if (job.size, job.trained) in TIMED]
+    return default + timed + [replace(job, recipe=WINDOW) for job in default if not job.whole]
 
 
 def teacher(bed: Path, task: str, size: int, scenes: Path, epochs: int | None = None) -> Path:
@@ -105,18 +115,24 @@ def teacher(bed: Path, task: str, size: int, scenes: Path, epochs: int | None = 
 
 def run(job: Job, bed: Path, scenes: Path) -> dict[str, Any]:
     """Convert, and what the summary says of both models; then the same in int8."""
-    recipe = job.resolved()
     bundle = bundle_of(job, bed)
     summary = cc.convert(
-        f"local-dir:{teacher(bed, job.task, job.size, scenes)}", bundle, data=scenes, recipe=recipe, device="cpu",
-        force=True, console=Console(stderr=True, force_terminal=False, width=160),
+        f"local-dir:{teacher(bed, job.task, job.size, scenes)}", bundle, data=scenes, recipe=job.resolved(),
+        minutes=job.minutes, device="cpu", force=True,
+        console=Console(stderr=True, force_terminal=False, width=160),
     )  # fmt: skip
-    quantised = int8(bundle, scenes)
+    return record(job, bundle, summary) | {"int8": int8(bundle, scenes)}
+
+
+def record(job: Job, bundle: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What dense.jsonl holds of a run."""
+    distill = cc.Recipe.load(bundle / "recipe.yaml").distill
+    assert distill.batch_size is not None and distill.steps is not None  # a bundle's recipe leaves nothing out
     kept = [layer for layer in summary["layers"] if layer["status"] == "kept"]
     return {
-        "key": job.key, **asdict(job), "steps": recipe.distill.steps, "kept": len(kept),
-        "seconds": round(summary["distill"]["seconds"], 1), "macs": summary["macs"],
-        "teacher": summary["accuracy"]["teacher"], "castled": summary["accuracy"]["castled"], "int8": quantised,
+        "key": job.key, **asdict(job), "images": distill.steps * distill.batch_size, "steps": distill.steps,
+        "kept": len(kept), "seconds": round(summary["distill"]["seconds"], 1), "macs": summary["macs"],
+        "teacher": summary["accuracy"]["teacher"], "castled": summary["accuracy"]["castled"],
     }  # fmt: skip
 
 
@@ -126,7 +142,7 @@ def bundle_of(job: Job, bed: Path) -> Path:
 
 def on_more(job: Job, bed: Path) -> dict[str, Any]:
     """What `castling evaluate` says of the bundle on the other scenes, in a record whose key is not the run's."""
-    scores, _ = evaluate(bundle_of(job, bed), str(more_scenes(bed)))
+    scores, _ = evaluate(bundle_of(job, bed), str(more_scenes(BED)))
     return {"key": f"more {job.key}", **{name: score.to_dict() for name, score in scores.items()}}
 
 
@@ -189,12 +205,14 @@ def page(results: Path) -> str:
     """The Markdown page of what is there."""
     done = read(results)
     rows = []
-    for task, size, trained, recipe in dict.fromkeys((job.task, job.size, job.trained, job.recipe) for job in jobs()):
+    groups = dict.fromkeys((job.task, job.size, job.trained, job.recipe, job.minutes) for job in jobs())
+    for task, size, trained, recipe, minutes in groups:
         records = [
             r
             for r in done.values()
             if "task" in r
-            and (r["task"], r["size"], r["trained"], r.get("recipe", DEFAULT)) == (task, size, trained, recipe)
+            and (r["task"], r["size"], r["trained"], r.get("recipe", DEFAULT), r.get("minutes"))
+            == (task, size, trained, recipe, minutes)
         ]
         if not records:
             continue
@@ -204,8 +222,9 @@ def page(results: Path) -> str:
         points, same = zip(*quantised, strict=True) if quantised else ((), ())
         more = [done[f"more {r['key']}"] for r in records if f"more {r['key']}" in done]
         rows.append((
-            f"{task}, {word}", recipe, size, trained, records[0]["images"] // records[0]["steps"], len(records),
-            records[0]["images"], f"{of(records, 'seconds') / 60:.1f}",
+            f"{task}, {word}", recipe if minutes is None else f"{recipe}, --minutes {minutes:g}", size, trained,
+            records[0]["images"] // records[0]["steps"], len(records), f"{of(records, 'images'):.0f}",
+            f"{of(records, 'seconds') / 60:.1f}",
             f"{mean(r['teacher'][key] for r in records):.1f}",
             difference([r["castled"][key] - r["teacher"][key] for r in records]),
             f"{mean(r['castled']['agreement'] for r in records):.1f}", difference(points),
@@ -274,16 +293,15 @@ def main() -> None:
             if f"latency {kind} {size}" not in done:
                 keep(latency(kind, size), results)
         return
+    bed = CACHE / "dense-quick" if arguments.quick else BED
     if arguments.more:
         for job in listed:
-            if job.key in done and f"more {job.key}" not in done and bundle_of(job, BED).is_dir():
-                keep(on_more(job, BED), results)
+            if job.key in done and f"more {job.key}" not in done and bundle_of(job, bed).is_dir():
+                keep(on_more(job, bed), results)
     elif not arguments.table:
         scenes = make_scenes(BED)
-        bed = BED
         if arguments.quick:
             scenes = some_of_parts(scenes, CACHE / "scenes-quick", FEW)
-            bed = CACHE / "dense-quick"
             bed.mkdir(exist_ok=True)
             if not (bed / "packages").exists():
                 (bed / "packages").symlink_to(BED / "packages")

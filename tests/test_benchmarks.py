@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from timm.models import save_for_hf
 
+import castling_convert as cc
 from castling_convert.exporting import FORMATS
 from tests.models import tiny
 
@@ -150,14 +151,32 @@ def test_the_page_of_dense_tasks(dense, tmp_path, monkeypatch):
         for task, score in (("segment", "miou"), ("detect", "map"))
         for seed in (0, 1)
     ]  # fmt: skip
+    timed = {
+        "key": "segment 280 0 15 minutes",
+        "minutes": 15.0,
+        "images": 2000,
+        "steps": 1000,
+        "int8": {"miou": 40.0, "agreement": 94.0},
+    }
+    records.append(records[0] | timed)
     more = {"teacher": {"miou": 30.0}, "castled": {"miou": 29.25, "agreement": 96.0}}
     records.append({"key": "more segment 280 0", **more})
     (tmp_path / "dense.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     rows = [line for line in dense.page(tmp_path / "dense.jsonl").splitlines() if line.startswith("| segment")]
     assert rows == [
         "| segment, mIoU | castling | 280 | 280 | 4 | 2 | 3000 | 15.0 | 40.0 | -0.5 [-1.0, +0.0] | 95.0 | -1.5 | 94.0 "
-        "| 30.0 | -0.8 | 96.0 | 12.0 to 11.0 |"
+        "| 30.0 | -0.8 | 96.0 | 12.0 to 11.0 |",
+        "| segment, mIoU | castling, --minutes 15 | 280 | 280 | 2 | 1 | 2000 | 15.0 | 40.0 | -1.0 | 95.0 | +0.0 | 94.0 "
+        "|  |  |  | 12.0 to 11.0 |",
     ]
+
+
+def test_within_minutes_all_but_the_seed_is_left_to_the_tool(dense):
+    timed = [job for job in dense.jobs() if job.minutes is not None]
+    assert len(timed) == 8
+    for job in timed:
+        assert job.resolved() == cc.Recipe.load("castling", [f"distill.seed={job.seed}"])
+    assert len({job.key for job in dense.jobs()}) == len(dense.jobs())
 
 
 def test_scenes_are_drawn(dense, tmp_path):
