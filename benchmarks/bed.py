@@ -42,8 +42,8 @@ ARCHITECTURE, PATCH, DEPTH = "vit_small_patch14_dinov2", 14, 12
 SIDE, TRAIN, VAL = 192, 2400, 900
 SCENE, SCENES = 280, {"train": 600, "val": 200}
 """Pixels of a scene, and how many there are."""
-MORE = 800
-"""Validation scenes of `more_scenes`."""
+MORE, MORE_IMAGES = 800, 3_600
+"""Validation scenes of `more_scenes`; and images a validation set of `more_images`."""
 PROBE_C = 0.05
 """Inverse strength of the linear classifiers' penalty."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,7 +64,7 @@ def make(folder: Path, size: int = 140) -> Path:
     if not (packages / "done").exists():
         fetch(packages)
     if not (folder / "unseen").is_dir():
-        draw_images(folder, packages / "deb/usr/share")
+        draw_images(folder)
     model = backbone(packages / GRAPH, size)
     fit_head(model, folder, size)
     save(model, teacher, size)
@@ -176,32 +176,65 @@ def fetch(packages: Path) -> None:
     (packages / "done").touch()
 
 
-def draw_images(folder: Path, share: Path) -> None:
-    """The images of all sets, from the photographs and stamps under `share`."""
-    rng = random.Random(0)
-    photographs = parted(largest_versions(share), rng)
-    stamps = {kind: parted(sorted((share / "tuxpaint/stamps" / kind).rglob("*.png")), rng) for kind in KINDS}
+def draw_images(folder: Path) -> None:
+    """The images of all sets."""
+    photographs, stamps, rng = image_materials(folder)
+    for split, count in (("train", TRAIN), ("val", VAL), ("unseen", VAL)):
+        place = folder / "unseen" if split == "unseen" else folder / "data" / split
+        draw_stamped(place, count, photographs["train" if split == "train" else "val"], chosen(stamps, split), rng)
+        if split == "train":
+            (folder / "photos-train").mkdir(exist_ok=True)
+            for index in range(count // 3):
+                crop(photographs[split], SIDE, rng).save(folder / "photos-train" / f"{index:05d}.jpg", quality=92)
 
-    def scene(split: str, kind: str) -> Image.Image:
-        image = crop(photographs["train" if split == "train" else "val"], SIDE, rng)
-        stamp = Image.open(rng.choice(stamps[kind]["val" if split == "unseen" else "train"])).convert("RGBA")
+
+def more_images(folder: Path) -> Path:
+    """`folder/more`, made where it is not there yet: MORE_IMAGES of each validation set that are like its own, of the
+    same photographs and stamps, by the name of the set."""
+    more = folder / "more"
+    if not more.is_dir():
+        make(folder)
+        photographs, stamps, _ = image_materials(folder)
+        fresh = more.with_suffix(".part")
+        for name, place in SETS.items():
+            rng = random.Random(f"more {name}")
+            draw_stamped(fresh / name, MORE_IMAGES, photographs["val"], chosen(stamps, Path(place).name), rng)
+        fresh.rename(more)
+    return more
+
+
+Parted = dict[str, list[Path]]
+
+
+def image_materials(folder: Path) -> tuple[Parted, dict[str, Parted], random.Random]:
+    """Photographs, and stamps by kind, parted into those to train on and others; and chance as it is after that."""
+    rng = random.Random(0)
+    share = folder / "packages/deb/usr/share"
+    photographs = parted(largest_versions(share), rng)
+    return photographs, {k: parted(sorted((share / "tuxpaint/stamps" / k).rglob("*.png")), rng) for k in KINDS}, rng
+
+
+def chosen(stamps: dict[str, Parted], split: str) -> dict[str, list[Path]]:
+    """The stamps of a split: new photographs (`val`) have those that are trained on."""
+    return {kind: files["val" if split == "unseen" else "train"] for kind, files in stamps.items()}
+
+
+def draw_stamped(
+    place: Path, count: int, photographs: list[Path], stamps: dict[str, list[Path]], rng: random.Random
+) -> None:  # fmt: skip
+    """One stamp on a crop of a photograph each, in a folder a kind."""
+    for index in range(count):
+        kind = list(stamps)[index % len(stamps)]
+        image = crop(photographs, SIDE, rng)
+        stamp = Image.open(rng.choice(stamps[kind])).convert("RGBA")
         side = int(SIDE * rng.uniform(0.45, 0.85))
         stamp.thumbnail((side, side))
         if rng.random() < 0.5:
             stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         image.paste(stamp, (rng.randint(0, SIDE - stamp.width), rng.randint(0, SIDE - stamp.height)), stamp)
-        return image
-
-    for split, count in (("train", TRAIN), ("val", VAL), ("unseen", VAL)):
-        for index in range(count):
-            kind = KINDS[index % len(KINDS)]
-            place = (folder / "unseen" if split == "unseen" else folder / "data" / split) / kind.replace("/", "-")
-            place.mkdir(parents=True, exist_ok=True)
-            scene(split, kind).save(place / f"{index:05d}.jpg", quality=92)
-        if split == "train":
-            (folder / "photos-train").mkdir(exist_ok=True)
-            for index in range(count // 3):
-                crop(photographs[split], SIDE, rng).save(folder / "photos-train" / f"{index:05d}.jpg", quality=92)
+        inner = place / kind.replace("/", "-")
+        inner.mkdir(parents=True, exist_ok=True)
+        image.save(inner / f"{index:05d}.jpg", quality=92)
 
 
 def largest_versions(share: Path) -> list[Path]:

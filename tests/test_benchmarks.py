@@ -74,19 +74,20 @@ def test_the_page_says_what_is_there(pretrained, tmp_path):
     sets = {"photographs": {"teacher": 78.0, "castled": 77.0, "agreement": 84.0, "prefix": 0.95, "patches": 0.94}}
     sets["stamps"] = sets["photographs"]
     int8 = {name: {"castled": 76.0, "agreement": 83.0} for name in sets}
+    more = {name: values | {"castled": 77.5, "agreement": 85.0} for name, values in sets.items()}
     results = tmp_path / "results.jsonl"
     for job in pretrained.jobs()[:4]:
         record = {
             "key": job.key, "seconds": 60.0 * (1 + job.seed), "sets": sets, "int8": int8 if job.seed == 0 else None,
             "size": job.size, "device": "cpu" if job.seed == 0 else "NVIDIA X", "threads": 2, "images": job.images,
-            "different": pretrained.different(job.resolved()),
+            "different": pretrained.different(job.resolved()), **({"more": more} if job.seed == 1 else {}),
         }  # fmt: skip
         with results.open("a") as file:
             file.write(json.dumps(record) + "\n")
     page = pretrained.page(results, pretrained.jobs())
     assert "| castling (2 seeds) | 10000 (6000) | 1.0 | 166.7 | 2.0 | -1.0 [-1.0, -1.0] | 84.0 | 0.950, 0.940 |" in page
     assert "A GPU is NVIDIA X," in " ".join(page.split())
-    assert "-2.0, -2.0 | 83.0, 83.0 |" in page
+    assert "| -0.5, -0.5 | 85.0, 85.0 | -2.0, -2.0 | 83.0, 83.0 |" in page
 
 
 @pytest.mark.slow
@@ -180,7 +181,7 @@ def test_within_minutes_all_but_the_seed_is_left_to_the_tool(dense):
 
 
 def test_scenes_are_drawn(dense, tmp_path):
-    from bed import draw_scenes
+    from bed import draw_scenes, draw_stamped
 
     rng = np.random.default_rng(0)
     photographs = [tmp_path / f"{index}.png" for index in range(2)]
@@ -199,5 +200,17 @@ def test_scenes_are_drawn(dense, tmp_path):
         x, y, width, height = note["bbox"]
         assert set(np.unique(mask)) <= {0, 1}
         assert mask[y : y + height, x : x + width].any()
+    draw_stamped(
+        tmp_path / "images",
+        3,
+        photographs,
+        {"a/b": [tmp_path / "stamp.png"], "c": [tmp_path / "stamp.png"]},
+        random.Random(0),
+    )
+    assert sorted(str(path.relative_to(tmp_path / "images")) for path in (tmp_path / "images").rglob("*.jpg")) == [
+        "a-b/00000.jpg",
+        "a-b/00002.jpg",
+        "c/00001.jpg",
+    ]
     copy = dense.some_of_parts(tmp_path / "scenes", tmp_path / "few", {"train": 2})
     assert len(list((copy / "train/images").iterdir())) == 2
