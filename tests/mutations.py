@@ -236,6 +236,10 @@ FLIPS = (
          "return step // self.part if", ("tests/distillation/test_align.py",)),
     Flip("guard of the rate", "distillation/guard.py", "factor /= FACTOR", "factor *= 1.0 / FACTOR**3",
          ("tests/distillation",)),
+    Flip("what a trial takes", "distillation/guard.py", "return 1.5 * (tried +", "return 0.5 * (tried +",
+         ("tests/distillation/test_pace.py",)),
+    Flip("minutes of the looks", "distillation/pace.py", "+ looked_at * self.look) + trial",
+         "- looked_at * self.look) + trial", ("tests/distillation/test_pace.py",)),
     # Which layers.
     Flip("sort order of layers", "planning/hybrid.py", "key=lambda entry: -entry.divergence",
          "key=lambda entry: entry.divergence", PLANNING),
