@@ -53,6 +53,8 @@ AT_280, VARIANT = 2_400, 4_000
 """In about 12 minutes at 280 pixels; and where recipes are compared in which one thing is changed."""
 FEW = 10
 """Images of a folder in a smoke test."""
+AGAIN = "again"
+"""Before the key of a run that was made once more, to be measured on more images."""
 RECIPES = ("castling", "castling-window", "castling-fast")
 SEEDS = (0, 1)
 DATA = {"labelled scenes": "data/train", "photographs without objects": "photos-train", "generated": "generated"}
@@ -357,7 +359,11 @@ def page(results: Path, listed: Iterable[Job]) -> str:
     done = read(results)
     groups: dict[str, list[tuple[str, list[dict[str, Any]]]]] = {}
     for job in dict.fromkeys(replace(job, seed=0) for job in listed):
-        records = [done[key] for seed in SEEDS if (key := replace(job, seed=seed).key) in done]
+        records = [
+            done[key] | {"more": done.get(f"{AGAIN} {key}", done[key]).get("more")}
+            for seed in SEEDS
+            if (key := replace(job, seed=seed).key) in done
+        ]
         if not records:
             continue
         name = job.note or (job.recipe if job.data == "labelled scenes" else f"{job.recipe}, {job.data}")
@@ -373,11 +379,11 @@ A DINOv2 ViT-S/14 (12 layers, width 384, LayerScale), a linear head for 12 kinds
 castled, all masks closed, folded. Two validation sets of 900 images: new *photographs*, and new *stamps* on new
 photographs. The teacher at 140 pixels: {levels}. Top-1 is in points against the teacher, mean over the seeds and range
 in brackets; cosines are those of the last class token and of the last patch tokens with the teacher's. *More images*
-are {MORE_IMAGES:,} others of each set, of the same photographs and stamps, for runs that were measured on them, too.
-int8 is onnxruntime's, both sets, of the first seed. Images are those learned from, {BATCH} a step where nothing else is
-said, and in brackets how many of them were different crops (see `distill.align.echo`). {threads} threads; minutes are
-those of the training, on machines that other work slowed down at times, so they are upper bounds. A GPU is
-{gpus or "none yet"}, in float32, several runs on it at a time.
+are {MORE_IMAGES:,} others of each set, of the same photographs and stamps, on which the run was measured, or the same
+run made once more (`{AGAIN}` in `pretrained.jsonl`). int8 is onnxruntime's, both sets, of the first seed. Images are
+those learned from, {BATCH} a step where nothing else is said, and in brackets how many of them were different crops
+(see `distill.align.echo`). {threads} threads; minutes are those of the training, on machines that other work slowed
+down at times, so they are upper bounds. A GPU is {gpus or "none yet"}, in float32, several runs on it at a time.
 
 Made by `python benchmarks/pretrained.py`; the single runs are in `pretrained.jsonl`."""
     ]

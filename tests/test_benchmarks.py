@@ -84,9 +84,13 @@ def test_the_page_says_what_is_there(pretrained, tmp_path):
         }  # fmt: skip
         with results.open("a") as file:
             file.write(json.dumps(record) + "\n")
+    once_more = {name: values | {"castled": 78.5, "agreement": 86.0} for name, values in sets.items()}
+    with results.open("a") as file:
+        file.write(json.dumps(record | {"key": f"again {pretrained.jobs()[0].key}", "more": once_more}) + "\n")
     page = pretrained.page(results, pretrained.jobs())
     assert "| castling (2 seeds) | 10000 (6000) | 1.0 | 166.7 | 2.0 | -1.0 [-1.0, -1.0] | 84.0 | 0.950, 0.940 |" in page
     assert "A GPU is NVIDIA X," in " ".join(page.split())
+    assert "| +0.0, +0.0 | 85.5, 85.5 | -2.0, -2.0 | 83.0, 83.0 |" in page
     assert "| -0.5, -0.5 | 85.0, 85.0 | -2.0, -2.0 | 83.0, 83.0 |" in page
 
 
