@@ -20,6 +20,7 @@ from ..castling import castle_, close_masks, costs
 from ..data.probe import probe_images
 from ..distillation.budget import settled
 from ..distillation.pace import measure_pace
+from ..evaluation.probe import looked_at
 from ..families import AttentionLayer, family_of
 from ..folding import fold_
 from ..recipe import Recipe
@@ -159,8 +160,9 @@ def training_minutes(softmax: Any, recipe: Recipe) -> float:
     student = castle_(copy.deepcopy(teacher), recipe)
     here = settled(recipe, student, teacher)
     few = min(FEW, here.distill.batch_size)
-    pace = measure_pace(student, teacher, [probe_images(teacher, few)], here)
-    return pace.minutes(here.distill) * here.distill.batch_size / few
+    pace = measure_pace(student, teacher, [probe_images(teacher, few)], here.override(f"distill.batch_size={few}"))
+    times = here.distill.batch_size / few
+    return pace.minutes(here.distill, looked_at(here, teacher) / times) * times
 
 
 def castled_twin(softmax: Any, recipe: Recipe) -> Any:

@@ -50,8 +50,7 @@ def steps_of_trial(images: int, most: int) -> float:
     """What a trial that does no harm costs, in steps of so many images, where `most` steps follow: a step on each batch
     that a rate is tried on, and as many forwards again, of both models and so half a step each, on these once and on
     those that judge three times."""
-    tried = min(TRIED, most)
-    return 1.5 * (tried + min(_judging(images), most - tried))
+    return 1.5 * min(TRIED + _judging(images), most)
 
 
 def settle_rate(

@@ -84,7 +84,6 @@ def measure_pace(
     student: nn.Module, teacher: nn.Module, data: Any, recipe: SettledRecipe, device: str | None = None
 ) -> Pace:
     """Time a few steps of each phase, data loading included, on copies of a castled `student`."""
-
     trained = student
 
     def timed(share: float, echo: int = 1) -> float:
