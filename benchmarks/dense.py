@@ -248,12 +248,13 @@ over the seeds and range in brackets; agreement is that of pixels, or of detecti
 same kind), with the teacher's. int8 is onnxruntime's, of the seeds that it was measured with. 200 scenes are few:
 *more scenes* are {MORE} others of the same photographs and stamps, where it was measured on them too.
 
-Made by `python benchmarks/dense.py`; the single runs are in `dense.jsonl`. At 518 pixels trained at 266 the runs with
-`castling` were made by `distill` with the same recipe, without the rest of a conversion, and measured on more scenes
-beside their teachers. `castling-window` there is from before the trial that finds the rate of the second phase took
-no hard batch for harm any more, and had a quarter of the others' rate. The two seeds of `detect` at 280 pixels have
-heads trained on two machines (21.8 and 22.5 % mAP), and so have the two rows of `detect` at 518. The int8 at 280
-pixels is of a CPU without VNNI, before sessions asked onnxruntime for precise products there, and may be better now.
+Made by `python benchmarks/dense.py`; the single runs are in `dense.jsonl`. At 518 pixels trained at 266 the runs of
+2,800 images with `castling` were made by `distill` with the same recipe, without the rest of a conversion, and
+measured on more scenes beside their teachers. `castling-window` there is from before the trial that finds the rate of
+the second phase took no hard batch for harm any more, and had a quarter of the others' rate. The two seeds of
+`detect` at 280 pixels have heads trained on two machines (21.8 and 22.5 % mAP), and so have the two rows of `detect`
+at 518. The int8 at 280 pixels is of a CPU without VNNI, before sessions asked onnxruntime for precise products there,
+and may be better now.
 
 {markdown(head, rows)}
 """
