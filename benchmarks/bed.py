@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ MORE, MORE_IMAGES = 800, 3_600
 PROBE_C = 0.05
 """Inverse strength of the linear classifiers' penalty."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Parted = dict[str, list[Path]]
+"""Files of both parts, `train` and `val`."""
 SETS = {"photographs": "data/val", "stamps": "unseen"}
 """The two validation sets: new photographs, and new stamps on new photographs."""
 
@@ -79,10 +82,10 @@ def make_scenes(folder: Path) -> Path:
         return scenes
     make(folder)  # the packages
     rng = random.Random(1)
-    photographs, stamps = materials(folder, rng)
+    photographs, stamps = materials(folder, rng, sorted(KINDS))
     fresh = scenes.with_suffix(".part")
     for split, count in SCENES.items():
-        draw_scenes(fresh / split, count, photographs[split], {k: files[split] for k, files in stamps.items()}, rng)
+        draw_scenes(fresh / split, count, photographs[split], of_part(stamps, split), rng)
     fresh.rename(scenes)
     return scenes
 
@@ -93,21 +96,23 @@ def more_scenes(folder: Path) -> Path:
     scenes = folder / "scenes-more"
     if not scenes.is_dir():
         make(folder)
-        photographs, stamps = materials(folder, random.Random(1))
+        photographs, stamps = materials(folder, random.Random(1), sorted(KINDS))
         fresh = scenes.with_suffix(".part")
-        stamps_of = {kind: files["val"] for kind, files in stamps.items()}
-        draw_scenes(fresh / "val", MORE, photographs["val"], stamps_of, random.Random(2))
+        draw_scenes(fresh / "val", MORE, photographs["val"], of_part(stamps, "val"), random.Random(2))
         fresh.rename(scenes)
     return scenes
 
 
-def materials(folder: Path, rng: random.Random) -> tuple[dict[str, list[Path]], dict[str, dict[str, list[Path]]]]:
-    """Photographs, and stamps by kind, parted into those of the training scenes and those of the validation scenes."""
+def materials(folder: Path, rng: random.Random, kinds: Iterable[str]) -> tuple[Parted, dict[str, Parted]]:
+    """Photographs, and stamps by kind, parted into those to train on and those to measure on."""
     share = folder / "packages/deb/usr/share"
     photographs = parted(largest_versions(share), rng)
-    return photographs, {
-        kind: parted(sorted((share / "tuxpaint/stamps" / kind).rglob("*.png")), rng) for kind in sorted(KINDS)
-    }
+    return photographs, {k: parted(sorted((share / "tuxpaint/stamps" / k).rglob("*.png")), rng) for k in kinds}
+
+
+def of_part(stamps: dict[str, Parted], part: str) -> dict[str, list[Path]]:
+    """The stamps of one part, by kind."""
+    return {kind: files[part] for kind, files in stamps.items()}
 
 
 def draw_scenes(
@@ -177,15 +182,15 @@ def fetch(packages: Path) -> None:
 
 
 def draw_images(folder: Path) -> None:
-    """The images of all sets."""
-    photographs, stamps, rng = image_materials(folder)
-    for split, count in (("train", TRAIN), ("val", VAL), ("unseen", VAL)):
-        place = folder / "unseen" if split == "unseen" else folder / "data" / split
-        draw_stamped(place, count, photographs["train" if split == "train" else "val"], chosen(stamps, split), rng)
-        if split == "train":
-            (folder / "photos-train").mkdir(exist_ok=True)
-            for index in range(count // 3):
-                crop(photographs[split], SIDE, rng).save(folder / "photos-train" / f"{index:05d}.jpg", quality=92)
+    """The images of all sets; the stamps of new photographs are those that are trained on."""
+    rng = random.Random(0)
+    photographs, stamps = materials(folder, rng, KINDS)
+    draw_stamped(folder / "data/train", TRAIN, photographs["train"], of_part(stamps, "train"), rng)
+    (folder / "photos-train").mkdir(exist_ok=True)
+    for index in range(TRAIN // 3):
+        crop(photographs["train"], SIDE, rng).save(folder / "photos-train" / f"{index:05d}.jpg", quality=92)
+    draw_stamped(folder / "data/val", VAL, photographs["val"], of_part(stamps, "train"), rng)
+    draw_stamped(folder / "unseen", VAL, photographs["val"], of_part(stamps, "val"), rng)
 
 
 def more_images(folder: Path) -> Path:
@@ -194,29 +199,13 @@ def more_images(folder: Path) -> Path:
     more = folder / "more"
     if not more.is_dir():
         make(folder)
-        photographs, stamps, _ = image_materials(folder)
+        photographs, stamps = materials(folder, random.Random(0), KINDS)
         fresh = more.with_suffix(".part")
-        for name, place in SETS.items():
+        for name, part in (("photographs", "train"), ("stamps", "val")):
             rng = random.Random(f"more {name}")
-            draw_stamped(fresh / name, MORE_IMAGES, photographs["val"], chosen(stamps, Path(place).name), rng)
+            draw_stamped(fresh / name, MORE_IMAGES, photographs["val"], of_part(stamps, part), rng)
         fresh.rename(more)
     return more
-
-
-Parted = dict[str, list[Path]]
-
-
-def image_materials(folder: Path) -> tuple[Parted, dict[str, Parted], random.Random]:
-    """Photographs, and stamps by kind, parted into those to train on and others; and chance as it is after that."""
-    rng = random.Random(0)
-    share = folder / "packages/deb/usr/share"
-    photographs = parted(largest_versions(share), rng)
-    return photographs, {k: parted(sorted((share / "tuxpaint/stamps" / k).rglob("*.png")), rng) for k in KINDS}, rng
-
-
-def chosen(stamps: dict[str, Parted], split: str) -> dict[str, list[Path]]:
-    """The stamps of a split: new photographs (`val`) have those that are trained on."""
-    return {kind: files["val" if split == "unseen" else "train"] for kind, files in stamps.items()}
 
 
 def draw_stamped(
