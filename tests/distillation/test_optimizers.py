@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from castling_convert.distillation.guard import settle_rate, some_of
+from castling_convert.distillation.guard import settle_rate, some_of, steps_of_trial
 from castling_convert.distillation.muon import MOMENTUM, Muon, orthogonalize
 from castling_convert.distillation.optimizers import falling_rate
 
@@ -94,3 +94,25 @@ def test_the_guard_takes_no_hard_batch_for_harm() -> None:
 def test_a_rate_is_judged_by_enough_images(images: int, most: int, batches: int) -> None:
     endless = iter(lambda: torch.zeros(images, 1), None)
     assert len(some_of(endless, most)) == batches
+
+
+@pytest.mark.parametrize(("images", "most"), [(64, 100), (8, 100), (2, 100), (2, 12)])
+def test_a_trial_without_harm_costs_what_is_said_of_it(images: int, most: int) -> None:
+    """A forward of both models is half a step, one that is learned from a whole one."""
+    student = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-9)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    cost: list[float] = []
+
+    def loss(x: torch.Tensor) -> tuple[torch.Tensor]:
+        cost.append(1.0 if torch.is_grad_enabled() else 0.5)
+        return (student(x).square().mean(),)
+
+    def update(found: torch.Tensor) -> None:
+        found.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    batches = some_of(iter(lambda: torch.ones(images, 1), None), most)
+    settle_rate(student, loss, batches, optimizer, update, scheduler, print)
+    assert sum(cost) == steps_of_trial(images, most)
