@@ -28,6 +28,7 @@ from typing import Any
 
 import timm
 import torch
+from bed import fresh
 from timm.models import save_for_hf
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -133,7 +134,6 @@ def teacher_for(bed: str, seed: int) -> Any:
     digest = hashlib.sha256(repr(testbed).encode()).hexdigest()[:8]
     folder = CACHE / f"{testbed.data}-{seed}-{digest}"
     if not folder.is_dir():
-        fresh = folder.with_suffix(".part")
         for attempt in range(seed, seed + 10 * ATTEMPTS, 10):
             teacher, top1 = train_teacher(testbed, attempt)
             if top1 >= testbed.floor:
@@ -141,8 +141,8 @@ def teacher_for(bed: str, seed: int) -> Any:
             print(f"the {bed} teacher of seed {attempt} reached {top1} %, {testbed.floor} % is needed", flush=True)
         else:
             raise SystemExit(f"no {bed} teacher of {ATTEMPTS} reached {testbed.floor} %")
-        save_for_hf(teacher, fresh, safe_serialization=True)
-        fresh.rename(folder)
+        with fresh(folder) as part:
+            save_for_hf(teacher, part, safe_serialization=True)
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 

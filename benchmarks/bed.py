@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def make(folder: Path, size: int = 140) -> Path:
     packages = folder / "packages"
     if not (packages / "done").exists():
         fetch(packages)
-    if not (folder / "unseen").is_dir():
+    if not (folder / "data").is_dir():
         draw_images(folder)
     model = backbone(packages / GRAPH, size)
     fit_head(model, folder, size)
@@ -83,10 +85,9 @@ def make_scenes(folder: Path) -> Path:
     make(folder)  # the packages
     rng = random.Random(1)
     photographs, stamps = materials(folder, rng, sorted(KINDS))
-    fresh = scenes.with_suffix(".part")
-    for split, count in SCENES.items():
-        draw_scenes(fresh / split, count, photographs[split], of_part(stamps, split), rng)
-    fresh.rename(scenes)
+    with fresh(scenes) as place:
+        for split, count in SCENES.items():
+            draw_scenes(place / split, count, photographs[split], of_part(stamps, split), rng)
     return scenes
 
 
@@ -97,10 +98,19 @@ def more_scenes(folder: Path) -> Path:
     if not scenes.is_dir():
         make(folder)
         photographs, stamps = materials(folder, random.Random(1), sorted(KINDS))
-        fresh = scenes.with_suffix(".part")
-        draw_scenes(fresh / "val", MORE, photographs["val"], of_part(stamps, "val"), random.Random(2))
-        fresh.rename(scenes)
+        with fresh(scenes) as place:
+            draw_scenes(place / "val", MORE, photographs["val"], of_part(stamps, "val"), random.Random(2))
     return scenes
+
+
+@contextmanager
+def fresh(folder: Path) -> Iterator[Path]:
+    """Where to write what becomes `folder` when all of it is there."""
+    part = folder.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(folder)
 
 
 def materials(folder: Path, rng: random.Random, kinds: Iterable[str]) -> tuple[Parted, dict[str, Parted]]:
@@ -185,12 +195,12 @@ def draw_images(folder: Path) -> None:
     """The images of all sets; the stamps of new photographs are those that are trained on."""
     rng = random.Random(0)
     photographs, stamps = materials(folder, rng, KINDS)
-    draw_stamped(folder / "data/train", TRAIN, photographs["train"], of_part(stamps, "train"), rng)
-    (folder / "photos-train").mkdir(exist_ok=True)
-    for index in range(TRAIN // 3):
-        crop(photographs["train"], SIDE, rng).save(folder / "photos-train" / f"{index:05d}.jpg", quality=92)
-    draw_stamped(folder / "data/val", VAL, photographs["val"], of_part(stamps, "train"), rng)
-    draw_stamped(folder / "unseen", VAL, photographs["val"], of_part(stamps, "val"), rng)
+    with fresh(folder / "data") as data, fresh(folder / "photos-train") as crops, fresh(folder / "unseen") as unseen:
+        draw_stamped(data / "train", TRAIN, photographs["train"], of_part(stamps, "train"), rng)
+        for index in range(TRAIN // 3):
+            crop(photographs["train"], SIDE, rng).save(crops / f"{index:05d}.jpg", quality=92)
+        draw_stamped(data / "val", VAL, photographs["val"], of_part(stamps, "train"), rng)
+        draw_stamped(unseen, VAL, photographs["val"], of_part(stamps, "val"), rng)
 
 
 def more_images(folder: Path) -> Path:
@@ -200,11 +210,10 @@ def more_images(folder: Path) -> Path:
     if not more.is_dir():
         make(folder)
         photographs, stamps = materials(folder, random.Random(0), KINDS)
-        fresh = more.with_suffix(".part")
-        for name, part in (("photographs", "train"), ("stamps", "val")):
-            rng = random.Random(f"more {name}")
-            draw_stamped(fresh / name, MORE_IMAGES, photographs["val"], of_part(stamps, part), rng)
-        fresh.rename(more)
+        with fresh(more) as place:
+            for name, part in (("photographs", "train"), ("stamps", "val")):
+                rng = random.Random(f"more {name}")
+                draw_stamped(place / name, MORE_IMAGES, photographs["val"], of_part(stamps, part), rng)
     return more
 
 
@@ -302,9 +311,6 @@ def fit_head(model: Any, folder: Path, size: int) -> None:
 
 def save(model: Any, place: Path, size: int) -> None:
     """As a folder that timm loads by `local-dir:`."""
-    fresh = place.with_suffix(".part")
-    fresh.mkdir(exist_ok=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, fresh / "model.safetensors")
     config = {
         "architecture": ARCHITECTURE,
         "num_classes": len(KINDS),
@@ -316,5 +322,6 @@ def save(model: Any, place: Path, size: int) -> None:
             "num_classes": len(KINDS), "first_conv": "patch_embed.proj", "classifier": "head",
         },
     }  # fmt: skip
-    (fresh / "config.json").write_text(json.dumps(config, indent=1))
-    fresh.rename(place)
+    with fresh(place) as part:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part / "model.safetensors")
+        (part / "config.json").write_text(json.dumps(config, indent=1))

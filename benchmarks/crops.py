@@ -22,7 +22,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from bed import fetch, largest_versions
+from bed import fetch, fresh, largest_versions
 from PIL import Image
 from timm.models import save_for_hf
 
@@ -51,19 +51,19 @@ def images(folder: Path) -> Path:
         return place
     if not (folder / "bed/packages/done").exists():
         fetch(folder / "bed/packages")
-    fresh, rng = folder / "crops.part", random.Random(0)
+    rng = random.Random(0)
     chosen = sorted(rng.sample(largest_versions(folder / "bed/packages/deb/usr/share"), CLASSES))
-    for label, path in enumerate(chosen):
-        whole = Image.open(path).convert("RGB")
-        whole.thumbnail((1000, 1000))
-        for split, count in (("train", TRAIN), ("val", VAL)):
-            (fresh / split / f"{label:02d}").mkdir(parents=True, exist_ok=True)
-            for index in range(count // CLASSES):
-                side = int(min(whole.size) * rng.uniform(0.1, 0.3))
-                x, y = rng.randint(0, whole.width - side), rng.randint(0, whole.height - side)
-                crop = whole.crop((x, y, x + side, y + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-                crop.save(fresh / split / f"{label:02d}" / f"{index:04d}.png")
-    fresh.rename(place)
+    with fresh(place) as part:
+        for label, path in enumerate(chosen):
+            whole = Image.open(path).convert("RGB")
+            whole.thumbnail((1000, 1000))
+            for split, count in (("train", TRAIN), ("val", VAL)):
+                (part / split / f"{label:02d}").mkdir(parents=True, exist_ok=True)
+                for index in range(count // CLASSES):
+                    side = int(min(whole.size) * rng.uniform(0.1, 0.3))
+                    x, y = rng.randint(0, whole.width - side), rng.randint(0, whole.height - side)
+                    crop = whole.crop((x, y, x + side, y + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+                    crop.save(part / split / f"{label:02d}" / f"{index:04d}.png")
     return place
 
 
@@ -86,8 +86,8 @@ def teacher_on(data: Path, steps: int) -> Any:
             schedule.step()
             if step % 100 == 0:
                 print(f"teacher: step {step} of {steps}, loss {loss.item():.2f}", flush=True)
-        save_for_hf(model, folder.with_suffix(".part"), safe_serialization=True)
-        folder.with_suffix(".part").rename(folder)
+        with fresh(folder) as part:
+            save_for_hf(model, part, safe_serialization=True)
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import timm
 import torch
-from bed import ARCHITECTURE, GRAPH, KINDS, MORE, backbone, make_scenes, more_scenes
+from bed import ARCHITECTURE, GRAPH, KINDS, MORE, backbone, fresh, make_scenes, more_scenes
 from pretrained import BED, CACHE, HERE, markdown, mean, read
 from rich.console import Console
 from timm.models import save_for_hf
@@ -107,9 +107,8 @@ def teacher(bed: Path, task: str, size: int, scenes: Path, epochs: int | None = 
         vit.reset_classifier(0)
         model.backbone.model.load_state_dict(vit.state_dict())
         train_head(model, str(scenes), epochs=epochs, console=Console(stderr=True))
-        fresh = place.with_suffix(".part")
-        save_for_hf(model, fresh, safe_serialization=True)
-        fresh.rename(place)
+        with fresh(place) as part:
+            save_for_hf(model, part, safe_serialization=True)
     return place
 
 

@@ -184,6 +184,24 @@ def test_within_minutes_all_but_the_seed_is_left_to_the_tool(dense):
     assert len({job.key for job in dense.jobs()}) == len(dense.jobs())
 
 
+def test_a_folder_is_there_when_all_of_it_is(dense, tmp_path):
+    from bed import fresh
+
+    def made(*names: str) -> None:
+        with fresh(tmp_path / "images") as place:
+            for name in names:
+                (place / name).touch()
+                if name == "stopped":
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made("a", "stopped", "b")
+    assert not (tmp_path / "images").exists()
+    made("b", "c")
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["b", "c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
 def test_scenes_are_drawn(dense, tmp_path):
     from bed import draw_scenes, draw_stamped
 
