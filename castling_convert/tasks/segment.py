@@ -60,11 +60,11 @@ class Segment(Task):
         return max(0.0, self.loss(output, expected, temperature=1.0).item())  # it is; rounding may not be
 
     def agreement(self, output: Tensor, expected: Tensor) -> float:
-        return self.correct(output, _classes(expected))
+        return _same(_classes(_at(expected, output)), _classes(expected))
 
     def correct(self, output: Tensor, labels: Tensor) -> float:
         """In how many percent of the pixels."""
-        return _share(_classes(_at(labels, output)), labels)
+        return _right(_classes(_at(labels, output)), labels)
 
     def drawn(self, picture: Image.Image, output: Tensor) -> Image.Image:
         return _painted(picture, output.argmax(0))
@@ -86,9 +86,9 @@ class Segment(Task):
         return _classes(output if labels is None else _at(labels, output)).short()
 
     def followed(self, output: Tensor, expected: Tensor, labels: Tensor | None) -> dict[str, float]:
-        values = {"agreement": _share(output, expected)}
+        values = {"agreement": _same(output, expected)}
         if labels is not None:
-            values |= {"pixels": _share(output, labels), "teacher_pixels": _share(expected, labels)}
+            values |= {"pixels": _right(output, labels), "teacher_pixels": _right(expected, labels)}
         return values
 
     @torch.no_grad()
@@ -156,13 +156,18 @@ def _classes(logits: Tensor) -> Tensor:
     return logits.max(1).indices
 
 
-def _share(classes: Tensor, labels: Tensor) -> float:
-    """In how many percent of the pixels, but for those that are to be ignored, both are the same, [B, H, W]."""
-    return 100 * (classes == labels)[labels != IGNORED].double().mean().item()
+def _same(classes: Tensor, others: Tensor) -> float:
+    """In how many percent of the pixels both are the same, [B, H, W]."""
+    return 100 * (classes == others).double().mean().item()
+
+
+def _right(classes: Tensor, labels: Tensor) -> float:
+    """The same of labels, but for those that are to be ignored."""
+    return _same(*(pixels[labels != IGNORED] for pixels in (classes, labels)))
 
 
 def _at(labels: Tensor, logits: Tensor) -> Tensor:
-    """Logits at the size of the labels, [B, H, W]."""
+    """Logits at the size of the labels, [B, H, W], or of other logits."""
     if logits.shape[-2:] == labels.shape[-2:]:
         return logits
     return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)

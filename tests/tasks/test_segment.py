@@ -93,6 +93,17 @@ def test_loss_and_agreement() -> None:
     assert SEGMENT.followed(found, expected, labels) == {"agreement": SEGMENT.agreement(other, logits)} | by_hand
 
 
+def test_a_model_may_have_a_class_of_the_number_of_what_is_ignored() -> None:
+    """Between models no pixel is ignored."""
+    expected = torch.zeros(1, IGNORED + 1, 2, 2)
+    expected[:, IGNORED, 0] = 1
+    other = torch.zeros(1, IGNORED + 1, 2, 2)
+    other[:, 3, 0, 0] = 1
+    assert SEGMENT.agreement(other, expected) == 50
+    classes = (SEGMENT.reduced(logits, None) for logits in (other, expected))
+    assert SEGMENT.followed(*classes, None) == {"agreement": 50}
+
+
 def test_labels_that_are_not_the_models(data: ImageData) -> None:
     model = nn.Conv2d(1, 2, 1)
     model.task, model.num_classes = "segment", 2
