@@ -22,8 +22,8 @@ LABELS: dict[str, Labels] = {"segment": "masks", "detect": "boxes"}
 class Preprocessing:
     """What the model wants to see: timm's data config with the model's present size and channels.
 
-    `labels` is what stands beside an image. Where it is not one class, an image is not cropped: it is resized to the
-    size that the model takes, and so are its masks and boxes.
+    `labels` is what stands beside an image. Where it is not one class, an image that is measured on is not
+    cropped: it is resized to the size that the model takes, and so are its masks and boxes.
     """
 
     input_size: tuple[int, int, int]

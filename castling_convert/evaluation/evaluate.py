@@ -13,6 +13,7 @@ from .. import bundle
 from ..data.preprocessing import Preprocessing
 from ..data.spec import open_data
 from ..errors import CastlingError
+from ..families import family_of
 from ..tasks import Outputs, Score, task_of
 from .teacher import teacher_of
 
@@ -26,7 +27,8 @@ def evaluate(
     limit: int | None = None,
     console: Console | None = None,
 ) -> tuple[Mapping[str, Score], list[str]]:
-    """The scores of teacher (first, where it can be had) and castled model on the validation part of `data`.
+    """The scores of teacher (first, where it can be had) and castled model on the validation part of `data`, at the
+    image size of the artifact where `target` is one.
 
     Returns:
         The results by name, and notes on what could not be measured: labels of other classes than the
@@ -42,9 +44,13 @@ def evaluate(
     folded: Any = bundle.load(path)
     task = task_of(folded)
     castled: Outputs = runner if runner is not None else partial(task.run, folded)
-    opened, unmeasured = task.usable(open_data(data, Preprocessing.of(folded), "validation"), folded)
+    preprocessing = Preprocessing.of(folded)
+    _, height, width = preprocessing.input_size if runner is None else runner.signature.input_size
+    opened, unmeasured = task.usable(open_data(data, preprocessing.at((height, width)), "validation"), folded)
     try:
         original = teacher_of(path, folded, teacher, teacher_weights, console)
+        if preprocessing.input_size[1:] != (height, width):
+            family_of(original).resize_(original, (height, width))
     except CastlingError as error:
         if teacher is not None or teacher_weights is not None or task.output == "features":
             raise  # of features nothing is known without a teacher

@@ -8,12 +8,17 @@ import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
+import castling_convert as cc
+from castling_convert.data.preprocessing import Preprocessing
+from castling_convert.data.spec import open_data
 from castling_convert.doctor import examine
 from castling_convert.errors import WeightsError
 from castling_convert.evaluation.evaluate import evaluate
 from castling_convert.exporting import FORMATS
+from castling_convert.families import family_of
 from castling_convert.pipeline.conversion import convert
 from castling_convert.recipe import Recipe
+from castling_convert.tasks import task_of
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 RECIPE = Recipe.load("castling", ["distill.steps=1", "distill.batch_size=2"])
@@ -78,6 +83,27 @@ def test_a_teacher_that_was_handed_over_is_not_replaced_by_another(tmp_path):
     results, notes = evaluate(tmp_path / "out", "digits")
     assert list(results) == ["castled"]
     assert "--teacher" in notes[0]
+
+
+def test_an_artifact_of_another_size_is_evaluated_at_its_own(tmp_path):
+    teacher = model()
+    save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
+    convert(
+        "vit_t", tmp_path / "out", data="digits", recipe=RECIPE, weights=tmp_path / "teacher.safetensors",
+        image_size=(32, 32), model_args=SMALL, device="cpu",
+    )  # fmt: skip
+    artifact = tmp_path / "out" / "larger.onnx"
+    cc.export(tmp_path / "out", artifact, image_size=(48, 48))
+    results, notes = evaluate(artifact, "digits")
+    assert notes == []
+    folded = cc.load(tmp_path / "out")
+    for resized in (teacher, folded):
+        family_of(resized).resize_(resized, (48, 48))
+    images = open_data("digits", Preprocessing.of(folded), "validation")
+    by_hand = task_of(folded).measure({"teacher": teacher, "castled": folded}, images)
+    assert {name: score.to_dict() for name, score in results.items()} == {
+        name: score.to_dict() for name, score in by_hand.items()
+    }
 
 
 def test_limit(tmp_path):
