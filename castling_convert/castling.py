@@ -153,7 +153,7 @@ def kept_because(layer: AttentionLayer, config: AttentionConfig) -> str | None:
     """Why a layer can't be castled in such a way; None where it can."""
     if layer.reason is not None:
         return layer.reason
-    if layer.regions > 1 and not FORMS[config.form].layers.within_regions:
+    if layer.masked and not FORMS[config.form].layers.within_regions:
         return f"its windows are masked, and the linear form {config.form} has no masks"
     if not layer.queries_are_keys and getattr(config, "constant", None) == "token":
         return "its queries are not the tokens that it looks at, and attention.constant is 'token'"

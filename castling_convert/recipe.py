@@ -250,9 +250,14 @@ class Recipe(_Section):
             raise RecipeError(f"{where}: {key or 'recipe'}: {message}") from None
 
     def override(self, *overrides: str) -> Self:
-        """A copy with `a.b=value` overrides applied."""
+        """A copy with `a.b=value` overrides applied. Another optimiser brings its own rate, where this has the default
+        one of its own."""
         OVERRIDES.refuse_another(overrides, "override() takes")
-        return self.parse(self.model_dump(), f"recipe {self.name}", overrides)
+        values = self.model_dump()
+        optimizer = values["distill"]["optimizer"]
+        if optimizer["lr"] == OptimizerConfig(name=optimizer["name"]).lr:
+            del optimizer["lr"]
+        return self.parse(values, f"recipe {self.name}", overrides)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -29,6 +29,7 @@ ATTENTION: dict[str, Any] = {"form": "angular", "normalization": "row_sum", "dep
 FAST: dict[str, Any] = {"form": "angular", "normalization": "gain", "center": True}
 LANDMARKS: dict[str, Any] = {"form": "landmarks", "landmarks": 5}
 WINDOW: dict[str, Any] = {"form": "landmarks", "landmarks": 5, "window": 3}
+ANGULAR: dict[str, Any] = {"form": "angular", "normalization": "gain", "center": True}
 FEATURES: dict[str, Any] = {"form": "features"}
 SNIPPET: dict[str, Any] = {"form": "snippet", "depthwise": "tokens", "kernel_size": 9}
 """What the shipped recipes have in place of that; windows of 3, which do not divide grids of 4."""

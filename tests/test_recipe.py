@@ -50,6 +50,11 @@ def test_the_rate_goes_with_the_optimiser() -> None:
     given = Recipe.load("castling", ["distill.optimizer.name=adamw", "distill.optimizer.lr=0.5"])
     assert given.distill.optimizer.lr == 0.5
     assert Recipe.parse(given.model_dump(), "again") == given
+    assert given.override("distill.optimizer.name=muon").distill.optimizer.lr == 0.5
+    muon = Recipe.load("castling").override("distill.optimizer.name=muon")
+    assert muon.distill.optimizer.lr == 0.03
+    assert muon.override("distill.steps=3").distill.optimizer.lr == 0.03
+    assert muon.override("distill.optimizer.name=adamw").distill.optimizer.lr == 0.001
 
 
 @pytest.mark.parametrize("key", ["closed_from=0.6", "open_until=0.1", "start=0.5", "order=last"])

@@ -51,7 +51,7 @@ def curves(steps: list[dict[str, Any]]) -> str:
         errors.plot(at, [step["layer_losses"][layer] for step in steps], color=colours(index), label=layer, lw=1)
         density.plot(at, [step["density"][layer] for step in steps], color=colours(index), label=layer)
     errors.set(
-        title=f"attention output of each layer: squared error over the teacher's mean square{of_each}", yscale="log"
+        title=f"attention output of each layer: squared error over the teacher's variance{of_each}", yscale="log"
     )
     for axis in (losses, errors):
         axis.set_ylim(bottom=max(1e-4, axis.get_ylim()[0]))  # an open mask has no error but rounding

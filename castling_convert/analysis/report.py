@@ -186,7 +186,7 @@ def _plan(summary: dict[str, Any]) -> str:
     plan = summary.get("plan")
     if not plan:
         return ""
-    rows: list[tuple[str, ...]] = [("block", "divergence when castled alone, nats", "agreement")]
+    rows: list[tuple[str, ...]] = [("block", f"divergence when castled alone, {plan.get('unit', 'nats')}", "agreement")]
     for entry in plan["sensitivity"]:
         rows.append((str(entry["block"]), f"{entry['divergence']:.3g}", f"{entry['agreement']:.1f} %"))
     trials: list[tuple[str, ...]] = [("softmax kept in blocks", f"points lost on {plan['images']} planning images")]

@@ -86,7 +86,7 @@ class FoldedFeatures(FoldedAttention):
 
     Where nothing needs q and k but the linear form, the projections give z_q, z_k and a·k at once, in `qkv`, and
     softmax rows of prefix tokens take their keys from the tokens themselves: q·(W_k x) = (W_kᵀ q)·x, and a constant
-    drops out of a softmax. Where a norm of q and k or a window stands between, W and a stay apart.
+    drops out of a softmax. Where a norm or rotation of q and k or a window stands between, W and a stay apart.
     """
 
     config: FeaturesConfig
@@ -99,7 +99,7 @@ class FoldedFeatures(FoldedAttention):
 
     def __init__(self, trained: FeaturesAttention) -> None:
         super().__init__(trained)
-        self.merged = self.reader is None and not self.config.window
+        self.merged = self.reader is None and not self.config.window and self.rotation is None
         self.merged = self.merged and isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
         for name in ("rotate_q", "rotate_k", "key_direction"):
             self.register_buffer(name, None if self.merged else getattr(trained, name).detach().clone())

@@ -37,6 +37,6 @@ class TokenGrid:
         if self.tokens != tokens:
             raise RuntimeError(
                 f"{tokens} tokens do not fill a {self.height}x{self.width} patch grid with "
-                f"{self.prefix} prefix tokens; patch dropout can't be used with depthwise 'grid'"
+                f"{self.prefix} prefix tokens; this layer was castled for another image size, or patches were dropped"
             )
         return self.height, self.width

@@ -146,8 +146,9 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     Raises:
         DataError: it holds numbers of 32 bits, and nothing says which of them is white.
     """
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")  # which has no more
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] < 2**16):  # type: ignore[operator]
+    if sixteen:
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise DataError("32 bits a pixel, and nothing says which number is white; save it with 8 or 16")

@@ -165,6 +165,10 @@ def _open_timm(spec: str, mode: str, transform: Transform, split: Split, shuffle
 
     name, _, root = spec.partition(":")
     root = str(expanded(root)) if root else root
+    one_folder = name.lower() in ("torch/image_folder", "torch/folder")
+    held_out = _has_parts(Path(root)) if one_folder else True
+    if one_folder and root:
+        root = str(_split_folder(Path(root), split))  # timm knows no folder test
     order = {} if shuffled is None else {"is_training": True, "seed": shuffled}
     try:
         with redirect_stdout(io.StringIO()):  # some libraries print their advice
@@ -174,11 +178,10 @@ def _open_timm(spec: str, mode: str, transform: Transform, split: Split, shuffle
             raise DataError(f"data set {name} needs a package that is not installed: {first_line(error)}") from None
         raise DataError(f"timm data set {spec} can't be opened: {first_line(error)}; use NAME:ROOT") from None
     dataset.transform = partial(_in_mode, transform, mode)  # torchvision's sets know no colour mode
-    classes = getattr(dataset, "classes", None)
+    reader = getattr(dataset, "reader", None)
+    classes = getattr(dataset, "classes", None) or getattr(reader, "class_to_idx", None)
     if not isinstance(dataset, IterableDataset):
         dataset = _Readable(dataset, spec)
-    one_folder = name.lower() in ("torch/image_folder", "torch/folder")
-    held_out = _has_parts(Path(root)) if one_folder else True
     return ImageData(spec, dataset, len(classes) if classes else None, held_out)
 
 
@@ -187,10 +190,12 @@ def _in_mode(transform: Transform, mode: str, image: Image.Image) -> Tensor:
 
 
 class _Readable(Dataset[tuple[Tensor, int]]):
-    """A data set whose broken images are a DataError that names the sample."""
+    """A data set whose broken images are a DataError that names the sample. timm would take the next one for it."""
 
     def __init__(self, dataset: Any, spec: str) -> None:
         self.dataset, self.spec = dataset, spec
+        if hasattr(dataset, "_max_retries"):
+            dataset._max_retries = 1
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -198,5 +203,7 @@ class _Readable(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
             return self.dataset[index]
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, UnidentifiedImageError, RuntimeError) as error:
             raise DataError(f"sample {index} of {self.spec} can't be read ({first_line(error)}); remove it") from None
+        except KeyError as error:
+            raise DataError(f"sample {index} of {self.spec} has no field {error}, which timm reads") from None

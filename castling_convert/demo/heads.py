@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..data.loaders import eval_loader, training_loader
 from ..data.preprocessing import Preprocessing
-from ..data.spec import open_data
+from ..data.spec import ImageData, open_data
+from ..errors import DataError
 from ..tasks import task_of
 
 BATCH = 16
@@ -34,11 +35,14 @@ def train_head(model: Any, data: str, *, epochs: int | None = None, console: Con
 
     Returns:
         What the task measures first, in percent, on the validation part.
+
+    Raises:
+        DataError: labels that are none of the model's, or none at all.
     """
     set_seed(SEED)
     model.eval()
     started = time.monotonic()
-    kept, wanted = _maps(model, open_data(data, Preprocessing.of(model), "train"))
+    kept, wanted = _maps(model, _labelled(data, model))
     count = len(wanted)
     if console is not None:
         console.print(f"maps of {count} images in {time.monotonic() - started:.0f} s; training the head ...")
@@ -68,7 +72,7 @@ def train_whole(
     """Train a small `Segmenter` or `Detector` as a whole, in place, from the weights that it has, on the training part
     of a data set with masks or boxes; returns what `train_head` does."""
     set_seed(SEED)
-    opened = open_data(data, Preprocessing.of(model), "train")
+    opened = _labelled(data, model)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     model.train()
@@ -84,11 +88,21 @@ def train_whole(
     return _measured(model, data, console)
 
 
+def _labelled(data: str, model: Any) -> ImageData:
+    """The training part, with labels that the model can learn."""
+    opened, why = task_of(model).usable(open_data(data, Preprocessing.of(model), "train"), model)
+    if why is not None:
+        raise DataError(f"{data} can't be trained on: {why.partition(':')[0]}")
+    return opened
+
+
 def _measured(model: Any, data: str, console: Console | None) -> float:
     model.eval()
     task = task_of(model)
     score = task.measure({"teacher": model}, open_data(data, Preprocessing.of(model), "validation"))["teacher"]
-    reached = float(score.to_dict()[task.score[0]])
+    reached = score.to_dict()[task.score[0]]
+    if reached is None:
+        raise DataError(f"the labels of {data} hold nothing to measure {task.score[1]} on; give others to validate on")
     if console is not None:
         console.print(f"teacher: {task.score[1]} {reached:.2f} % on {score.images} held-out images")
     return reached

@@ -238,8 +238,9 @@ def distill(
         if first == 0:
             with progress.aside():
                 head = next(batches)
-                refuse_unread(accelerator.unwrap_model(student), head[:1])
-                calibrate(student, teacher, processes.gathered(head))
+                plain = accelerator.unwrap_model(student)
+                refuse_unread(plain, head[:1])
+                calibrate(plain, teacher, processes.gathered(head))
             batches = itertools.chain([head], batches)
         for step in range(first, end):
             aligning = step < aligned
@@ -279,6 +280,7 @@ def distill(
                 update(accelerator, optimizer, [layer for _, layer in castled_layers(student)], CLIP)
             else:
                 update(accelerator, optimizer, [student], config.optimizer.clip_grad)
+            rate = optimizer.param_groups[0]["lr"]
             scheduler.step()
             if not aligning and all(mask.closed for mask in masks):
                 readout.keep(output, expected)
@@ -289,7 +291,7 @@ def distill(
             metrics = {
                 "losses": {"total": whole.item()} | losses,
                 "layer_losses": layer_losses,
-                "lr": scheduler.get_last_lr()[0],
+                "lr": rate,
                 "threshold": min(mask.threshold for mask in masks),
                 "density": density,
                 **({"probe": _probed(probe, accelerator.unwrap_model(student))} if probed else {}),
@@ -306,7 +308,9 @@ def distill(
                 refuse_diverged(student, step + 1, config)  # the checkpoint before stays
                 state.save(step + 1)  # the last one too: what comes after training can fail as well
                 saved = time.monotonic()
-            if not last and stopping:
+            if last:  # that was the last chance to hear of it
+                (stopping,) = processes.any_of(stop.requested)
+            if stopping:
                 raise KeyboardInterrupt
             if not last and over:
                 raise Interrupted(f"stopped after step {step + 1} of {config.steps}: {max_minutes:g} minutes are over")

@@ -15,7 +15,7 @@ from accelerate.checkpointing import load_accelerator_state, save_accelerator_st
 from accelerate.utils import set_seed
 from torch import nn
 
-from ..errors import BundleError, first_line
+from ..errors import BundleError, RecipeError, first_line
 from ..files import sha256, writing
 from ..recipe import Recipe
 from . import processes
@@ -71,9 +71,9 @@ class TrainState:
             if not processes.is_first():
                 self._load_random_state(int(record["step"]))
         except Exception as error:  # noqa: BLE001 - whatever accelerate meets in a damaged folder
-            first = first_line(error)
             raise BundleError(
-                f"the saved state in {self.folder} is damaged ({first}); start over with --force"
+                f"the saved state in {self.folder} can't be loaded here ({first_line(error)}), though it is as it was "
+                "written; resume with the versions and on the machine that wrote it, or start over with --force"
             ) from None
         return int(record["step"])
 
@@ -123,7 +123,11 @@ def fingerprint(recipe: Recipe, teacher: nn.Module, identity: dict[str, Any] | N
     values = recipe.model_dump(mode="json", include={"attention", "distill", "data"})
     identity = dict(identity or {})
     values["data"]["spec"] = identity.pop("data", None)
-    return values | {"teacher_weights": weights_sha256(teacher)} | identity
+    values |= {"teacher_weights": weights_sha256(teacher)} | identity
+    try:
+        return json.loads(json.dumps(values))  # as it is read again: tuples are lists there
+    except TypeError as error:
+        raise RecipeError(f"identity= takes what JSON can hold: {first_line(error)}") from None
 
 
 def weights_sha256(model: nn.Module) -> str:

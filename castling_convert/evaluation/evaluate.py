@@ -54,9 +54,9 @@ def evaluate(
     except CastlingError as error:
         if teacher is not None or teacher_weights is not None or task.output == "features":
             raise  # of features nothing is known without a teacher
-        notes = [f"without the teacher: {error}", *([unmeasured] if unmeasured else [])]
-        return task.measure({"castled": castled}, opened, limit), notes
-    return (
-        task.measure({"teacher": partial(task.run, original), "castled": castled}, opened, limit),
-        [unmeasured] if unmeasured else [],
-    )
+        models, notes = {"castled": castled}, [f"without the teacher: {error}"]
+    else:
+        models, notes = {"teacher": partial(task.run, original), "castled": castled}, []
+    scores = task.measure(models, opened, limit)
+    unmeasured = unmeasured or task.nothing_found(scores)
+    return scores, [*notes, *([unmeasured] if unmeasured else [])]

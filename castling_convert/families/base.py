@@ -35,7 +35,7 @@ class AttentionLayer:
         value_dim: channels of v for each head, head_dim where it is left out.
         extra: channels that q and k have more in the linear form, for a bias of places.
         windows: how many of them, of N tokens each, it is called with for one image. regions: the most that a window
-            has of them, parts that do not see each other.
+            has of them, parts that do not see each other. masked: whether some tokens do not see some others.
         queries_are_keys: whether the tokens that look are those that are looked at. takes_windows: whether they are no
             window already.
         projections: MACs of all that makes q, k and v and takes the heads back, of one image; left out, those of q, k,
@@ -57,6 +57,7 @@ class AttentionLayer:
     extra: int = 0
     windows: int = 1
     regions: int = 1
+    masked: bool = False
     queries_are_keys: bool = True
     takes_windows: bool = True
     projections: int | None = None

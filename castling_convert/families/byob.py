@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from ..attention import Reader, Reading
 from .base import Size
-from .called import CalledFamily
-from .plain import MapReader, TokensReader, follow
+from .called import CalledFamily, follow
+from .plain import MapReader, TokensReader
 
 _SEPARABLE = "separable self-attention is linear in the tokens already"
 _HALOS = "its softmax is within blocks and their halos, which is linear in the tokens already"

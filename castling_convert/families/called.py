@@ -27,6 +27,24 @@ class _Call:
     more: dict[str, Any]
 
 
+class Follow:
+    """Forward hook of a module that returns a map [B, C, height, width]: a grid becomes that of its patches."""
+
+    def __init__(self, grid: TokenGrid, patch: Size) -> None:
+        self.grid, self.patch = grid, patch
+
+    def __call__(self, _module: nn.Module, _inputs: Any, x: Tensor) -> None:
+        self.grid.height, self.grid.width = (
+            -(-size // patch) for size, patch in zip(x.shape[-2:], self.patch, strict=True)
+        )
+
+
+def follow(grid: TokenGrid, module: nn.Module, patch: Size = (1, 1)) -> None:
+    """From now on `grid` is that of the maps that `module` returns; of their patches, those at the border whole. A copy
+    of the model has a copy of the grid, in the hook as in the layer."""
+    module.register_forward_hook(Follow(grid, patch))
+
+
 class CalledFamily(Family):
     """A family is its models, the readers of their attention, and why other attention in them is kept.
 
@@ -122,14 +140,17 @@ class CalledFamily(Family):
             name=name, block=block, kind=type(module).__name__, num_heads=heads, head_dim=head_dim, tokens=tokens,
             grid=(reader.grid.height, reader.grid.width), prefix=reader.grid.prefix, dim=reader.dim, keys=keys,
             value_dim=value_dim, extra=reader.extra, windows=windows,
-            regions=reading.regions.count if reading.regions is not None else 1,
-            queries_are_keys=reader.on_grid, takes_windows=reader.takes_windows, projections=macs - products,
+            regions=reading.regions.count if reading.regions is not None else 1, masked=reading.regions is not None,
+            queries_are_keys=reader.on_grid, takes_windows=reader.takes_windows and reading.regions is None,
+            projections=macs - products,
         )  # fmt: skip
 
     def projections(self, model: nn.Module, layer: AttentionLayer) -> Reader:
         reader = self.reader(model, layer.name)
         reader.grid.height, reader.grid.width = layer.grid
         reader.windows, reader.extra = layer.windows, layer.extra
+        if reader.takes_windows and not layer.takes_windows:
+            reader.takes_windows = False
         return reader
 
     def grids(self, model: nn.Module, layers: Sequence[AttentionLayer]) -> dict[str, TokenGrid]:
@@ -165,14 +186,16 @@ class CalledFamily(Family):
         if self.one_size:
             made, asked = ("{}x{}".format(*size) for size in (self.image_size(model), image_size))
             raise ModelError(
-                f"{type(model).__name__} takes images of {made} alone, not of {asked}; leave out --image-size"
+                f"castled, {type(model).__name__} takes images of {made} alone, not of {asked}; leave out --image-size"
             )
         refuse_castled(model, image_size)
         set_input_size_(model, image_size)
 
     def see_(self, model: nn.Module, image_size: Size) -> None:
-        """Readers see by themselves what they are called with, where the family need not tell them a grid."""
-        if self.token_grid(model) is not None:
+        """Readers see by themselves what they are called with, where neither the family has to tell them a grid nor a
+        part of the model that runs before them."""
+        hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
+        if self.token_grid(model) is not None or any(isinstance(hook, Follow) for hook in hooks):
             super().see_(model, image_size)
 
     def to_half_(self, model: Any, dtype: torch.dtype) -> None:

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from ..attention import Reader, Reading
 from ..attention.reader import RANK, low_rank
-from .called import CalledFamily
-from .plain import follow
+from .called import CalledFamily, follow
 
 
 class _BiasedReader(Reader):

@@ -12,7 +12,8 @@ from timm.models.metaformer import Attention, MetaFormer
 from torch import nn
 
 from ..attention import Reader
-from .plain import MapsFamily, TokensReader, follow
+from .called import follow
+from .plain import MapsFamily, TokensReader
 
 _CONVOLUTIONS = ("convformer_s18", "convformer_s36", "convformer_m36", "convformer_b36")
 _POOLING = (

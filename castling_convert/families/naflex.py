@@ -123,6 +123,11 @@ class NaFlexFamily(CalledFamily):
         model.embeds.register_forward_pre_hook(_Follow(grid), with_kwargs=True)
         return {layer.name: grid for layer in layers}
 
+    def see_(self, model: Any, image_size: Size) -> None:
+        for hook in model.embeds._forward_pre_hooks.values():
+            if isinstance(hook, _Follow):
+                hook.see(model.embeds, image_size)
+
     def has_token_dropout(self, model: Any) -> bool:
         return model.patch_drop is not None
 
@@ -149,8 +154,11 @@ class _Follow:
     def __call__(self, embeds: Any, inputs: tuple[Tensor, ...], more: dict[str, Any]) -> None:
         coordinates = more.get("patch_coord")
         if coordinates is None:
-            self.grid.places = None
-            self.grid.height, self.grid.width = embeds.dynamic_feat_size(tuple(inputs[0].shape[-2:]))
+            self.see(embeds, tuple(inputs[0].shape[-2:]))
         else:
             self.grid.height, self.grid.width = (coordinates.amax((0, 1)) + 1).tolist()
             self.grid.places = coordinates[..., 0] * self.grid.width + coordinates[..., 1]
+
+    def see(self, embeds: Any, image_size: tuple[int, ...]) -> None:
+        self.grid.places = None
+        self.grid.height, self.grid.width = embeds.dynamic_feat_size(image_size)

@@ -15,7 +15,8 @@ from timm.models.nextvit import EfficientAttention, NextViT
 from torch import Tensor, nn
 
 from ..attention import Reader, Reading
-from .plain import MapsFamily, follow
+from .called import follow
+from .plain import MapsFamily
 
 
 class NextVitReader(Reader):

@@ -13,8 +13,8 @@ from timm.models.pit import PoolingVisionTransformer
 from torch import Tensor, nn
 
 from ..attention import Reader
-from .called import CalledFamily
-from .plain import TokensReader, follow
+from .called import CalledFamily, follow
+from .plain import TokensReader
 
 
 class PitFamily(CalledFamily):

@@ -11,7 +11,7 @@ from typing import Any
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ..attention import Reader, Reading, TokenGrid
+from ..attention import Reader, Reading
 from ..attention.reader import refuse_mask, split_heads
 from .base import Size
 from .called import CalledFamily
@@ -91,24 +91,6 @@ class ConvMapReader(MapReader):
 
     def write(self, y: Tensor, reading: Reading) -> Tensor:
         return self.proj_drop(self.proj(self.as_map(y)))
-
-
-class _Follow:
-    """Forward hook of a module that returns a map [B, C, height, width]: a grid becomes that of its patches."""
-
-    def __init__(self, grid: TokenGrid, patch: Size) -> None:
-        self.grid, self.patch = grid, patch
-
-    def __call__(self, _module: nn.Module, _inputs: Any, x: Tensor) -> None:
-        self.grid.height, self.grid.width = (
-            -(-size // patch) for size, patch in zip(x.shape[-2:], self.patch, strict=True)
-        )
-
-
-def follow(grid: TokenGrid, module: nn.Module, patch: Size = (1, 1)) -> None:
-    """From now on `grid` is that of the maps that `module` returns; of their patches, those at the border whole. A copy
-    of the model has a copy of the grid, in the hook as in the layer."""
-    module.register_forward_hook(_Follow(grid, patch))
 
 
 class MapsFamily(CalledFamily):

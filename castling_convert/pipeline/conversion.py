@@ -48,7 +48,7 @@ from ..families.around import AroundFamily
 from ..files import expanded, require_space
 from ..folding import certify
 from ..loading import load_model
-from ..planning.hybrid import Plan
+from ..planning.hybrid import Plan, exceeds
 from ..planning.sensitivity import paying_blocks
 from ..recipe import A_RECIPE, Recipe, SettledRecipe
 from ..tasks import Task, find_task, task_of
@@ -282,7 +282,7 @@ def _publish(
     }
     metrics = output / bundle.TRAIN / bundle.METRICS
     keep: dict[str, Any] = {"recipe": recipe, "summary": summary, "metrics": metrics, "tracked": output}
-    if max_drop is not None and drop is not None and drop > max_drop:
+    if max_drop is not None and drop is not None and exceeds(drop, max_drop):
         rejected = output / bundle.REJECTED
         bundle.save(deploy, rejected, **keep, force=True)
         hint = "castle fewer layers with --layers auto, " if plan is None else ""
@@ -365,6 +365,7 @@ def _accuracy(
     task = task_of(teacher)
     opened, unmeasured = task.usable(validation, teacher)
     results = task.measure(outputs_of(teacher, student), opened)
+    unmeasured = unmeasured or task.nothing_found(results)
     accuracy = {
         "measured": unmeasured is None,
         "why": unmeasured,

@@ -29,6 +29,13 @@ from ..files import writing_file
 from .sensitivity import Sensitivity
 
 PLANNING_IMAGES = 2000
+ROUNDING = 1e-6
+"""Points: a drop is a difference of shares, and one that is the budget may come out a little above it."""
+
+
+def exceeds(drop: float, allowed: float) -> bool:
+    """Whether more points are lost than are allowed."""
+    return not drop <= allowed + ROUNDING
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Plan:
         drops = {tuple(trial.kept): trial.drop for trial in self.trials}
         for count in range(len(self.order)):
             kept = sorted(self.order[:count])
-            if drops.get(tuple(kept), 0.0) <= self.allowed:
+            if not exceeds(drops.get(tuple(kept), 0.0), self.allowed):
                 return kept
         raise CheckFailed(
             f"no plan stays within --max-drop {self.max_drop:g}: the best lost {min(drops.values()):.2f} points on the "
@@ -161,7 +168,7 @@ def search(
         plan.record(kept, lost)
         if console is not None:
             console.print(f"layers=auto: lost {lost:.2f} points on {plan.images} planning images")
-        if lost <= plan.allowed:
+        if not exceeds(lost, plan.allowed):
             return outcome
         failed(plan)
 

@@ -171,6 +171,12 @@ class Task(ABC):
         """What `lost` counts on such data: `top-1`, say."""
         return self.score[1] if data.classes is not None else "agreement"
 
+    def nothing_found(self, scores: Mapping[str, Any]) -> str | None:
+        """In words why accuracy is unmeasured though there are labels of the model's kind: there is nothing in them."""
+        if getattr(next(iter(scores.values())), self.score[0]) is not None:
+            return None
+        return f"the labels hold nothing to measure {self.score[1]} on: agreement with the teacher only"
+
     def account(self, scores: Mapping[str, Any]) -> dict[str, Any]:
         """The scores of `teacher` and `castled` as they stand in a summary."""
         return {name: score.to_dict() for name, score in scores.items()}

@@ -68,7 +68,7 @@ class Classify(Task):
 
     def usable(self, data: ImageData, model: Any) -> tuple[ImageData, str | None]:
         if data.classes is None:
-            return data, "the data has no labels: agreement with the teacher only"
+            return data, "the data has no labels, or does not say of how many classes: agreement with the teacher only"
         classes = classes_of(model)
         if data.classes != classes:
             why = f"the data has {data.classes} classes and the model {classes}, so labels can't be compared"

@@ -97,13 +97,16 @@ class Features(Task):
     def lost_in(self, data: ImageData) -> str:
         return "nearest neighbours"
 
+    def nothing_found(self, scores: Mapping[str, Likeness]) -> None:
+        return None
+
     def account(self, scores: Mapping[str, Likeness]) -> dict[str, Any]:
         return {"features": scores["castled"].to_dict()}
 
 
 def alike(expected: Tensor, found: Tensor) -> Likeness:
     """Of the features of two models for the same images, three or more, [images, width] each."""
-    agreement = (_nearest(expected) == _nearest(found)).float().mean().item()
+    agreement = (_nearest(expected) == _nearest(found)).double().mean().item()
     return Likeness(len(expected), F.cosine_similarity(expected, found, dim=-1).mean().item(), 100 * agreement)
 
 

@@ -25,7 +25,7 @@ from .classify import logit_divergence
 class Segmentation:
     """Percentages over `images` images: the intersection over union of prediction and mask, mean of the classes that
     are in either, from the pixels of all images; the share of pixels with the right class; the share of pixels with
-    the reference's class. None without masks, the last for the reference itself."""
+    the reference's class. None without masks or with nothing in them, the last for the reference itself."""
 
     images: int
     miou: float | None
@@ -87,7 +87,7 @@ class Segment(Task):
 
     def followed(self, output: Tensor, expected: Tensor, labels: Tensor | None) -> dict[str, float]:
         values = {"agreement": _same(output, expected)}
-        if labels is not None:
+        if labels is not None and (labels != IGNORED).any():
             values |= {"pixels": _right(output, labels), "teacher_pixels": _right(expected, labels)}
         return values
 
@@ -124,8 +124,8 @@ class Segment(Task):
         return {
             name: Segmentation(
                 images=seen,
-                miou=100 * unions[name].compute().item() if labelled else None,
-                pixels=100 * right[name] / max(1, counted) if labelled else None,
+                miou=100 * unions[name].compute().item() if counted else None,
+                pixels=100 * right[name] / counted if counted else None,
                 agreement=None if name == reference else 100 * agree[name] / pixels,
             )
             for name in models

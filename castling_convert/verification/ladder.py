@@ -166,17 +166,19 @@ class _Right:
     """How many percent of what a model says of images, batch by batch in the order of their labels, is right."""
 
     def __init__(self, task: Task, labels: Tensor | None) -> None:
-        self.task, self.labels, self.seen, self.total = task, labels, 0, 0.0
+        self.task, self.labels, self.seen, self.judged, self.total = task, labels, 0, 0, 0.0
 
     def see(self, outputs: Tensor) -> Tensor:
         """The outputs themselves."""
         if self.labels is not None:
             correct = self.task.correct(outputs, self.labels[self.seen : self.seen + len(outputs)])
-            self.total += math.nan if correct is None else correct * len(outputs)
+            if correct is not None and not math.isnan(correct):  # nor is it where labels are all to be ignored
+                self.total += correct * len(outputs)
+                self.judged += len(outputs)
         self.seen += len(outputs)
         return outputs
 
     @property
     def share(self) -> float | None:
         """The mean over the images; None where labels say nothing."""
-        return None if self.labels is None or math.isnan(self.total) else self.total / self.seen
+        return self.total / self.judged if self.judged else None

@@ -127,6 +127,27 @@ def test_torchvision_folder_by_a_timm_spec(tmp_path):
     assert data.dataset[1][1] == 1
 
 
+def test_torchvision_folder_whose_validation_part_is_a_test(tmp_path):
+    fill(tmp_path, "train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png", "test/b/4.png")
+    data = opened(f"torch/image_folder:{tmp_path}", "validation")
+    assert (data.classes, data.held_out) == (2, True)
+    assert greys(data) == [2, 3, 4]
+
+
+def test_classes_and_broken_images_of_a_hub_data_set(tmp_path):
+    """Hugging Face's datasets, through timm: of a folder, with the classes that it names."""
+    pytest.importorskip("datasets", reason="hfds/ data sets need: pip install datasets")
+    fill(tmp_path, *(f"set/{part}/{kind}/{part}.png" for part in ("train", "validation") for kind in "abc"))
+    data = opened(f"hfds/{tmp_path / 'set'}:{tmp_path / 'cache'}", "validation")
+    assert (data.classes, data.held_out) == (3, True)
+    assert [data.dataset[index][1] for index in range(3)] == [0, 1, 2]
+    assert greys(data) == [3, 4, 5]
+    (tmp_path / "set/validation/b/validation.png").write_bytes(b"nothing of an image")
+    broken = opened(f"hfds/{tmp_path / 'set'}:{tmp_path / 'other cache'}", "validation")
+    with pytest.raises(DataError, match=r"sample 1 of hfds/.* can't be read .*; remove it"):
+        assert broken.dataset[1] is None  # and not the third one
+
+
 def test_torchvision_folder_for_a_grayscale_model(tmp_path):
     fill(tmp_path, "a/0.png", "b/1.png")
     assert opened(f"torch/image_folder:{tmp_path}", channels=GRAY).dataset[0][0].shape == (1, 32, 32)
@@ -233,6 +254,12 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path, suffix, channels):
 def test_thirty_two_bits_have_no_white(tmp_path, kind):
     Image.fromarray((ramp().astype(np.float64) * 2**22).astype(kind)).save(tmp_path / "0.tiff")
     with pytest.raises(DataError, match=r"0\.tiff can't be read \(32 bits a pixel.*\); remove it"):
+        assert opened(tmp_path).dataset[0] is None
+
+
+def test_thirty_two_bits_that_are_no_more_than_sixteen(tmp_path):
+    Image.fromarray(ramp().astype(np.int32)).save(tmp_path / "0.tiff")
+    with pytest.raises(DataError, match="32 bits a pixel"):
         assert opened(tmp_path).dataset[0] is None
 
 

@@ -13,8 +13,8 @@ import castling_convert as cc
 from castling_convert.distillation.intake import refuse_size, resized
 from castling_convert.errors import ModelError
 from castling_convert.families import family_of
-from tests.families import test_davit, test_hieradet, test_pvt, test_swin, test_twins
-from tests.models import LANDMARKS, WINDOW, images, tiny
+from tests.families import test_davit, test_hieradet, test_naflex, test_plain, test_pvt, test_swin, test_twins
+from tests.models import ANGULAR, LANDMARKS, WINDOW, images, tiny
 
 
 def test_which_size_depends_on_the_number_alone() -> None:
@@ -98,14 +98,16 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "rotations": lambda: timm.create_model(
         "vit_small_patch16_dinov3", img_size=32, depth=2, embed_dim=48, num_heads=3, dynamic_img_size=False
     ).eval(),
+    "patches of any number": lambda: test_naflex.small("axial"),
 }
+ALL_FORMS = [(name, LANDMARKS) for name in OTHERS] + [("rotations", ANGULAR), ("patches of any number", ANGULAR)]
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_layers_that_see_by_themselves(name: str) -> None:
+@pytest.mark.parametrize(("name", "form"), ALL_FORMS, ids=str)
+def test_layers_that_see_by_themselves(name: str, form: dict[str, Any]) -> None:
     """Open, such a student is its teacher at every size; and it learns at several."""
     teacher = OTHERS[name]()
-    recipe = cc.Recipe.parse({"attention": LANDMARKS}, "test").override(
+    recipe = cc.Recipe.parse({"attention": form}, "test").override(
         "data.sizes=[32, 64]", "distill.steps=6", "distill.batch_size=2"
     )
     student = cc.castle(teacher, recipe).eval()
@@ -119,6 +121,15 @@ def test_layers_that_see_by_themselves(name: str) -> None:
     folded = cc.fold(student)
     with all_sizes(folded):
         assert folded(images(1, 96, 96)).isfinite().all()
+
+
+def test_layers_that_are_told_their_grid_by_a_layer_before_them() -> None:
+    """Alone, on the teacher's tokens, they would have the grid of the last forward of the student."""
+    teacher = test_plain.small("caformer")
+    student = cc.castle(teacher, cc.Recipe.parse({"attention": LANDMARKS | {"depthwise": "grid"}}, "test"))
+    refuse_size(teacher, 96)
+    with pytest.raises(ModelError, match=r"training with images of several sizes is not known for .*leave out data"):
+        refuse_size(student, 96)
 
 
 def test_a_size_is_tried_without_a_trace() -> None:

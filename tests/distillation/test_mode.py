@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 
 import castling_convert as cc
 from castling_convert.distillation.mode import to_train_
+from tests.models import LANDMARKS, images, tiny
 
 
 def test_batch_norms_alone_stay_as_at_inference() -> None:
@@ -16,6 +19,21 @@ def test_batch_norms_alone_stay_as_at_inference() -> None:
     assert training["Linear"]
     assert not training["BatchNorm1d"]
     assert not training["BatchNorm2d"]
+
+
+def test_places_stay_where_the_teacher_has_them() -> None:
+    """Sapiens2 scales its rotary positions at random in training mode; and patches are left out of no image."""
+    torch.manual_seed(0)
+    rotary: Any = tiny("vit_5b_patch16_sapiens2", num_kv_heads=(3, 3)).double()
+    assert rotary.rope.aug_active
+    student: Any = cc.castle(rotary, cc.Recipe.parse({"attention": LANDMARKS}, "test"))
+    x = images(2).double()
+    expected = student.eval()(x)
+    for module in to_train_(student).modules():  # dropout is another matter
+        module.training = module.training and not isinstance(module, torch.nn.Dropout)
+    torch.testing.assert_close(student(x), expected)
+    dropping = to_train_(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, patch_drop_rate=0.5))
+    assert dropping.forward_features(images(2)).shape[1] == 5
 
 
 def test_distilling_leaves_the_statistics_alone() -> None:

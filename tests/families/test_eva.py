@@ -20,7 +20,7 @@ from castling_convert.errors import ExportError
 from castling_convert.exporting import FORMATS
 from castling_convert.families import family_of
 from castling_convert.families.eva import EvaFamily
-from tests.models import LANDMARKS, WINDOW, closed_student, images, recipe, tiny
+from tests.models import ANGULAR, FEATURES, LANDMARKS, WINDOW, closed_student, images, recipe, tiny
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "eva": {"name": "eva_giant_patch14_224"},
@@ -60,7 +60,9 @@ def test_open_student_is_the_teacher(teacher: Any) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", [LANDMARKS, WINDOW], ids=["landmarks", "window"])
+@pytest.mark.parametrize(
+    "form", [LANDMARKS, WINDOW, FEATURES, ANGULAR], ids=["landmarks", "window", "features", "angular"]
+)
 def test_closed_student_differs_and_folds(teacher: Any, form: dict[str, Any]) -> None:
     exact = copy.deepcopy(teacher).double()
     student = closed_student(exact, **form)

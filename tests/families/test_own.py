@@ -19,7 +19,7 @@ from castling_convert.errors import BundleError, DataError, ExportError, ModelEr
 from castling_convert.families import FAMILIES, CalledFamily, MultiheadReader, input_size_of, register
 from castling_convert.tasks import task_of
 from tests.families import road
-from tests.models import LANDMARKS, recipe
+from tests.models import ANGULAR, LANDMARKS, WINDOW, recipe
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 WIDTH, TOKENS = 24, 16
@@ -159,6 +159,14 @@ def test_nobody_sees_padding() -> None:
         student(images), student(changed)
     assert torch.equal(seen[0][:, :-3], seen[1][:, :-3])
     assert not torch.equal(seen[0][:, -3:], seen[1][:, -3:])
+
+
+def test_padding_is_not_seen_by_forms_that_have_no_masks() -> None:
+    register(NetFamily())
+    with pytest.raises(ModelError, match="masked, and the linear form angular has no masks"):
+        cc.castle(Net("padded"), recipe(**ANGULAR))
+    student = cc.castle(Net("padded"), recipe(**WINDOW))
+    assert all(layer.config.window == 0 for _, layer in castled_layers(student))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from castling_convert.data.spec import ImageData
 from castling_convert.errors import BundleError, CheckFailed, DataError
-from castling_convert.planning.hybrid import Plan, Trial, search, set_aside
+from castling_convert.planning.hybrid import Plan, Trial, exceeds, search, set_aside
 from castling_convert.planning.sensitivity import Sensitivity
 
 DIVERGENCES = [0.5, 3.0, 0.01, 0.2]
@@ -79,6 +79,15 @@ def test_a_damaged_plan(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(BundleError, match=r"plan\.json is missing or damaged; .*--force"):
         Plan.load(tmp_path / "plan.json")
+
+
+def test_a_drop_that_is_the_budget_is_allowed():
+    """A difference of two shares of 180 images, in percent, comes out a little above 100/180 for most of them."""
+    lost = [100 * right / 180 - 100 * (right - 1) / 180 for right in range(126, 181)]
+    assert max(lost) > 100 / 180
+    assert not any(exceeds(drop, 100 / 180) for drop in lost)
+    assert exceeds(100 / 180 + 1e-5, 100 / 180)
+    assert exceeds(float("nan"), 100.0)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])

@@ -93,6 +93,17 @@ def test_loss_and_agreement() -> None:
     assert SEGMENT.followed(found, expected, labels) == {"agreement": SEGMENT.agreement(other, logits)} | by_hand
 
 
+def test_masks_with_nothing_in_them(data: ImageData) -> None:
+    """Where nothing is to be looked at no mIoU is known, and of a batch of such images nothing either."""
+    nothing = ImageData("made", Pixels(torch.full((3, 6, 5), IGNORED)), classes=3, held_out=True)
+    found = SEGMENT.measure({"a": says(3, lambda x: x)}, nothing)
+    assert found["a"].to_dict() == {"images": 3, "miou": None, "pixels": None, "agreement": None}
+    assert SEGMENT.nothing_found(found) == "the labels hold nothing to measure mIoU on: agreement with the teacher only"
+    assert SEGMENT.nothing_found(SEGMENT.measure({"a": says(3, lambda x: x)}, data, limit=16)) is None
+    classes = torch.zeros(1, 4, 4, dtype=torch.short)
+    assert SEGMENT.followed(classes, classes, torch.full((1, 4, 4), IGNORED)) == {"agreement": 100}
+
+
 def test_a_model_may_have_a_class_of_the_number_of_what_is_ignored() -> None:
     """Between models no pixel is ignored."""
     expected = torch.zeros(1, IGNORED + 1, 2, 2)
