@@ -111,7 +111,11 @@ def load_model(
         resolved = f"local-dir:{folder}"
     refuse_unsupported(resolved, arguments)
     if pretrained and weights is None:
-        _refuse_random_head(resolved, num_classes)
+        from timm.models import get_pretrained_cfg
+
+        config = None if resolved.startswith(("local-dir:", "hf-hub:")) else get_pretrained_cfg(resolved)
+        if config is not None and config.has_weights:
+            _refuse_random_head(resolved, config.to_dict(), num_classes)
         _require_hub(resolved, name)
     try:
         model = timm.create_model(resolved, pretrained=pretrained, **arguments)
@@ -119,6 +123,8 @@ def load_model(
         raise
     except Exception as error:
         raise _explained(error, name, weights) from error
+    if pretrained and weights is None:  # of a folder or a repository this is known now
+        _refuse_random_head(name, getattr(model, "pretrained_cfg", None), num_classes)
     model.eval()
     family_of(model, name).layers(model)  # refuses images too small for a patch
     if weights is not None:
@@ -163,14 +169,12 @@ def refuse_unsupported(name: str, arguments: Mapping[str, Any]) -> None:
     family_of(bare, name)
 
 
-def _refuse_random_head(resolved: str, num_classes: int | None) -> None:
+def _refuse_random_head(name: str, config: Mapping[str, Any] | None, num_classes: int | None) -> None:
     """timm would put a head of random weights on pretrained features; a conversion would distil noise."""
-    from timm.models import get_pretrained_cfg
-
-    config = None if resolved.startswith(("local-dir:", "hf-hub:")) else get_pretrained_cfg(resolved)
-    if config is not None and config.has_weights and num_classes not in (None, 0, config.num_classes):
+    there = (config or {}).get("num_classes")
+    if there is not None and num_classes not in (None, 0, there):
         raise WeightsError(
-            f"the pretrained head of {resolved} has {config.num_classes} classes, one of {num_classes} is random; "
+            f"the pretrained head of {name} has {there} classes, one of {num_classes} is random; "
             "leave out --num-classes, or give --weights FILE of a model fine-tuned to them"
         )
 

@@ -48,6 +48,15 @@ def test_random_weights_and_size():
     assert len(model.blocks) == 1
 
 
+def test_a_folders_head_is_not_replaced_by_a_random_one(tmp_path):
+    save_for_hf(small(), tmp_path / "mine", safe_serialization=True)
+    with pytest.raises(WeightsError, match=r"the pretrained head of local-dir:.* has 10 classes, one of 7 is random"):
+        load_model(f"local-dir:{tmp_path / 'mine'}", num_classes=7)
+    assert load_model(f"local-dir:{tmp_path / 'mine'}", num_classes=10).num_classes == 10
+    assert load_model(f"local-dir:{tmp_path / 'mine'}", num_classes=0).num_classes == 0
+    assert load_model(f"local-dir:{tmp_path / 'mine'}", pretrained=False, num_classes=7).num_classes == 7
+
+
 def test_an_image_without_a_patch():
     with pytest.raises(ModelError, match="images of 4x12 hold no patch"):
         load_model("vit_t", pretrained=False, image_size=(4, 12))

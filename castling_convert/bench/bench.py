@@ -17,6 +17,7 @@ from .. import bundle
 from ..artifact.options import ExportOptions
 from ..artifact.precision import PRECISIONS
 from ..artifact.runner import Runner
+from ..artifact.signature import DETECTIONS
 from ..data.probe import probe_images
 from ..errors import ExportError
 from ..exporting import FORMATS, find_format, format_of
@@ -42,7 +43,7 @@ def bench(
     memory: bool = True,
     console: Console | None = None,
 ) -> Iterator[Result]:
-    """Measure a bundle in every combination, or an artifact as it is.
+    """Measure a bundle in every combination, or an artifact as it is, against the softmax model exported alike.
 
     The softmax model is the one that the bundle was made of, with random weights, which latency does not depend
     on. In int8 every layer of it is quantised, while those of the castled model whose accuracy needs it stay in
@@ -59,6 +60,7 @@ def bench(
         BundleError, ExportError: the target can't be read, or a runtime or precision is not available.
     """
     folded, softmax, artifact = models_of(target)
+    like = None if artifact is None else exported_as(artifact)
     if artifact is not None:
         size, precision = artifact.signature.input_size[1:], artifact.precision
         runtimes, precisions, image_sizes = (format_of(target).name,), (precision,), ((size[0], size[1]),)
@@ -73,8 +75,8 @@ def bench(
         if console is not None:
             console.print(f"measuring {case} ...")
         yield measure(
-            case, folded, softmax, artifact=None if artifact is None else target,
-            threads=threads, seconds=seconds, calibration=calibration, memory=memory,
+            case, folded, softmax, artifact=None if artifact is None else target, like=like, threads=threads,
+            seconds=seconds, calibration=calibration, memory=memory,
         )  # fmt: skip
 
 
@@ -88,6 +90,23 @@ def check_cases(runtimes: tuple[str, ...], precisions: tuple[str, ...]) -> None:
         reason = FORMATS[runtime].exporter.missing()
         if reason is not None:
             raise ExportError(f"runtime {runtime} {reason}")
+
+
+def exported_as(artifact: Runner) -> ExportOptions:
+    """The options that say what an artifact takes and gives.
+
+    Raises:
+        ExportError: detections, which the softmax model is not exported to.
+    """
+    signature = artifact.signature
+    if signature.output == DETECTIONS:
+        raise ExportError("with non-maximum suppression inside it can't be compared; export it without --nms")
+    fixed = "dynamic" if artifact.batch is None else artifact.batch
+    span = (signature.smallest, signature.largest) if signature.stride else None
+    return ExportOptions.make(
+        batch=fixed, preprocess=signature.input == "pixels", io="same" if signature.dtype != "float32" else "fp32",
+        image_size=signature.input_size[1:], image_range=span,
+    )  # fmt: skip
 
 
 def models_of(target: Path) -> tuple[Any, Any, Runner | None]:
@@ -122,6 +141,7 @@ def measure(
     softmax: Any,
     *,
     artifact: Path | None = None,
+    like: ExportOptions | None = None,
     threads: int | None = None,
     seconds: float = 10.0,
     rounds: int = FEWEST_ROUNDS,
@@ -133,13 +153,14 @@ def measure(
     """One case, of two models or of an artifact and a softmax model.
 
     Args:
+        like: how `artifact` was exported, as the softmax model then is.
         trained: whether the castled weights are; int8 leaves layers of such a model in float where accuracy
             needs that. Of random ones every layer is quantised, which those of `softmax` are.
         memory: measure it, too. others: further models, each with its precision.
     """
-    options = ExportOptions.make(
-        precision=case.precision, batch=case.batch, image_size=case.image_size, verify=False,
-        calibration=calibration if PRECISIONS[case.precision].quantized else None,
+    options = replace(
+        like or ExportOptions.make(batch=case.batch), precision=case.precision, image_size=case.image_size,
+        verify=False, calibration=calibration if PRECISIONS[case.precision].quantized else None,
     )  # fmt: skip
     quick = replace(options, latency_only=True, calibration=None)
     given = {name: (model, quick) for name, model in variants(folded, softmax, case.runtime).items()}

@@ -65,8 +65,9 @@ def interleave(
 def ratio(baseline: Sequence[float], variant: Sequence[float], seed: int = 0) -> Ratio:
     """The ratio of the medians; whole rounds are resampled, as they were measured in pairs."""
     pairs = np.array([baseline, variant])
-    rounds = np.random.default_rng(seed).integers(0, pairs.shape[1], (RESAMPLES, pairs.shape[1]))
-    resampled = np.median(pairs[:, rounds], axis=2)
+    generator, count = np.random.default_rng(seed), pairs.shape[1]
+    medians = [np.median(pairs[:, generator.integers(0, count, count)], axis=1) for _ in range(RESAMPLES)]
+    resampled = np.stack(medians, axis=1)
     low, high = np.percentile(resampled[0] / resampled[1], (2.5, 97.5))
     middle = np.median(pairs, axis=1)
     return Ratio(float(middle[0] / middle[1]), float(low), float(high))

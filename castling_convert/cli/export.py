@@ -59,7 +59,7 @@ def command(
     from ..bundle.reading import newest
     from ..errors import ExportError
     from ..exporting import export_bundle, find_format
-    from ..exporting.triton import refuse_suffix, serve
+    from ..exporting.triton import refuse_suffix, refuse_target, serve
 
     chosen = find_format(format_, precision)
     if triton is not None:
@@ -67,6 +67,8 @@ def command(
         if options["nms"]:
             raise ExportError("Triton's batches are of outputs an image, which detections are not; leave out --nms")
     path = bundle or newest()
+    if triton is not None:
+        refuse_target(triton, path.resolve().name)
     console = progress_console()
     console.print(f"exporting {path} as {format_} {precision} ...")
     best, span = image_size or (None, None)

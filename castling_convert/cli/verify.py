@@ -33,11 +33,13 @@ def command(
     """
     from rich.table import Table
 
-    from ..errors import CheckFailed
+    from ..errors import BundleError, CheckFailed
     from ..verification.artifact import verify
 
     if artifact.is_dir():
-        _ladder(artifact, data, limit, as_json)
+        if bundle is not None:
+            raise BundleError(f"{artifact} is a folder, so the bundle itself; leave out --bundle, or give an artifact")
+        _ladder(artifact, data, limit, atol, rtol, as_json)
         return
     result = verify(artifact, bundle_path=bundle, data=data, atol=atol, rtol=rtol)
     if as_json:
@@ -63,13 +65,13 @@ def command(
         raise CheckFailed(f"{changed}; export it again")
 
 
-def _ladder(path: Path, data: str | None, limit: int, as_json: bool) -> None:
+def _ladder(path: Path, data: str | None, limit: int, atol: float | None, rtol: float | None, as_json: bool) -> None:
     from rich.table import Table
 
     from ..errors import CheckFailed
     from ..verification.ladder import FILE, ladder
 
-    result = ladder(path, data, limit)
+    result = ladder(path, data, limit, atol=atol, rtol=rtol)
     if as_json:
         print_json(result.to_dict())
     else:

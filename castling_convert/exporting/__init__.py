@@ -14,6 +14,7 @@ from ..artifact.options import ExportOptions
 from ..artifact.precision import DEFAULT, PRECISIONS
 from ..artifact.runner import Exported, Runner
 from ..errors import PATH, ExportError, ModelError, Wanted, did_you_mean, takes
+from ..files import expanded
 
 
 class Exporter(Protocol):
@@ -123,7 +124,8 @@ def export(
     chosen = find_format(format, precision)
     if output is None:
         raise ExportError("give the output file: export(model, 'model.onnx')")
-    return chosen.exporter.export(model, Path(output), _make_options(chosen, precision=precision, **options)).artifact
+    made = _make_options(chosen, precision=precision, **options)
+    return chosen.exporter.export(model, _target(output, chosen), made).artifact
 
 
 def export_bundle(
@@ -138,13 +140,21 @@ def export_bundle(
     when `output` is left out."""
     from .. import bundle
 
-    chosen = find_format(format, precision)
+    chosen, path = find_format(format, precision), expanded(path)
     made = _make_options(chosen, precision=precision, **options)
+    name = "model" if precision == DEFAULT else f"model.{precision}"
+    target = _target(path / f"{name}{chosen.suffix}" if output is None else output, chosen)
     model = bundle.load(path)
     identity = bundle.read_summary(path)["sha256"][bundle.WEIGHTS]
-    name = "model" if precision == DEFAULT else f"model.{precision}"
-    target = Path(output) if output is not None else path / f"{name}{chosen.suffix}"
     return chosen.exporter.export(model, target, replace(made, identity=identity))
+
+
+def _target(output: str | Path, chosen: Format) -> Path:
+    """Where to write; ExportError for a name by which nothing here would find the format again."""
+    target = expanded(output)
+    if target.suffix != chosen.suffix and not target.is_dir():  # a folder is refused by the exporter
+        raise ExportError(f"files of --format {chosen.name} end in {chosen.suffix}, not as {target.name} does")
+    return target
 
 
 def _make_options(chosen: Format, **options: Any) -> ExportOptions:
@@ -157,4 +167,12 @@ def _make_options(chosen: Format, **options: Any) -> ExportOptions:
         raise ExportError(
             f"--nms is for --format {' and '.join(WITH_SUPPRESSION)}, not for {chosen.name}; leave out --nms"
         )
+    if made.calibration is not None and not made.how.quantized:
+        raise ExportError(f"calibration images are for int8, not for {made.precision}; leave out --calibration")
+    if made.onnx_only and not chosen.name.startswith("trt"):
+        raise ExportError(f"--onnx-only is for --format trt and trt-rtx, not for {chosen.name}; leave it out")
+    if chosen.name == "torch" and (made.opset is not None or not made.simplify):
+        raise ExportError("a file of torch has no ONNX graph; leave out --opset and --no-simplify")
+    if chosen.name == "openvino" and made.io == "same":
+        raise ExportError("OpenVINO's files take and give float32; leave out --io same")
     return made

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from ..artifact.runner import Exported, Runner
-from ..errors import ExportError
-from ..files import writing
+from ..errors import ExportError, OutputError
+from ..files import writing, writing_file
 from . import format_of
 
 BACKENDS = {".onnx": "onnxruntime", ".plan": "tensorrt", ".xml": "openvino"}
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8"}
 LARGEST_BATCH = 16
+CONFIG = "config.pbtxt"
 
 
 def refuse_suffix(suffix: str) -> None:
@@ -34,6 +35,7 @@ def refuse_suffix(suffix: str) -> None:
 
 def serve(made: Exported, bundle_path: Path, folder: Path, batch: str) -> Path:
     """A repository in `folder` for what was just exported of a bundle, named as the bundle's folder."""
+    name = bundle_path.resolve().name
     run = format_of(made.artifact).exporter.open_artifact(made.artifact)
     largest = int(batch.rsplit(":", 1)[-1]) if ":" in batch else None
     taken = np.uint8 if run.signature.input == "pixels" else run.signature.dtype
@@ -41,7 +43,7 @@ def serve(made: Exported, bundle_path: Path, folder: Path, batch: str) -> Path:
         run.rows(np.zeros((1, *run.signature.shape(size)), taken)).shape[1:] for size in (None, run.signature.smallest)
     )
     given = [side if side == other else -1 for side, other in zip(best, smallest, strict=True)]
-    return write_repository(made.artifact, run, given, folder, bundle_path.resolve().name, largest)
+    return write_repository(made.artifact, run, given, folder, name, largest)
 
 
 def write_repository(
@@ -59,15 +61,23 @@ def write_repository(
         OutputError: the folder can't be written.
     """
     refuse_suffix(artifact.suffix)
+    target = refuse_target(folder, name)
     backend = BACKENDS[artifact.suffix]
-    target = folder / name
-    with writing(target) as fresh:
-        version = fresh / "1"
-        version.mkdir(parents=True)
+    with writing(target / "1") as version:
         for file in (artifact, artifact.with_suffix(".bin")):
             if file == artifact or (backend == "openvino" and file.is_file()):
                 shutil.copyfile(file, version / f"model{file.suffix}")
-        (fresh / "config.pbtxt").write_text(config(run, given, name, backend, largest), encoding="utf-8")
+    with writing_file(target / CONFIG) as fresh:
+        fresh.write_text(config(run, given, name, backend, largest), encoding="utf-8")
+    return target
+
+
+def refuse_target(folder: Path, name: str) -> Path:
+    """`folder`/`name`; OutputError where something else than a model of Triton's is there, such as a bundle. Of such a
+    model, version 1 and the configuration are replaced and other versions stay."""
+    target = folder / name
+    if target.exists() and not (target / CONFIG).is_file() and (target.is_file() or any(target.iterdir())):
+        raise OutputError(f"{target} is there and is no model of Triton's; give --triton another folder")
     return target
 
 

@@ -112,10 +112,13 @@ def build(graph: Path, fresh: Path, timings: Path, signature: Signature, options
     making = EngineBuild(trt, graph, signature, options)
     making.config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     cache = making.config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
-    making.config.set_timing_cache(cache, ignore_mismatch=False)
+    if cache is None or not making.config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU or version
+        making.config.set_timing_cache(making.config.create_timing_cache(b""), ignore_mismatch=False)
     engine = making.build()
-    with writing_file(timings) as file:
-        file.write_bytes(bytes(making.config.get_timing_cache().serialize()))
+    kept = making.config.get_timing_cache()
+    if kept is not None:
+        with writing_file(timings) as file:
+            file.write_bytes(bytes(kept.serialize()))
     making.prove(engine)
     fresh.write_bytes(engine)
     return making.sidecar(engine, gpu() or "")

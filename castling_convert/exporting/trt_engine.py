@@ -359,15 +359,20 @@ class EngineModel(Runner):
         self.context = self.engine.create_execution_context()
 
     def rows(self, values: np.ndarray) -> np.ndarray:
-        """Batches larger than the profile allows are split."""
-        parts = [super(EngineModel, self).rows(values[start : start + self.largest])
-                 for start in range(0, len(values), self.largest)]  # fmt: skip
+        """Batches larger than the profile allows are split, smaller ones filled up with the last row."""
+        parts = []
+        for start in range(0, len(values), self.largest):
+            part = values[start : start + self.largest]
+            missing = max(0, self.smallest - len(part))
+            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+            parts.append(super().rows(filled)[: len(part)])
         return np.concatenate(parts)
 
     def run(self, values: np.ndarray) -> np.ndarray:
         stream = torch.cuda.current_stream()
         images = torch.from_numpy(np.ascontiguousarray(values)).cuda()
-        self.context.set_input_shape(self.signature.input, tuple(images.shape))
+        if not self.context.set_input_shape(self.signature.input, tuple(images.shape)):
+            raise ExportError(f"the engine takes no images {list(images.shape)}: {self.log.words()}")
         shape = self.context.get_tensor_shape(self.signature.output)
         output = torch.empty(
             [shape[axis] for axis in range(len(shape))], dtype=getattr(torch, self.signature.dtype), device="cuda"

@@ -17,7 +17,7 @@ from ..data.probe import probe_images
 from ..data.spec import open_data
 from ..errors import ExportError
 from ..exporting import format_of
-from ..families import family_of
+from ..families import family_of, input_size_of
 from .target import find_bundle
 
 SUPPRESSED = "gives detections after non-maximum suppression, not what the model returns"
@@ -86,7 +86,7 @@ def verify(
     trained = bundle.load_trained(path)
     models = [model for model in (folded, trained) if model is not None]
     size = run.signature.input_size
-    if size != Preprocessing.of(folded).input_size:
+    if size != input_size_of(folded):
         for model in models:
             family_of(model).resize_(model, (size[1], size[2]))
     if data is None:

@@ -27,6 +27,7 @@ from ..data.preprocessing import Preprocessing
 from ..data.probe import probe_images
 from ..data.spec import open_data
 from ..exporting import FORMATS, format_of
+from ..families import input_size_of
 from ..files import writing_file
 from ..tasks import Task, task_of
 from ..tasks.base import PLACES_AT_ONCE
@@ -78,11 +79,19 @@ def artifacts_of(path: Path) -> list[Path]:
     return sorted(found, key=lambda file: next((i for i, p in enumerate(PRECISIONS) if f".{p}." in file.name), 0))
 
 
-def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
+def ladder(
+    path: Path,
+    data: str | None = None,
+    limit: int = IMAGES,
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+) -> Ladder:
     """Compare everything a bundle holds, in runtimes that are here, and store the result in it.
 
     Args:
         data: a `--data` spec; eight generated images when left out. limit: how many images of it.
+        atol, rtol: as in `ExportOptions`; what each precision allows when left out.
 
     Raises:
         BundleError: no bundle there, or a damaged one.
@@ -115,7 +124,7 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
 
     top_right, folded_right = _Right(task, labels), _Right(task, labels)
     tops = map(top_right.see, outputs_of(top))
-    tolerance = ExportOptions().tolerance
+    tolerance = ExportOptions.make(atol=atol, rtol=rtol).tolerance
     if trained is None:
         collections.deque(tops, maxlen=0)
         rungs = [Rung("folded", DEFAULT, top1=top_right.share)]
@@ -138,8 +147,8 @@ def ladder(path: Path, data: str | None = None, limit: int = IMAGES) -> Ladder:
         if run.signature.output == DETECTIONS:
             rungs.append(Rung(artifact.name, run.precision, note=f"not run: it {SUPPRESSED}"))
             continue
-        tolerance = ExportOptions.make(precision=run.precision).tolerance
-        if run.signature.input_size != Preprocessing.of(folded).input_size:
+        tolerance = ExportOptions.make(precision=run.precision, atol=atol, rtol=rtol).tolerance
+        if run.signature.input_size != input_size_of(folded):
             rungs.append(Rung(artifact.name, run.precision, note="not run: for another image size"))
             continue
         right = _Right(task, labels)

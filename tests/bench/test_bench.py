@@ -15,6 +15,7 @@ from castling_convert.bench.cases import CASTLED, FUSED, PLAIN, Case, Result
 from castling_convert.bench.fused import fuse_attention
 from castling_convert.bench.latency import Latency, Ratio
 from castling_convert.bench.plot import check_format, crossover, plot_latency
+from castling_convert.bench.runtimes import runner
 from castling_convert.errors import BundleError, ExportError, OutputError
 from tests.models import KINDS, closed_student, images, tiny
 
@@ -85,6 +86,31 @@ def test_an_artifact_is_measured_as_it_is(bundle, tmp_path):
     (found,) = bench(path, seconds=0, runtimes=("torch",), batches=(7,), memory=False)
     assert found.case == Case("onnx", "int8", (16, 32), 2)
     assert found.tokens == 9
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"batch": "dynamic"},
+        {"batch": 2, "preprocess": True},
+        {"precision": "fp16", "io": "same", "image_size": (32, 48), "image_range": ((16, 32), (48, 64))},
+    ],
+    ids=["dynamic", "preprocessed", "any size, fp16"],
+)
+def test_the_softmax_model_is_exported_as_the_artifact_was(bundle, tmp_path, monkeypatch, given):
+    seen = []
+
+    def noted(*arguments):
+        seen.append(runner(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(bench_module, "runner", noted)
+    own = tmp_path / "bundle"
+    shutil.copytree(bundle, own)
+    list(bench(cc.export(own, **given), seconds=0, memory=False))
+    assert len(seen) == 3
+    for run in seen:
+        assert (run.signature, run.batch) == (seen[0].signature, seen[0].batch)
 
 
 def test_the_softmax_model_is_that_of_the_bundle(bundle):

@@ -179,6 +179,9 @@ def test_a_triton_repository(castling, bundle, here):
         "out/1/model.onnx", "out/config.pbtxt",
     ]  # fmt: skip
     castling("export", "out", "--format", "torch", "--triton", "models").failed(2, "Triton", ".pt2")
+    refused = castling("export", "out", "--triton", ".")  # where the bundle is
+    refused.failed(2, "out is there and is no model of Triton's")
+    assert refused.after == refused.before
 
 
 def test_int8_without_images_warns(castling, bundle):
@@ -197,6 +200,12 @@ def test_int8_without_images_warns(castling, bundle):
         (["--image-size", "4"], ["4x4"]),
         (["--atol", "-1"], ["atol"]),
         (["-o", "out"], ["out is a folder", "--output"]),
+        (["-o", "model.engine"], ["files of --format onnx end in .onnx, not as model.engine does"]),
+        (["--format", "openvino", "-o", "model.bin"], ["end in .xml"]),
+        (["--calibration", "digits"], ["for int8, not for fp32", "leave out --calibration"]),
+        (["--onnx-only"], ["for --format trt and trt-rtx, not for onnx"]),
+        (["--format", "torch", "--no-simplify"], ["leave out --opset and --no-simplify"]),
+        (["--format", "openvino", "--precision", "fp16", "--io", "same"], ["leave out --io same"]),
     ],
 )
 def test_export_options_that_make_no_sense(castling, bundle, arguments, words):
@@ -273,6 +282,8 @@ def test_verify_tolerances_are_the_users(castling, bundle):
     castling("export", "out", "--precision", "fp16").done()
     castling("verify", "out/model.fp16.onnx", "--atol", "1e-9", "--rtol", "0").failed(1, "differs")
     castling("verify", "out/model.fp16.onnx", "--atol", "1000").done()
+    castling("verify", "out", "--atol", "1e-9", "--rtol", "0").failed(1, "model.fp16.onnx of out differ")
+    castling("verify", "out", "--bundle", "out").failed(2, "leave out --bundle")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an onnx file", None], ids=["empty", "text", "truncated"])

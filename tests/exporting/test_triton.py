@@ -9,7 +9,7 @@ import pytest
 
 from castling_convert.artifact.runner import Runner
 from castling_convert.artifact.signature import Signature
-from castling_convert.errors import ExportError
+from castling_convert.errors import ExportError, OutputError
 from castling_convert.exporting.triton import config, write_repository
 
 FIELDS = {
@@ -105,6 +105,22 @@ def test_the_layout(tmp_path: Path):
     files = {path.relative_to(made).as_posix(): path.read_text() for path in made.rglob("*") if path.is_file()}
     assert files.pop("config.pbtxt").startswith('name: "deit"\nbackend: "openvino"\n')
     assert files == {"1/model.xml": ".xml", "1/model.bin": ".bin"}
+
+
+def test_only_a_model_of_tritons_is_replaced(tmp_path: Path):
+    """And of that version 1 alone."""
+    (tmp_path / "model.onnx").write_text("new")
+    made, run = tmp_path / "models" / "deit", Known(Signature((3, 8, 8)), {}, None)
+    for folder in ("1", "2"):
+        (made / folder).mkdir(parents=True)
+        (made / folder / "model.onnx").write_text("old")
+    with pytest.raises(OutputError, match=r"models/deit is there and is no model of Triton's; give --triton another"):
+        write_repository(tmp_path / "model.onnx", run, (10,), tmp_path / "models", "deit", None)
+    assert (made / "1/model.onnx").read_text() == "old"
+    (made / "config.pbtxt").touch()
+    write_repository(tmp_path / "model.onnx", run, (10,), tmp_path / "models", "deit", None)
+    assert [(made / folder / "model.onnx").read_text() for folder in ("1", "2")] == ["new", "old"]
+    assert (made / "config.pbtxt").read_text().startswith('name: "deit"')
 
 
 def test_a_kind_that_triton_does_not_serve(tmp_path: Path):

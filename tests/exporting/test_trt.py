@@ -194,9 +194,12 @@ def graph(exported, tmp_path) -> tuple[Path, Signature, ExportOptions]:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
-def test_it_is_built_for_real_and_not_published_before_it_is_read_back(tmp_path, monkeypatch, rtx, graph):
+@pytest.mark.parametrize("timings", [None, b"of another TensorRT"], ids=["no timings", "stale timings"])
+def test_it_is_built_for_real_and_not_published_before_it_is_read_back(tmp_path, monkeypatch, rtx, graph, timings):
     """Reading needs a driver, and says so in TensorRT's words; limits, profile and timings were taken."""
     path, signature, options = graph
+    if timings is not None:
+        (tmp_path / "model.timing").write_bytes(timings)
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
     with pytest.raises(ExportError, match=r"can't read the engine of model\.trt\.onnx: .*driver"):
         trt.build(path, tmp_path / "model.plan", tmp_path / "model.timing", signature, options)

@@ -131,6 +131,24 @@ def test_with_a_gpu_it_is_run(engine):
         torch.testing.assert_close(session(images(3)), folded()(images(3)), atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize(("count", "calls"), [(1, [4]), (4, [4]), (9, [8, 4]), (17, [8, 8, 4])])
+def test_batches_are_filled_up_and_split_as_the_profile_takes_them(count, calls):
+    """Of an engine for 4 to 8 images; the engine itself needs a GPU."""
+    seen: list[int] = []
+
+    class Counted(EngineModel):
+        def __init__(self) -> None:
+            self.smallest, self.largest, self.batch = 4, 8, None
+
+        def run(self, values):
+            seen.append(len(values))
+            return values
+
+    values = np.arange(2 * count).reshape(count, 2)
+    np.testing.assert_array_equal(Counted().rows(values), values)
+    assert seen == calls
+
+
 @no_gpu
 def test_an_engine_is_looked_at_before_it_is_loaded(engine, rtx, tmp_path):
     sidecar = Sidecar.read(engine)
