@@ -254,6 +254,13 @@ FLIPS = (
          "cosine if by_channel", LOSSES),
     Flip("pixels without a label", "tasks/segment.py", "[labels != IGNORED]", "[labels == labels]",
          ("tests/tasks",)),
+    Flip("rotations of folded features", "attention/features.py", " and self.rotation is None\n", "\n",
+         ("tests/families/test_eva.py",)),
+    Flip("a budget that is met exactly", "planning/hybrid.py", "allowed + ROUNDING", "allowed", PLANNING),
+    Flip("places of tokens in training", "distillation/mode.py", " or _moves_places(module)", "",
+         ("tests/distillation/test_mode.py",)),
+    Flip("few images for an engine", "exporting/trt_engine.py", "self.smallest - len(part)", "0",
+         ("tests/exporting/test_trt_rtx.py",)),
     Flip("divergence of kinds", "tasks/detect.py", "- _cross_entropy(wanted, likely)",
          "+ _cross_entropy(wanted, likely)", ("tests/tasks",)),
     # What is said of an artifact.

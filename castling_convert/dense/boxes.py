@@ -18,7 +18,7 @@ OVERLAP = 0.5
 LEAST = 0.05
 """Score that a detection has more than."""
 MOST = 100
-"""Detections of a kind in an image; COCO counts as many of all kinds."""
+"""Detections of a kind in an image, as many as COCO counts."""
 CANDIDATES = 5000
 """Boxes with their kinds, of one image, that the best are looked for among."""
 

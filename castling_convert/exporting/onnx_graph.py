@@ -67,10 +67,6 @@ def export(
         proto, notes = quantizer(options.quantizer or QUANTIZER).quantize(proto, prepared, options)
     if rewrite_ is not None:
         rewrite_(proto)
-    if proto.ByteSize() > SINGLE_FILE_LIMIT:
-        raise ExportError(
-            f"the graph has {proto.ByteSize() / 1e9:.1f} GB, ONNX files end at 2 GB; export a smaller model"
-        )
     describe(proto, prepared.signature, options)
     with writing_file(output) as fresh:
         onnx.save(proto, fresh)
@@ -106,7 +102,14 @@ def to_proto(prepared: Deployable, options: ExportOptions) -> onnx.ModelProto:
 def trace(
     module: nn.Module, example: Tensor, options: ExportOptions, names: tuple[str, str], shapes: Any = None
 ) -> onnx.ModelProto:
-    """The checked, simplified graph of any module of one input and one output, with their `names`."""
+    """The checked, simplified graph of any module of one input and one output, with their `names`.
+
+    Raises:
+        ExportError: its weights are more than a file of ONNX holds, which the checker would say in other words.
+    """
+    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if size > SINGLE_FILE_LIMIT:
+        raise ExportError(f"the weights are {size / 1e9:.1f} GB, ONNX files end at 2 GB; export a smaller model")
     with quiet(*CHATTY):
         program = torch.onnx.export(
             module,

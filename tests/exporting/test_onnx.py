@@ -294,6 +294,13 @@ def test_an_image_size_the_model_can_not_take(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_larger_than_a_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_graph, "SINGLE_FILE_LIMIT", 1000)
+    with pytest.raises(ExportError, match=r"the weights are 0\.0 GB, ONNX files end at 2 GB; export a smaller model"):
+        export(folded(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_that_are_no_onnx(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a graph")
