@@ -35,7 +35,6 @@ def refuse_suffix(suffix: str) -> None:
 
 def serve(made: Exported, bundle_path: Path, folder: Path, batch: str) -> Path:
     """A repository in `folder` for what was just exported of a bundle, named as the bundle's folder."""
-    name = bundle_path.resolve().name
     run = format_of(made.artifact).exporter.open_artifact(made.artifact)
     largest = int(batch.rsplit(":", 1)[-1]) if ":" in batch else None
     taken = np.uint8 if run.signature.input == "pixels" else run.signature.dtype
@@ -43,7 +42,7 @@ def serve(made: Exported, bundle_path: Path, folder: Path, batch: str) -> Path:
         run.rows(np.zeros((1, *run.signature.shape(size)), taken)).shape[1:] for size in (None, run.signature.smallest)
     )
     given = [side if side == other else -1 for side, other in zip(best, smallest, strict=True)]
-    return write_repository(made.artifact, run, given, folder, name, largest)
+    return write_repository(made.artifact, run, given, folder, bundle_path.resolve().name, largest)
 
 
 def write_repository(
