@@ -16,6 +16,7 @@ import castling_convert as cc
 from castling_convert.attention import TokenGrid
 from castling_convert.castling import castled_layers, close_masks
 from castling_convert.errors import BundleError, DataError, ExportError, ModelError
+from castling_convert.exporting import FORMATS
 from castling_convert.families import FAMILIES, CalledFamily, MultiheadReader, input_size_of, register
 from castling_convert.tasks import task_of
 from tests.families import road
@@ -208,6 +209,6 @@ def test_a_model_whose_code_fixes_the_batch_is_told_so(format: str, tmp_path: Pa
     register(NetFamily())
     folded = closed(Fixed())
     with pytest.raises(ExportError, match=r"the model's own code fixes the batch.*--batch N"):
-        cc.export(folded, tmp_path / "model", format=format)
+        cc.export(folded, tmp_path / f"model{FORMATS[format].suffix}", format=format)
     assert not list(tmp_path.iterdir())
     assert cc.export(folded, tmp_path / "model.onnx", batch="2").is_file()
