@@ -71,10 +71,13 @@ class TrainState:
             if not processes.is_first():
                 self._load_random_state(int(record["step"]))
         except Exception as error:  # noqa: BLE001 - whatever accelerate meets in a damaged folder
-            raise BundleError(
-                f"the saved state in {self.folder} can't be loaded here ({first_line(error)}), though it is as it was "
-                "written; resume with the versions and on the machine that wrote it, or start over with --force"
-            ) from None
+            where, why = f"the saved state in {self.folder}", first_line(error)
+            if record["sha256"]:
+                raise BundleError(
+                    f"{where} is as it was written and can't be loaded here ({why}); resume on the machine and with "
+                    "the versions that wrote it, or start over with --force"
+                ) from None
+            raise BundleError(f"{where} is damaged ({why}); start over with --force") from None
         return int(record["step"])
 
     def _load_random_state(self, step: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import castling_convert as cc
+from castling_convert.distillation.state import _hashes
 from castling_convert.errors import BundleError
 from castling_convert.loading import load_model
 
@@ -256,10 +257,12 @@ def test_a_state_with_code_in_it_is_refused_and_not_run(convert, monkeypatch, he
     for pickled in [path for path in state.iterdir() if path.suffix in (".bin", ".pkl")]:
         torch.save({"state": Payload()}, pickled)
     record = json.loads((state / "run.json").read_text())
-    (state / "run.json").write_text(json.dumps(record | {"sha256": {}}))  # theirs would be right
-    result = convert("--resume")
-    assert not (tmp_path / "executed").exists()
-    result.refused("damaged", "--force")
+    content = {name: digest for name, digest in _hashes(state).items() if name != "run.json"}
+    for hashes, words in (({}, "is damaged"), (content, "as it was written and can't be loaded here")):
+        (state / "run.json").write_text(json.dumps(record | {"sha256": hashes}))  # theirs would be right, or not there
+        result = convert("--resume")
+        assert not (tmp_path / "executed").exists()
+        result.refused(words, "--force")
 
 
 def test_json_is_all_there_is_on_stdout(convert, here):
