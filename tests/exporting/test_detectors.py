@@ -148,7 +148,7 @@ def test_formats_without_suppression_say_so(tmp_path: Path, name: str) -> None:
 def test_models_that_are_no_detectors_say_so(tmp_path: Path, name: str) -> None:
     needs(name)
     with pytest.raises(ExportError) as error:
-        cc.export(cc.fold(closed_student(tiny())), tmp_path / "model.onnx", format=name, nms=True)
+        cc.export(cc.fold(closed_student(tiny())), tmp_path / f"model{FORMATS[name].suffix}", format=name, nms=True)
     assert str(error.value) == "--nms is for detectors, and VisionTransformer is for the task classify; leave out --nms"
     assert not list(tmp_path.iterdir())
 
