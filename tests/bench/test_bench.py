@@ -91,11 +91,10 @@ def test_an_artifact_is_measured_as_it_is(bundle, tmp_path):
 @pytest.mark.parametrize(
     "given",
     [
-        {"batch": "dynamic"},
         {"batch": 2, "preprocess": True},
         {"precision": "fp16", "io": "same", "image_size": (32, 48), "image_range": ((16, 32), (48, 64))},
     ],
-    ids=["dynamic", "preprocessed", "any size, fp16"],
+    ids=["preprocessed", "any size, fp16"],
 )
 def test_the_softmax_model_is_exported_as_the_artifact_was(bundle, tmp_path, monkeypatch, given):
     seen = []
