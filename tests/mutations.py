@@ -257,7 +257,7 @@ FLIPS = (
     Flip("rotations of folded features", "attention/features.py", " and self.rotation is None\n", "\n",
          ("tests/families/test_eva.py",)),
     Flip("a budget that is met exactly", "planning/hybrid.py", "allowed + ROUNDING", "allowed", PLANNING),
-    Flip("places of tokens in training", "distillation/mode.py", " or _moves_places(module)", "",
+    Flip("places of tokens in training", "distillation/mode.py", " or _is_random(module)", "",
          ("tests/distillation/test_mode.py",)),
     Flip("few images for an engine", "exporting/trt_engine.py", "self.smallest - len(part)", "0",
          ("tests/exporting/test_trt_rtx.py",)),

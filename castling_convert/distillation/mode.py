@@ -13,17 +13,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def to_train_(student: nn.Module) -> nn.Module:
     """Some of it stays as it is at inference, as it does in the teacher. Batch norms: their statistics are those of the
     data that the teacher has been trained on, which a few steps of a few images would replace by their own. What moves
-    the places of tokens at random, or leaves tokens out: the student would be held against a teacher of other ones."""
+    the places of tokens at random, or leaves tokens or layers out: the student would be held against a teacher of other
+    ones."""
     student.train()
     for module in student.modules():
-        if isinstance(module, _BatchNorm | PatchDropout | PatchDropoutWithIndices) or _moves_places(module):
+        if isinstance(module, _BatchNorm | PatchDropout | PatchDropoutWithIndices) or _is_random(module):
             module.eval()
     return student
 
 
-def _moves_places(module: nn.Module) -> bool:
-    """Rotary positions, of timm and of transformers, whose scale is drawn anew in every forward in training mode."""
-    return hasattr(module, "aug_active") or type(module).__name__.endswith("RopePositionEmbedding")
+def _is_random(module: nn.Module) -> bool:
+    """Rotary positions, of timm and of transformers, whose scale is drawn anew in every forward in training mode; and
+    stochastic depth, of timm, of transformers, and of torchvision."""
+    kinds = ("RopePositionEmbedding", "DropPath", "StochasticDepth")
+    return hasattr(module, "aug_active") or type(module).__name__.endswith(kinds)
 
 
 @contextmanager

@@ -36,6 +36,17 @@ def test_places_stay_where_the_teacher_has_them() -> None:
     assert dropping.forward_features(images(2)).shape[1] == 5
 
 
+def test_no_layer_is_left_out() -> None:
+    """Stochastic depth, in three libraries."""
+    from torchvision.ops import StochasticDepth
+    from transformers.models.swin.modeling_swin import SwinDropPath
+
+    for layer in (timm.layers.DropPath(0.9), StochasticDepth(0.9, "row"), SwinDropPath(0.9)):
+        values = torch.ones(64, 3)
+        assert not torch.equal(layer.train()(values), values)
+        assert torch.equal(to_train_(torch.nn.Sequential(layer))(values), values)
+
+
 def test_distilling_leaves_the_statistics_alone() -> None:
     torch.manual_seed(0)
     values = {"embed_dim": (16, 32), "key_dim": 8, "depth": (1, 1), "num_heads": (1, 1)}
