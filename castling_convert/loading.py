@@ -111,11 +111,9 @@ def load_model(
         resolved = f"local-dir:{folder}"
     refuse_unsupported(resolved, arguments)
     if pretrained and weights is None:
-        from timm.models import get_pretrained_cfg
-
-        config = None if resolved.startswith(("local-dir:", "hf-hub:")) else get_pretrained_cfg(resolved)
-        if config is not None and config.has_weights:
-            _refuse_random_head(resolved, config.to_dict(), num_classes)
+        known = _known_config(resolved)
+        if known is not None and known.has_weights:
+            _refuse_random_head(resolved, known.num_classes, num_classes)
         _require_hub(resolved, name)
     try:
         model = timm.create_model(resolved, pretrained=pretrained, **arguments)
@@ -124,7 +122,7 @@ def load_model(
     except Exception as error:
         raise _explained(error, name, weights) from error
     if pretrained and weights is None:  # of a folder or a repository this is known now
-        _refuse_random_head(name, getattr(model, "pretrained_cfg", None), num_classes)
+        _refuse_random_head(name, model.pretrained_cfg.get("num_classes"), num_classes)
     model.eval()
     family_of(model, name).layers(model)  # refuses images too small for a patch
     if weights is not None:
@@ -169,9 +167,15 @@ def refuse_unsupported(name: str, arguments: Mapping[str, Any]) -> None:
     family_of(bare, name)
 
 
-def _refuse_random_head(name: str, config: Mapping[str, Any] | None, num_classes: int | None) -> None:
+def _known_config(resolved: str) -> Any:
+    """What timm knows of pretrained weights by their name; None of those in a folder or a repository."""
+    from timm.models import get_pretrained_cfg
+
+    return None if resolved.startswith(("local-dir:", "hf-hub:")) else get_pretrained_cfg(resolved)
+
+
+def _refuse_random_head(name: str, there: int | None, num_classes: int | None) -> None:
     """timm would put a head of random weights on pretrained features; a conversion would distil noise."""
-    there = (config or {}).get("num_classes")
     if there is not None and num_classes not in (None, 0, there):
         raise WeightsError(
             f"the pretrained head of {name} has {there} classes, one of {num_classes} is random; "
@@ -186,13 +190,11 @@ def _require_hub(resolved: str, name: str) -> None:
     """
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.utils import get_session
-    from timm.models import get_pretrained_cfg
 
-    if resolved.startswith(("local-dir:", "hf-hub:")):
-        repository = resolved.removeprefix("hf-hub:").partition("@")[0] if resolved.startswith("hf-hub:") else None
+    if resolved.startswith("hf-hub:"):
+        repository: str | None = resolved.removeprefix("hf-hub:").partition("@")[0]
     else:
-        config = get_pretrained_cfg(resolved)
-        repository = config.hf_hub_id if config is not None else None
+        repository = getattr(_known_config(resolved), "hf_hub_id", None)
     cached = ("model.safetensors", "pytorch_model.bin")
     if repository is None or any(isinstance(try_to_load_from_cache(repository, file), str) for file in cached):
         return

@@ -60,7 +60,6 @@ def bench(
         BundleError, ExportError: the target can't be read, or a runtime or precision is not available.
     """
     folded, softmax, artifact = models_of(target)
-    like = None if artifact is None else exported_as(artifact)
     if artifact is not None:
         size, precision = artifact.signature.input_size[1:], artifact.precision
         runtimes, precisions, image_sizes = (format_of(target).name,), (precision,), ((size[0], size[1]),)
@@ -75,8 +74,8 @@ def bench(
         if console is not None:
             console.print(f"measuring {case} ...")
         yield measure(
-            case, folded, softmax, artifact=None if artifact is None else target, like=like, threads=threads,
-            seconds=seconds, calibration=calibration, memory=memory,
+            case, folded, softmax, artifact=None if artifact is None else target,
+            threads=threads, seconds=seconds, calibration=calibration, memory=memory,
         )  # fmt: skip
 
 
@@ -92,20 +91,20 @@ def check_cases(runtimes: tuple[str, ...], precisions: tuple[str, ...]) -> None:
             raise ExportError(f"runtime {runtime} {reason}")
 
 
-def exported_as(artifact: Runner) -> ExportOptions:
+def exported_as(artifact: Path) -> ExportOptions:
     """The options that say what an artifact takes and gives.
 
     Raises:
-        ExportError: detections, which the softmax model is not exported to.
+        ExportError: it gives detections, which the softmax model is not exported to.
     """
-    signature = artifact.signature
+    run = format_of(artifact).exporter.open_artifact(artifact)
+    signature = run.signature
     if signature.output == DETECTIONS:
-        raise ExportError("with non-maximum suppression inside it can't be compared; export it without --nms")
-    fixed = "dynamic" if artifact.batch is None else artifact.batch
+        raise ExportError(f"{artifact} suppresses detections, the softmax model does not; export it without --nms")
     span = (signature.smallest, signature.largest) if signature.stride else None
     return ExportOptions.make(
-        batch=fixed, preprocess=signature.input == "pixels", io="same" if signature.dtype != "float32" else "fp32",
-        image_size=signature.input_size[1:], image_range=span,
+        batch=run.batch or "dynamic", image_size=signature.input_size[1:], image_range=span,
+        preprocess=signature.input == "pixels", io="fp32" if signature.dtype == "float32" else "same",
     )  # fmt: skip
 
 
@@ -141,7 +140,6 @@ def measure(
     softmax: Any,
     *,
     artifact: Path | None = None,
-    like: ExportOptions | None = None,
     threads: int | None = None,
     seconds: float = 10.0,
     rounds: int = FEWEST_ROUNDS,
@@ -150,16 +148,16 @@ def measure(
     memory: bool = True,
     others: Mapping[str, tuple[nn.Module, str]] | None = None,
 ) -> Result:
-    """One case, of two models or of an artifact and a softmax model.
+    """One case, of two models or of an artifact and a softmax model, which is exported as the artifact was.
 
     Args:
-        like: how `artifact` was exported, as the softmax model then is.
         trained: whether the castled weights are; int8 leaves layers of such a model in float where accuracy
             needs that. Of random ones every layer is quantised, which those of `softmax` are.
         memory: measure it, too. others: further models, each with its precision.
     """
+    made = ExportOptions.make(batch=case.batch) if artifact is None else exported_as(artifact)
     options = replace(
-        like or ExportOptions.make(batch=case.batch), precision=case.precision, image_size=case.image_size,
+        made, precision=case.precision, image_size=case.image_size,
         verify=False, calibration=calibration if PRECISIONS[case.precision].quantized else None,
     )  # fmt: skip
     quick = replace(options, latency_only=True, calibration=None)

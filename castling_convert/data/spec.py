@@ -168,7 +168,7 @@ def _open_timm(spec: str, mode: str, transform: Transform, split: Split, shuffle
     one_folder = name.lower() in ("torch/image_folder", "torch/folder")
     held_out = _has_parts(Path(root)) if one_folder else True
     if one_folder and root:
-        root = str(_split_folder(Path(root), split))  # timm knows no folder test
+        root = str(_split_folder(Path(root), split))  # timm does not take `test` for one
     order = {} if shuffled is None else {"is_training": True, "seed": shuffled}
     try:
         with redirect_stdout(io.StringIO()):  # some libraries print their advice
@@ -206,4 +206,6 @@ class _Readable(Dataset[tuple[Tensor, int]]):
         except (OSError, UnidentifiedImageError, RuntimeError) as error:
             raise DataError(f"sample {index} of {self.spec} can't be read ({first_line(error)}); remove it") from None
         except KeyError as error:
-            raise DataError(f"sample {index} of {self.spec} has no field {error}, which timm reads") from None
+            raise DataError(
+                f"sample {index} of {self.spec} has no field {error}; give its images as a folder"
+            ) from None

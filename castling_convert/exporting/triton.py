@@ -62,12 +62,12 @@ def write_repository(
     refuse_suffix(artifact.suffix)
     target = refuse_target(folder, name)
     backend = BACKENDS[artifact.suffix]
+    with writing_file(target / CONFIG) as fresh:  # first: by it a target that was left half-written is known again
+        fresh.write_text(config(run, given, name, backend, largest), encoding="utf-8")
     with writing(target / "1") as version:
         for file in (artifact, artifact.with_suffix(".bin")):
             if file == artifact or (backend == "openvino" and file.is_file()):
                 shutil.copyfile(file, version / f"model{file.suffix}")
-    with writing_file(target / CONFIG) as fresh:
-        fresh.write_text(config(run, given, name, backend, largest), encoding="utf-8")
     return target
 
 

@@ -62,8 +62,8 @@ class Segment(Task):
     def agreement(self, output: Tensor, expected: Tensor) -> float:
         return _same(_classes(_at(expected, output)), _classes(expected))
 
-    def correct(self, output: Tensor, labels: Tensor) -> float:
-        """In how many percent of the pixels."""
+    def correct(self, output: Tensor, labels: Tensor) -> float | None:
+        """In how many percent of the pixels; None where all are to be ignored."""
         return _right(_classes(_at(labels, output)), labels)
 
     def drawn(self, picture: Image.Image, output: Tensor) -> Image.Image:
@@ -87,8 +87,9 @@ class Segment(Task):
 
     def followed(self, output: Tensor, expected: Tensor, labels: Tensor | None) -> dict[str, float]:
         values = {"agreement": _same(output, expected)}
-        if labels is not None and (labels != IGNORED).any():
-            values |= {"pixels": _right(output, labels), "teacher_pixels": _right(expected, labels)}
+        if labels is not None:
+            found = {"pixels": _right(output, labels), "teacher_pixels": _right(expected, labels)}
+            values |= {name: value for name, value in found.items() if value is not None}
         return values
 
     @torch.no_grad()
@@ -157,13 +158,14 @@ def _classes(logits: Tensor) -> Tensor:
 
 
 def _same(classes: Tensor, others: Tensor) -> float:
-    """In how many percent of the pixels both are the same, [B, H, W]."""
+    """In how many percent of the pixels, [...], both are the same."""
     return 100 * (classes == others).double().mean().item()
 
 
-def _right(classes: Tensor, labels: Tensor) -> float:
-    """The same of labels, but for those that are to be ignored."""
-    return _same(*(pixels[labels != IGNORED] for pixels in (classes, labels)))
+def _right(classes: Tensor, labels: Tensor) -> float | None:
+    """In how many percent of the pixels that are not to be ignored the label is the same; None where there are none."""
+    counted = labels != IGNORED
+    return _same(classes[counted], labels[counted]) if counted.any() else None
 
 
 def _at(labels: Tensor, logits: Tensor) -> Tensor:

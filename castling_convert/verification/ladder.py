@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -181,7 +180,7 @@ class _Right:
         """The outputs themselves."""
         if self.labels is not None:
             correct = self.task.correct(outputs, self.labels[self.seen : self.seen + len(outputs)])
-            if correct is not None and not math.isnan(correct):  # nor is it where labels are all to be ignored
+            if correct is not None:
                 self.total += correct * len(outputs)
                 self.judged += len(outputs)
         self.seen += len(outputs)
@@ -189,5 +188,5 @@ class _Right:
 
     @property
     def share(self) -> float | None:
-        """The mean over the images; None where labels say nothing."""
+        """The mean over the images of the batches whose labels say something; None where there is none."""
         return self.total / self.judged if self.judged else None

@@ -146,6 +146,10 @@ def test_classes_and_broken_images_of_a_hub_data_set(tmp_path):
     broken = opened(f"hfds/{tmp_path / 'set'}:{tmp_path / 'other cache'}", "validation")
     with pytest.raises(DataError, match=r"sample 1 of hfds/.* can't be read .*; remove it"):
         assert broken.dataset[1] is None  # and not the third one
+    fill(tmp_path, "flat/0.png")
+    unlabelled = opened(f"hfds/{tmp_path / 'flat'}:{tmp_path / 'third cache'}")
+    with pytest.raises(DataError, match=r"sample 0 of hfds/.* has no field 'label'; give its images as a folder"):
+        assert unlabelled.dataset[0] is None
 
 
 def test_torchvision_folder_for_a_grayscale_model(tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from castling_convert.demo import heads
 from castling_convert.demo.heads import train_head, train_whole
+from castling_convert.errors import DataError
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -35,6 +36,13 @@ def test_a_head_alone(kind: str) -> None:
     assert "classifier.weight" in changed
     assert not any(name.startswith("backbone.") for name in changed)
     assert not net.training
+
+
+@pytest.mark.parametrize("train", [train_head, lambda net, data: train_whole(net, data, steps=1)])
+def test_labels_of_more_classes_than_the_models(train: Any) -> None:
+    net = timm.create_model("segmenter", num_classes=3, **SMALL)
+    with pytest.raises(DataError, match=r"scenes can't be trained on: the masks have 5 classes and the model 3"):
+        train(net, "scenes")
 
 
 def test_it_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:

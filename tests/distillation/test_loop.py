@@ -156,7 +156,7 @@ def test_what_metrics_hold(student, teacher, batches, tmp_path):
     mean = sum(last["layer_losses"].values()) / 2
     assert last["losses"]["attention"] == pytest.approx(mean)
     assert last["images_per_second"] > 0
-    assert last["lr"] >= 0
+    assert last["lr"] > 0  # of this step; after it there is none
     assert result.steps == 4
     assert result.losses == {name: value for name, value in last["losses"].items() if name != "total"}
 
@@ -520,6 +520,14 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(student, teacher, tmp_
     assert result.first_step == at
     assert [record["step"] for record in metrics(tmp_path)] == list(range(1, 11))
     assert same(state(resumed), state(whole))
+
+
+def test_an_identity_is_what_is_read_again(student, teacher, tmp_path):
+    mine = {"size": (2, 3)}
+    run(copy.deepcopy(student), teacher, "digits", steps=2, workdir=tmp_path, identity=mine)
+    assert run(student, teacher, "digits", steps=2, workdir=tmp_path, identity=mine, resume=True).first_step == 2
+    with pytest.raises(RecipeError, match=r"identity= takes what JSON can hold: .*Path"):
+        run(student, teacher, "digits", steps=2, workdir=tmp_path / "other", identity={"file": tmp_path})
 
 
 def test_nothing_to_resume(student, teacher, batches, tmp_path):

@@ -12,7 +12,7 @@ from castling_convert.distillation.mode import to_train_
 from tests.models import LANDMARKS, images, tiny
 
 
-def test_batch_norms_alone_stay_as_at_inference() -> None:
+def test_batch_norms_stay_as_at_inference() -> None:
     model = timm.create_model("levit_128s", img_size=64, num_classes=10)
     training = {type(module).__name__: module.training for module in to_train_(model).modules()}
     assert training["LevitDistilled"]

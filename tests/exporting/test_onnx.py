@@ -185,10 +185,11 @@ def test_another_image_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_bundle_by_its_path(tmp_path: Path) -> None:
+def test_a_bundle_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     model = folded()
     bundle = cc.save(model, tmp_path / "bundle")
-    path = cc.export(bundle)
+    path = cc.export("~/bundle")
     assert path == bundle / "model.onnx"
     with torch.no_grad():
         torch.testing.assert_close(OnnxModel(path)(images()), model(images()), rtol=0, atol=1e-4)

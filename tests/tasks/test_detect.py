@@ -99,7 +99,9 @@ def test_without_labels_only_agreement_is_known() -> None:
 
 
 def test_where_there_is_nothing_to_find_there_is_no_precision() -> None:
-    assert TASK.measure({"model": says(GOOD)}, data(-torch.ones(1, 3, 5)))["model"].map is None
+    scores = TASK.measure({"model": says(GOOD)}, data(-torch.ones(1, 3, 5)))
+    assert scores["model"].map is None
+    assert TASK.nothing_found(scores) == "the labels hold nothing to measure mAP on: agreement with the teacher only"
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
