@@ -74,6 +74,8 @@ def write_repository(
 def refuse_target(folder: Path, name: str) -> Path:
     """`folder`/`name`; OutputError where something else than a model of Triton's is there, such as a bundle. Of such a
     model, version 1 and the configuration are replaced and other versions stay."""
+    if folder.is_file():
+        raise OutputError(f"{folder} is a file; give --triton a folder")
     target = folder / name
     if target.exists() and not (target / CONFIG).is_file() and (target.is_file() or any(target.iterdir())):
         raise OutputError(f"{target} is there and is no model of Triton's; give --triton another folder")

@@ -117,6 +117,8 @@ def test_only_a_model_of_tritons_is_replaced(tmp_path: Path):
     with pytest.raises(OutputError, match=r"models/deit is there and is no model of Triton's; give --triton another"):
         write_repository(tmp_path / "model.onnx", run, (10,), tmp_path / "models", "deit", None)
     assert (made / "1/model.onnx").read_text() == "old"
+    with pytest.raises(OutputError, match=r"model\.onnx is a file; give --triton a folder"):
+        write_repository(tmp_path / "model.onnx", run, (10,), tmp_path / "model.onnx", "deit", None)
     (made / "config.pbtxt").touch()
     write_repository(tmp_path / "model.onnx", run, (10,), tmp_path / "models", "deit", None)
     assert [(made / folder / "model.onnx").read_text() for folder in ("1", "2")] == ["new", "old"]
