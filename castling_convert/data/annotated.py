@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from ..errors import DataError, first_line
 from .folder import HEADERS_CHECKED, ImageFiles, find_images, opened
 from .preprocessing import Labels
-from .targets import IGNORED, boxes_at, mask_at
+from .targets import IGNORED, boxes_at, crowd, mask_at
 
 IMAGES, MASKS, INSTANCES = "images", "masks", "instances.json"
 LIES_IN: dict[Labels, str] = {"masks": f"{MASKS}/", "boxes": INSTANCES}
@@ -178,8 +178,8 @@ def _by(size: tuple[int, int]) -> str:
 
 class BoxedImages(Dataset[tuple[Tensor, Tensor]]):
     """Images, each with its boxes, [M, 5] in float32: x1, y1, x2, y2 in pixels of what the model takes, and the index
-    of the kind, in the order of the categories' ids. M is the most that instances.json lists for one image; the rows
-    behind an image's last box are -1.
+    of the kind, in the order of the categories' ids; of a crowd `crowd` of it. M is the most that instances.json lists
+    for one image; the rows behind an image's last box are -1.
 
     Raises:
         DataError: instances.json is broken or doesn't list exactly the images that are there.
@@ -228,7 +228,7 @@ class Scene:
 
 
 def read_instances(path: Path) -> tuple[dict[str, Scene], int]:
-    """What a COCO file lists, by the names of the images, and its number of categories. Crowds are left out.
+    """What a COCO file lists, by the names of the images, and its number of categories.
 
     Raises:
         DataError: it is no whole JSON file, or no COCO file; an annotation of a category or of an image that it does
@@ -247,15 +247,14 @@ def read_instances(path: Path) -> tuple[dict[str, Scene], int]:
         sizes[name] = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
     boxes: dict[str, list[list[float]]] = {name: [] for name in sizes}
     for entry in _entries(data, "annotations", path):
-        if entry.get("iscrowd"):
-            continue
         image = _value(entry, "image_id", (int, str), "an annotation", path)
         category = _value(entry, "category_id", int, "an annotation", path)
         if image not in names:
             raise DataError(f"{path} has an annotation of image {image}, which it does not list; correct it")
         if category not in kinds:
             raise DataError(f"{path} has an annotation of category {category}, which it does not list; correct it")
-        boxes[names[image]].append([*_corners(entry, path), kinds[category]])
+        kind = kinds[category]
+        boxes[names[image]].append([*_corners(entry, path), crowd(kind) if entry.get("iscrowd") else kind])
     scenes = {
         name: Scene(sizes[name], np.array(found, dtype=np.float64).reshape(-1, 5)) for name, found in boxes.items()
     }

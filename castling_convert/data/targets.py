@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from PIL import Image
@@ -11,6 +13,13 @@ IGNORED = 255
 """Pixels of a mask that have no label."""
 NO_BOX = -1.0
 """What fills the rows behind an image's last box."""
+Kind = TypeVar("Kind", float, Tensor)
+
+
+def crowd(kind: Kind) -> Kind:
+    """The kind that the row of a crowd has, COCO's box around objects of this kind that were not told apart: below
+    NO_BOX, so that whoever looks for objects passes over it. Of such a number, the kind."""
+    return NO_BOX - 1 - kind
 
 
 def mask_at(mask: np.ndarray, size: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
+from ..data.targets import NO_BOX, crowd
 from ..errors import ModelError, described
 
 CORNERS = 4
@@ -104,6 +105,12 @@ def labelled(boxes: Tensor) -> list[Found]:
     are none."""
     rows = [image[image[:, CORNERS] >= 0] for image in boxes.detach().float().cpu()]
     return [Found(row[:, :CORNERS], torch.ones(len(row)), row[:, CORNERS].long()) for row in rows]
+
+
+def crowds(boxes: Tensor) -> list[Found]:
+    """The crowds among labels [B, M, 5], in the same form, with the kinds of their objects."""
+    rows = [image[image[:, CORNERS] < NO_BOX] for image in boxes.detach().float().cpu()]
+    return [Found(row[:, :CORNERS], torch.ones(len(row)), crowd(row[:, CORNERS]).long()) for row in rows]
 
 
 def by_image(rows: Tensor, images: int) -> list[dict[str, Tensor]]:

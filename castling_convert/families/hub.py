@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..attention import Reader, TokenGrid
 from ..errors import ModelError
 from .base import Size
-from .called import CalledFamily
+from .called import CalledFamily, follow
 from .hub_readers import BiasedReader, HubReader, WindowReader
 
 
@@ -175,6 +175,12 @@ class HubFamily(CalledFamily):
             if places is not None:
                 grid = reader.grid
                 reader.start(places((grid.height, grid.width), dim_size=grid.tokens)[0])
+                return reader
+        if _known(model).prefix is not None:
+            # Some take images of other shapes, without a word or with `interpolate_pos_encoding`.
+            follow(
+                reader.grid, next(part for part in backbone_of(model).embeddings.modules() if type(part) is nn.Conv2d)
+            )
         return reader
 
     def features(self, model: Any, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from ..data.loaders import eval_loader
 from ..data.spec import ImageData
-from ..dense.boxes import CORNERS, Found, found, labelled, shared
+from ..dense.boxes import CORNERS, Found, crowds, found, labelled, shared
 from ..errors import DataError
 from .base import PLACES_AT_ONCE, Outputs, Task, classes_of, metrics
 
@@ -143,8 +143,7 @@ class Detect(Task):
                 partners[name] += both[0]
                 counted[name] += both[1]
                 if is_labelled:
-                    wanted = [{"boxes": image.boxes, "labels": image.kinds} for image in labelled(labels)]
-                    precision[name].update([_listed(image) for image in detections], wanted)
+                    precision[name].update([_listed(image) for image in detections], _wanted(labels))
             seen += len(images)
             if limit is not None and seen >= limit:
                 break
@@ -190,6 +189,18 @@ def _percent(precision: Tensor) -> float | None:
 
 def _listed(image: Found) -> dict[str, Tensor]:
     return {"boxes": image.boxes, "scores": image.scores, "labels": image.kinds}
+
+
+def _wanted(labels: Tensor) -> list[dict[str, Tensor]]:
+    """In torchmetrics' form. What is detected within a crowd is neither right nor wrong."""
+    return [
+        {
+            "boxes": torch.cat([objects.boxes, crowd.boxes]),
+            "labels": torch.cat([objects.kinds, crowd.kinds]),
+            "iscrowd": torch.tensor([0] * len(objects.kinds) + [1] * len(crowd.kinds)),
+        }
+        for objects, crowd in zip(labelled(labels), crowds(labels), strict=True)
+    ]
 
 
 def _cross_entropy(logits: Tensor, likely: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from castling_convert.errors import BundleError, ModelError
 from castling_convert.families import family_of, input_size_of
 from castling_convert.tasks import task_of
 from tests.families import road
-from tests.models import LANDMARKS, recipe
+from tests.models import LANDMARKS, WINDOW, recipe
 
 hub = pytest.importorskip(
     "transformers", reason="transformers is not installed: pip install castling-convert[transformers]"
@@ -95,6 +95,21 @@ def test_half_precision(tmp_path: Path) -> None:
     student = cc.castle(small("vit"), recipe(**LANDMARKS))
     close_masks(student)
     assert cc.export(cc.fold(student), tmp_path / "half.onnx", precision="fp16").is_file()
+
+
+@torch.no_grad()
+def test_images_of_another_shape_and_as_many_patches() -> None:
+    torch.manual_seed(0)
+    long = hub.Dinov2ForImageClassification(hub.Dinov2Config(**SMALL | TEN | {"image_size": (16, 64)})).eval()
+    square = small("dinov2")
+    square.load_state_dict(long.state_dict())
+    made_for_it, another = (cc.castle(model, recipe(**WINDOW)) for model in (long, square))
+    another.load_state_dict(made_for_it.state_dict())
+    x = torch.randn(2, 3, 16, 64)
+    for model in (made_for_it, another):
+        close_masks(model)
+    torch.testing.assert_close(another(x).logits, made_for_it(x).logits)
+    torch.testing.assert_close(cc.fold(another)(x).logits, made_for_it(x).logits, atol=1e-5, rtol=1e-4)
 
 
 def test_what_a_user_subclasses_is_known() -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from castling_convert.artifact.parity import Tolerance, compare, noise
 from castling_convert.data.spec import ImageData
+from castling_convert.data.targets import crowd
 from castling_convert.errors import DataError, ModelError
 from castling_convert.evaluation.probe import Probe
 from castling_convert.tasks import Detect, Detections, task_of, task_of_output
@@ -81,6 +82,17 @@ def test_precision_and_agreement_by_hand(form: Callable[..., Any]) -> None:
     assert castled_score.agreement == pytest.approx(100 * 4 / 6)
     assert castled_score.map50 == pytest.approx(100 * (0.5 * (1 + 2 / 3) * 101 / 101) / 2, abs=0.5)
     assert TASK.lost(results["teacher"], castled_score) == pytest.approx(100 - castled_score.map)
+
+
+def test_what_is_found_in_a_crowd_counts_neither_way() -> None:
+    """Checked with pycocotools' own evaluation: a crowd of the other kind, or none, leaves the detection false."""
+    inside = raw(((41.0, 41, 45, 45), 0, 0.95), (LEFT, 0, 0.9))
+    for kind, right in ((crowd(0), 100.0), (crowd(1), 50.0), (-1, 50.0)):
+        wanted = labels([(LEFT, 0), (FAR, kind)])
+        assert TASK.measure({"model": says(inside)}, data(wanted))["model"].map == pytest.approx(right)
+        assert TASK.correct(inside, wanted) == pytest.approx(100 * 2 / 3)
+    only = labels([(FAR, crowd(0))])
+    assert TASK.measure({"model": says(inside)}, data(only))["model"].map is None
 
 
 def test_half_an_overlap_counts_for_half_of_the_thresholds() -> None:
