@@ -94,7 +94,8 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor]]):
     reads all masks for the largest.
 
     Raises:
-        DataError: a mask is missing, unreadable, of another size than its image, or names a kind that there is not.
+        DataError: a mask is missing, unreadable, of another size than its image, or names a kind that there is not;
+            no mask names a kind.
     """
 
     def __init__(self, images: ImageFiles, folder: Path, size: tuple[int, int], kinds: int | None) -> None:
@@ -102,6 +103,11 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor]]):
         self.masks = [folder / MASKS / f"{Path(name).with_suffix('')}.png" for name in _names(images, folder)]
         self._check()
         self.classes = 1 + (kinds if kinds is not None else max(_largest(_mask(path)) for path in self.masks))
+        if self.classes == 1:
+            raise DataError(
+                f"the masks in {folder / MASKS} have no value but 0, the background, and {IGNORED}, which is ignored: "
+                f"nothing to tell apart; the kinds of objects are 1 and what follows, up to {IGNORED - 1}"
+            )
 
     def __len__(self) -> int:
         return len(self.masks)

@@ -103,6 +103,17 @@ def test_without_instances_the_largest_value_counts(scenes):
     assert opened(scenes).classes == 3
 
 
+@pytest.mark.parametrize("values", [[0, 255], [0, 0]])
+def test_masks_of_background_alone(scenes, values):
+    (scenes / "instances.json").unlink()
+    for index in range(2):
+        save_mask(scenes / f"masks/{index}.png", [values, values])
+    assert refused(scenes) == (
+        f"the masks in {scenes}/masks have no value but 0, the background, and 255, which is ignored: nothing "
+        "to tell apart; the kinds of objects are 1 and what follows, up to 254"
+    )
+
+
 def test_masks_with_a_palette(scenes):
     before = opened(scenes).dataset[0][1]
     with Image.open(scenes / "masks/0.png") as mask:
