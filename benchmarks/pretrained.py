@@ -5,6 +5,7 @@
     python benchmarks/pretrained.py --table     the page from the runs that are there
     python benchmarks/pretrained.py --list      what is still to do
     python benchmarks/pretrained.py --more --only "images=10000"      once more, to be measured on more images
+    python benchmarks/pretrained.py --hybrid    with --layers auto and a budget of 0.3 points, two seeds
     python benchmarks/pretrained.py --device cuda --only "seed=1"     some of them, trained on a GPU
 
     python benchmarks/pretrained.py --model NAME --data TRAIN --val VAL     any timm model, on your own images
@@ -35,14 +36,17 @@ import timm
 import torch
 import torch.nn.functional as F
 from bed import MORE_IMAGES, PROBE_C, SETS, fresh, make, more_images
+from rich.console import Console
 from torch import Tensor
 
 import castling_convert as cc
 from castling_convert.artifact.onnx_model import OnnxModel
+from castling_convert.bundle import REJECTED, read_summary
 from castling_convert.data.loaders import eval_loader
 from castling_convert.data.preprocessing import Preprocessing
 from castling_convert.data.spec import open_data
 from castling_convert.distillation.progress import Progress
+from castling_convert.errors import CheckFailed
 from castling_convert.tasks.features import alike
 
 HERE = Path(__file__).parent
@@ -55,6 +59,8 @@ AT_280, VARIANT = 2_400, 4_000
 """In about 12 minutes at 280 pixels; and where recipes are compared in which one thing is changed."""
 FEW = 10
 """Images of a folder in a smoke test."""
+MAX_DROP = 0.3
+"""Points of top-1 that `--layers auto` may lose; of 2,000 images that it plans with, six."""
 AGAIN = "again"
 """Before the key of a run that was made once more, to be measured on more images."""
 RECIPES = ("castling", "castling-window", "castling-fast")
@@ -197,6 +203,45 @@ def more_of(teacher: Any, deploy: Any, bed: Path, size: tuple[int, int]) -> dict
     return {name: measured(teacher, deploy, str(folder / name), size) for name in SETS}
 
 
+def hybrid(bed: Path, seed: int, device: str) -> dict[str, Any]:
+    """`castling convert --layers auto --max-drop 0.3`, which plans with, and measures on, more images of both sets."""
+    bundle, started = bed / "bundles" / f"hybrid-{seed}", time.monotonic()
+    try:
+        cc.convert(
+            f"local-dir:{make(bed, 140)}", bundle, data=mixed(bed), recipe=Job("castling", SHORT, seed).resolved(),
+            layers="auto", max_drop=MAX_DROP, device=device, force=True,
+            console=Console(stderr=True, force_terminal=False, width=160),
+        )  # fmt: skip
+        found = bundle
+    except CheckFailed as error:  # more was lost on the others: that is a result, too
+        print(error, flush=True)
+        found = bundle / REJECTED
+    seconds, summary = time.monotonic() - started, read_summary(found)
+    return {
+        "key": hybrid_key(seed), "seed": seed, "plan": summary["plan"], "accuracy": summary["accuracy"],
+        "seconds": round(seconds, 1), "threads": torch.get_num_threads(), "device": processor(device),
+    }  # fmt: skip
+
+
+def hybrid_key(seed: int) -> str:
+    return f"layers auto {MAX_DROP} {SHORT} {seed}"
+
+
+def mixed(bed: Path) -> Path:
+    """The bed's training images, and more images of both validation sets, a folder a kind, in one."""
+    place = bed / "mixed"
+    if not place.is_dir():
+        more = more_images(bed).resolve()
+        with fresh(place) as part:
+            (part / "train").symlink_to((bed / "data/train").resolve())
+            for name in SETS:
+                for file in (more / name).rglob("*.jpg"):
+                    link = part / "val" / file.parent.name / f"{name}-{file.name}"
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(file)
+    return place
+
+
 def processor(device: str) -> str:
     """What a run was trained on, as the page says it."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
@@ -225,8 +270,6 @@ class Lines(Progress):
     """A line of progress now and then, whatever the output is."""
 
     def __init__(self, folder: Path) -> None:
-        from rich.console import Console
-
         super().__init__(folder, Console(stderr=True, force_terminal=False, width=160))
 
 
@@ -307,6 +350,11 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return {record["key"]: record for record in map(json.loads, lines)}
 
 
+def keep(record: dict[str, Any], results: Path) -> None:
+    with results.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def sentence(record: dict[str, Any]) -> str:
     parts = [
         f"{name} {values['castled']:.1f} (teacher {values['teacher']:.1f}), agreement {values['agreement']:.1f}, "
@@ -375,10 +423,11 @@ def page(results: Path, listed: Iterable[Job]) -> str:
             continue
         name = job.note or (job.recipe if job.data == "labelled scenes" else f"{job.recipe}, {job.data}")
         groups.setdefault(section(job), []).append((f"{name} ({len(records)} seed{'s' * (len(records) > 1)})", records))
-    first = next((r for r in done.values() if r["size"] == 140), None)
+    runs = [record for record in done.values() if "sets" in record]
+    first = next((r for r in runs if r["size"] == 140), None)
     levels = "" if first is None else ", ".join(f"{n} {v['teacher']:.1f} %" for n, v in first["sets"].items())
-    threads = " or ".join(map(str, sorted({r["threads"] for r in done.values() if r["device"] == "cpu"})))
-    gpus = ", ".join(sorted({r["device"] for r in done.values()} - {"cpu"}))
+    threads = " or ".join(map(str, sorted({r["threads"] for r in runs if r["device"] == "cpu"})))
+    gpus = ", ".join(sorted({r["device"] for r in runs} - {"cpu"}))
     sections = [
         f"""# A real pretrained ViT
 
@@ -396,7 +445,36 @@ Made by `python benchmarks/pretrained.py`; the single runs are in `pretrained.js
     ]
     for title, rows in groups.items():
         sections.append(f"## {title}\n\n{markdown(('', *HEAD), [(name, *cells(records)) for name, records in rows])}")
+    hybrids = [done[key] for seed in SEEDS if (key := hybrid_key(seed)) in done]
+    if hybrids:
+        sections.append(f"""## With `--layers auto --max-drop {MAX_DROP}`
+
+`castling`, {SHORT:,} images, a conversion as `castling convert` makes it. The more images of both validation sets
+together: {hybrids[0]["plan"]["images"]:,} to plan with, the others to measure on. Minutes are those of all of it.
+
+{
+            markdown(
+                (
+                    "seed",
+                    "layers kept",
+                    "points on the planning images",
+                    "points on the others",
+                    "agreement",
+                    "minutes",
+                ),
+                map(hybrid_row, hybrids),
+            )
+        }""")
     return "\n\n".join(sections) + "\n"
+
+
+def hybrid_row(record: dict[str, Any]) -> list[object]:
+    """The last plan is the one that was published."""
+    last, (teacher, castled) = record["plan"]["trials"][-1], (record["accuracy"][who] for who in ("teacher", "castled"))
+    return [
+        record["seed"], ", ".join(map(str, last["kept"])) or "none", f"{-last['drop']:+.2f}",
+        f"{castled['top1'] - teacher['top1']:+.2f}", f"{castled['agreement']:.1f}", f"{record['seconds'] / 60:.0f}",
+    ]  # fmt: skip
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -425,6 +503,7 @@ def main() -> None:
     parser.add_argument(
         "--more", action="store_true", help="make runs once more that more images were not looked at in"
     )
+    parser.add_argument("--hybrid", action="store_true", help="only the runs that may keep layers as softmax")
     parser.add_argument("--only", default="", help="runs in whose description, see --list, this text stands")
     parser.add_argument("--device", default="cpu", help="where to train [default: cpu]")
     parser.add_argument("--model", help="a timm name, hf-hub: or local-dir:, with --data and --val")
@@ -452,6 +531,11 @@ def main() -> None:
             if job.key in done and not done[job.key].get("more") and f"{AGAIN} {job.key}" not in done
         ]
     torch.backends.cudnn.allow_tf32 = False  # float32 on a GPU is what it is here
+    if arguments.hybrid:
+        listed_seeds = [seed for seed in SEEDS if hybrid_key(seed) not in done and arguments.only in f"seed={seed}"]
+        for seed in listed_seeds:
+            keep(hybrid(BED, seed, arguments.device), results)
+        todo = []
     if not (arguments.table or arguments.list):
         make(BED)
         images = some_of(BED) if arguments.quick else BED
@@ -462,8 +546,7 @@ def main() -> None:
                 continue
             record = run(job, BED, images, arguments.device)
             record["key"] = f"{AGAIN} {job.key}" if arguments.more else job.key
-            with results.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            keep(record, results)
             print(sentence(record), flush=True)
     if not arguments.list:
         table.write_text(page(results, listed))
