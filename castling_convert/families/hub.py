@@ -178,9 +178,8 @@ class HubFamily(CalledFamily):
                 return reader
         if _known(model).prefix is not None:
             # Some take images of other shapes, without a word or with `interpolate_pos_encoding`.
-            follow(
-                reader.grid, next(part for part in backbone_of(model).embeddings.modules() if type(part) is nn.Conv2d)
-            )
+            embeddings = backbone_of(model).embeddings.modules()
+            follow(reader.grid, next(part for part in embeddings if type(part) is nn.Conv2d))
         return reader
 
     def features(self, model: Any, images: Tensor) -> Tensor:
