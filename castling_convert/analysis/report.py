@@ -69,9 +69,13 @@ def verdict(summary: dict[str, Any], results: list[Result] | CastlingError | Non
         how = "as accurate as its teacher" if abs(lost) < 0.005 else (
             f"{abs(lost):.2f} points of {word} {'below' if lost > 0 else 'above'} its teacher"
         )  # fmt: skip
+        error = castled.get("standard_error")  # bundles of before don't say
+        sure = "" if error is None else f"; give or take {error:.2f} points, one standard error"
         where = "held-out images" if accuracy["held_out"] else "images, which it was trained on"
         said = f"The castled model is {how} ({castled[key]:.2f} % against {teacher[key]:.2f} % of "
-        said += f"{castled['images']} {where}), and gives the same answer for {castled['agreement']:.1f} % of them."
+        said += (
+            f"{castled['images']} {where}{sure}), and gives the same answer for {castled['agreement']:.1f} % of them."
+        )
     elif "castled" in accuracy:
         castled = accuracy["castled"]
         said = f"The castled model gives its teacher's answer for {castled['agreement']:.1f} % of {castled['images']} "

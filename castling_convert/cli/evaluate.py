@@ -8,16 +8,18 @@ import click
 
 from .options import PATH, data_help, json_option, print_json, print_table, progress_console
 
+ERROR = "standard_error"
 COLUMNS = {
     "top1": "top-1", "top5": "top-5", "agreement": "agreement with teacher",
     "miou": "mIoU", "pixels": "right pixels", "map": "mAP", "map50": "mAP at 0.5",
-    "cosine": "cosine with teacher", "neighbours": "same nearest neighbour",
+    "cosine": "cosine with teacher", "neighbours": "same nearest neighbour", ERROR: "difference, standard error",
 }  # fmt: skip
 """Of what the tasks measure."""
 
 
 def _shown(column: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}" if column == "cosine" else f"{value:.2f} %"
+    form = {"cosine": "{:.4f}", ERROR: "{:.2f} points"}.get(column, "{:.2f} %")
+    return "-" if value is None else form.format(value)
 
 
 @click.command("evaluate", epilog="Example, after castling demo: castling evaluate castled/digits --data digits")
@@ -54,7 +56,9 @@ def command(
         return
     images = next(iter(results.values())).images
     table = Table(title=f"{target} on {images} images of {data}", title_justify="left")
-    columns = [name for name in next(iter(results.values())).to_dict() if name != "images"]
+    columns = [name for name in next(iter(results.values())).to_dict() if name not in ("images", ERROR)]
+    if any(result.standard_error is not None for result in results.values()):
+        columns.append(ERROR)
     for column in ("model", *(COLUMNS[name] for name in columns)):
         table.add_column(column)
     for name, result in results.items():

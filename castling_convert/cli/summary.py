@@ -22,6 +22,10 @@ def print_summary(summary: dict[str, Any], output: Path, parity: Any = None) -> 
         where = "held out" if accuracy["held_out"] else "TRAINING images"
         table.add_row(f"{word}, {accuracy['teacher']['images']} {where}",
                       *(f"{accuracy[name][key]:.2f} %" for name in ("teacher", "castled")))  # fmt: skip
+        error = accuracy["castled"].get("standard_error")  # bundles of before don't say
+        if error is not None:
+            lost = accuracy["teacher"][key] - accuracy["castled"][key]
+            table.add_row("points lost", "", f"{lost:.2f}, give or take {error:.2f}")
     if "castled" in accuracy:
         table.add_row("agreement with teacher", "", f"{accuracy['castled']['agreement']:.2f} %")
     elif "features" in accuracy:

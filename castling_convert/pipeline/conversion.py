@@ -52,6 +52,7 @@ from ..planning.hybrid import Plan, exceeds
 from ..planning.sensitivity import paying_blocks
 from ..recipe import A_RECIPE, Recipe, SettledRecipe
 from ..tasks import Task, find_task, task_of
+from ..tasks.base import said_lost
 from .hybrid import carry_out_plans
 from .output import alone, begun_fingerprint, check_output, resumable
 from .run import Run, outputs_of
@@ -260,7 +261,7 @@ def _publish(
     castling: Castling = student.castling  # type: ignore[assignment]
     if plan is not None:
         student.castling = castling = plan.explain(castling, paying_blocks(teacher, recipe.attention)[1])  # type: ignore[assignment]
-    accuracy, drop, judged = _accuracy(teacher, student, data, validation)
+    accuracy, drop, lost = _accuracy(teacher, student, data, validation)
     images = some_images(validation, CERTIFIED_IMAGES)
     trained = student.to("cpu")
     deploy, certificate = certify(trained, images)
@@ -287,9 +288,8 @@ def _publish(
         bundle.save(deploy, rejected, **keep, force=True)
         hint = "castle fewer layers with --layers auto, " if plan is None else ""
         raise CheckFailed(
-            f"the castled model lost {drop:.2f} points on {judged} images, --max-drop "
-            f"{max_drop:g} is allowed; it is in {rejected}, not published: train longer with --steps and "
-            f"--force, {hint}or allow more and add --resume"
+            f"the castled model {lost}, --max-drop {max_drop:g} is allowed; it is in {rejected}, not published: train "
+            f"longer with --steps and --force, {hint}or allow more and add --resume"
         )
     bundle.save(deploy, output, **keep, trained=trained, force=True)
     return bundle.read_summary(output)
@@ -358,10 +358,10 @@ def _check_options(
 
 def _accuracy(
     teacher: Any, student: nn.Module, data: str | None, validation: ImageData
-) -> tuple[dict[str, Any], float | None, int]:
-    """What the task measures where there are real images, else a plain `unmeasured`; the points lost; on how many."""
+) -> tuple[dict[str, Any], float | None, str]:
+    """What the task measures where there are real images, else a plain `unmeasured`; the points lost, and in words."""
     if data is None:
-        return {"measured": False, "why": "aligned on generated images: no --data was given"}, None, 0
+        return {"measured": False, "why": "aligned on generated images: no --data was given"}, None, ""
     task = task_of(teacher)
     opened, unmeasured = task.usable(validation, teacher)
     results = task.measure(outputs_of(teacher, student), opened)
@@ -372,4 +372,5 @@ def _accuracy(
         "held_out": opened.held_out,
         **task.account(results),
     }
-    return accuracy, task.lost(results["teacher"], results["castled"]), results["castled"].images
+    points = task.lost(results["teacher"], results["castled"])
+    return accuracy, points, said_lost(points, results["castled"])

@@ -23,6 +23,7 @@ from ..files import writing_file
 from ..planning.hybrid import Plan, search, set_aside
 from ..planning.sensitivity import Sensitivity, images_needed, paying_blocks, sensitivities
 from ..tasks import task_of
+from ..tasks.base import said_lost
 from .run import Run, outputs_of
 
 # What layers=auto plans with: of the validation part where it is held out, else of the training part.
@@ -72,9 +73,10 @@ def carry_out_plans(
         )  # fmt: skip
         processes.on_first(lambda: keep(plan))
 
-    def drop(outcome: tuple[nn.Module, DistillResult]) -> float:
+    def drop(outcome: tuple[nn.Module, DistillResult]) -> tuple[float, str]:
         measured = task.measure(outputs_of(run.teacher, outcome[0]), planning)
-        return task.lost(measured["teacher"], measured["castled"])
+        points = task.lost(measured["teacher"], measured["castled"])
+        return points, said_lost(points, measured["castled"], "planning images")
 
     student, result = search(
         plan,

@@ -145,7 +145,7 @@ Outcome = TypeVar("Outcome")
 def search(
     plan: Plan,
     carry_out: Callable[[str], Outcome],
-    drop: Callable[[Outcome], float],
+    drop: Callable[[Outcome], tuple[float, str]],
     failed: Callable[[Plan], None],
     console: Console | None = None,
 ) -> Outcome:
@@ -153,7 +153,7 @@ def search(
 
     Args:
         carry_out: castles and distils the blocks it is given (as `castle(layers=...)` takes them).
-        drop: the points an outcome lost on the planning images.
+        drop: the points an outcome lost on the planning images, and the same in words.
         failed: called with the plan after each trial that lost too much.
 
     Raises:
@@ -164,10 +164,10 @@ def search(
         if console is not None:
             console.print(f"layers=auto: distilling, softmax kept in {_blocks(kept)}")
         outcome = carry_out(plan.layers(kept))
-        lost = drop(outcome)
+        lost, said = drop(outcome)
         plan.record(kept, lost)
         if console is not None:
-            console.print(f"layers=auto: lost {lost:.2f} points on {plan.images} planning images")
+            console.print(f"layers=auto: {said}")
         if not exceeds(lost, plan.allowed):
             return outcome
         failed(plan)

@@ -47,13 +47,30 @@ PLACES_AT_ONCE = 16
 """Images at once of a model whose outputs are larger than they are."""
 
 
+def standard_error(values: Tensor) -> float | None:
+    """Of the mean of what each of N images adds to it, [N]: sqrt(var / N), var over N - 1; None of one image."""
+    return (values.double().std() / len(values) ** 0.5).item() if len(values) > 1 else None
+
+
 class Score(Protocol):
-    """What was measured of one model over a number of images; values are percentages where nothing else is said."""
+    """What was measured of one model over a number of images; values are percentages where nothing else is said.
+    `standard_error` is that of the points lost against the reference, see `Task.lost`, as another choice of as many
+    images would show it; None for the reference itself, and where it is not known."""
 
     @property
     def images(self) -> int: ...
 
+    @property
+    def standard_error(self) -> float | None: ...
+
     def to_dict(self) -> dict[str, Any]: ...
+
+
+def said_lost(points: float, castled: Score, images: str = "images") -> str:
+    """What `Task.lost` found, in words, with what another choice of `images` could make of it."""
+    sure = castled.standard_error
+    beside = "" if sure is None else f" (give or take {sure:.2f}, one standard error)"
+    return f"lost {points:.2f} points on {castled.images} {images}{beside}"
 
 
 class Task(ABC):

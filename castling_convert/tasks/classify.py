@@ -14,19 +14,21 @@ from ..data.loaders import eval_loader
 from ..data.spec import ImageData
 from ..errors import DataError, ModelError
 from ..families import said_task
-from .base import Outputs, Task, classes_of
+from .base import Outputs, Task, classes_of, standard_error
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """Percentages over `images` images. `top1` and `top5` are None without labels, `top5` also with
     five classes or fewer; `agreement` is the share of images where the model's top class is the
-    reference's, None for the reference itself."""
+    reference's, None for the reference itself. `standard_error` as in `Score`, of top-1, or without labels of
+    agreement: images that both models are right or wrong about have no part in it."""
 
     images: int
     top1: float | None
     top5: float | None
     agreement: float | None
+    standard_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,7 +86,9 @@ class Classify(Task):
     @torch.no_grad()
     def measure(self, models: Mapping[str, Outputs], data: ImageData, limit: int | None = None) -> dict[str, Accuracy]:
         reference = next(iter(models))
-        right1, right5, agree = (dict.fromkeys(models, 0) for _ in range(3))
+        right1: dict[str, list[Tensor]] = {name: [] for name in models}
+        same: dict[str, list[Tensor]] = {name: [] for name in models}
+        right5 = dict.fromkeys(models, 0)
         seen, classes = 0, 0
         for images, labels in eval_loader(data):
             logits = {name: model(images).float().cpu() for name, model in models.items()}
@@ -96,8 +100,8 @@ class Classify(Task):
                 )
             top = logits[reference].argmax(-1)
             for name, values in logits.items():
-                right1[name] += int((values.argmax(-1) == labels).sum())
-                agree[name] += int((values.argmax(-1) == top).sum())
+                right1[name].append(values.argmax(-1) == labels)
+                same[name].append(values.argmax(-1) == top)
                 if classes > 5:
                     right5[name] += int((values.topk(5).indices == labels[:, None]).any(-1).sum())
             seen += len(labels)
@@ -106,12 +110,15 @@ class Classify(Task):
         if seen == 0:
             raise DataError(f"{data.spec} has no images to evaluate on")
         labelled = data.classes is not None
+        right, agree = ({name: 100 * torch.cat(parts).double() for name, parts in x.items()} for x in (right1, same))
+        counted = right if labelled else agree
         return {
             name: Accuracy(
                 images=seen,
-                top1=100 * right1[name] / seen if labelled else None,
+                top1=right[name].mean().item() if labelled else None,
                 top5=100 * right5[name] / seen if labelled and classes > 5 else None,
-                agreement=None if name == reference else 100 * agree[name] / seen,
+                agreement=None if name == reference else agree[name].mean().item(),
+                standard_error=None if name == reference else standard_error(counted[reference] - counted[name]),
             )
             for name in models
         }

@@ -17,7 +17,7 @@ from ..data.spec import ImageData
 from ..data.targets import IGNORED
 from ..errors import DataError
 from ..families import said_task
-from .base import PLACES_AT_ONCE, Outputs, Task, classes_of, metrics
+from .base import PLACES_AT_ONCE, Outputs, Task, classes_of, metrics, standard_error
 from .classify import logit_divergence
 
 
@@ -25,12 +25,14 @@ from .classify import logit_divergence
 class Segmentation:
     """Percentages over `images` images: the intersection over union of prediction and mask, mean of the classes that
     are in either, from the pixels of all images; the share of pixels with the right class; the share of pixels with
-    the reference's class. None without masks or with nothing in them, the last for the reference itself."""
+    the reference's class. None without masks or with nothing in them, agreement for the reference itself.
+    `standard_error` as in `Score`, of the mean of intersections over unions: None without masks."""
 
     images: int
     miou: float | None
     pixels: float | None
     agreement: float | None
+    standard_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,6 +102,7 @@ class Segment(Task):
         reference, labelled = next(iter(models)), data.classes is not None
         unions: dict[str, Any] = {}
         right, agree = (dict.fromkeys(models, 0) for _ in range(2))
+        parts: dict[str, list[Tensor]] = {name: [] for name in models}
         seen, pixels, counted = 0, 0, 0
         for images, masks in eval_loader(data, batch_size=PLACES_AT_ONCE):
             classes: dict[str, Tensor] = {}
@@ -114,6 +117,7 @@ class Segment(Task):
                 agree[name] += int((found == top).sum())
                 if labelled:
                     unions[name].update(found, masks)
+                    parts[name].append(_overlaps(found, masks, unions[name].num_classes))
                     right[name] += int((found == masks).sum())
             counted += int((masks != IGNORED).sum()) if labelled else 0
             pixels += top.numel()
@@ -122,12 +126,16 @@ class Segment(Task):
                 break
         if seen == 0:
             raise DataError(f"{data.spec} has no images to evaluate on")
+        shares = {name: _shares(torch.cat(parts[name])) for name in models} if counted else {}
         return {
             name: Segmentation(
                 images=seen,
                 miou=100 * unions[name].compute().item() if counted else None,
                 pixels=100 * right[name] / counted if counted else None,
                 agreement=None if name == reference else 100 * agree[name] / pixels,
+                standard_error=standard_error(shares[reference] - shares[name])
+                if counted and name != reference
+                else None,
             )
             for name in models
         }
@@ -166,6 +174,31 @@ def _right(classes: Tensor, labels: Tensor) -> float | None:
     """In how many percent of the pixels that are not to be ignored the label is the same; None where there are none."""
     counted = labels != IGNORED
     return _same(classes[counted], labels[counted]) if counted.any() else None
+
+
+def _overlaps(found: Tensor, masks: Tensor, classes: int) -> Tensor:
+    """How many pixels of each image have a class in the prediction and in the mask, and in either, of the ones that are
+    not to be ignored: [B, 2, classes]."""
+    counts = []
+    for prediction, mask in zip(found, masks, strict=True):
+        there = mask != IGNORED
+        said, meant = prediction[there], mask[there]
+        both, ours, theirs = (torch.bincount(x, minlength=classes) for x in (said[said == meant], said, meant))
+        counts.append(torch.stack([both, ours + theirs - both]))
+    return torch.stack(counts)
+
+
+def _shares(overlaps: Tensor) -> Tensor:
+    """What each of N images adds to the mIoU of all, in percent and N times, so that their mean is it: the linear part
+    of it as a function of the sums of `overlaps`, [N, 2, classes].
+
+    Source: Taylor's linearisation of a ratio of sums, Woodruff, JASA 66 (1971), 411-414.
+    """
+    both, either = overlaps.double().unbind(1)
+    there = either.sum(0) > 0
+    both, either = both[:, there], either[:, there]
+    whole = both.sum(0) / either.sum(0)
+    return 100 * (whole + len(both) * (both - whole * either) / either.sum(0)).mean(1)
 
 
 def _at(labels: Tensor, logits: Tensor) -> Tensor:

@@ -29,11 +29,11 @@ def summary(**accuracy: Any) -> dict[str, Any]:
     return {"accuracy": {"measured": False, "held_out": True, **accuracy}, "pretrained_weights": True}
 
 
-def scores(teacher: float, castled: float) -> dict[str, Any]:
+def scores(teacher: float, castled: float, **more: float) -> dict[str, Any]:
     return {
         "measured": True,
         "teacher": {"images": 900, "top1": teacher},
-        "castled": {"images": 900, "top1": castled, "agreement": 91.26},
+        "castled": {"images": 900, "top1": castled, "agreement": 91.26} | more,
     }
 
 
@@ -43,6 +43,8 @@ def scores(teacher: float, castled: float) -> dict[str, Any]:
         (scores(80.0, 78.5), "1.50 points of top-1 below its teacher (78.50 % against 80.00 % of 900 held-out"),
         (scores(80.0, 80.25), "is 0.25 points of top-1 above its teacher"),
         (scores(80.0, 80.0), "is as accurate as its teacher"),
+        (scores(80.0, 79.0, standard_error=0.6), "held-out images; give or take 0.60 points, one standard error), and"),
+        (scores(80.0, 80.0), "% of 900 held-out images), and"),
         (scores(80.0, 80.0), "gives the same answer for 91.3 % of them"),
         ({"castled": {"images": 9, "agreement": 88.9}}, "answer for 88.9 % of 9 images; without usable labels"),
         ({"features": {"images": 9, "cosine": 0.98, "neighbours": 50.0}}, "cosine of 0.9800 with its teacher's over 9"),

@@ -31,7 +31,7 @@ def test_the_whole_road(castling: Any, here: Path) -> None:
     assert "mIoU, 40 held out" in " ".join(shown.out.split())
     summary = json.loads((here / "out" / "summary.json").read_text())
     assert summary["task"] == "segment"
-    assert set(summary["accuracy"]["castled"]) == {"images", "miou", "pixels", "agreement"}
+    assert set(summary["accuracy"]["castled"]) == {"images", "miou", "pixels", "agreement", "standard_error"}
     castling("export", "out").done()
     castling("verify", "out/model.onnx", "--data", "scenes").done()
     ladder = castling("verify", "out", "--data", "scenes", "--limit", 8).done()

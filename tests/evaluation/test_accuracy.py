@@ -43,7 +43,9 @@ def test_by_hand():
     castled = answers([0], [4, 1], [5, 4, 3, 1, 0, 2], last, classes=8)  # right in place 1, 2, 6
     results = measure({"teacher": teacher, "castled": castled}, data([0, 1, 2, 7], 8))
     assert results["teacher"] == Accuracy(images=4, top1=75.0, top5=75.0, agreement=None)
-    assert results["castled"] == Accuracy(images=4, top1=25.0, top5=50.0, agreement=50.0)
+    # 0, 100, 100 and 0 points lost of an image: a mean of 50 with a variance of 10,000 / 3, over N - 1.
+    error = pytest.approx((10_000 / 3 / 4) ** 0.5)
+    assert results["castled"] == Accuracy(images=4, top1=25.0, top5=50.0, agreement=50.0, standard_error=error)
 
 
 def test_top5_ends_after_the_fifth_place():
@@ -60,7 +62,7 @@ def test_without_labels_only_agreement_is_known():
     models = {"teacher": answers([0], [1], classes=8), "castled": answers([0], [2], classes=8)}
     results = measure(models, data([-1, -1], None))
     assert results["teacher"] == Accuracy(2, None, None, None)
-    assert results["castled"] == Accuracy(2, None, None, 50.0)
+    assert results["castled"] == Accuracy(2, None, None, 50.0, standard_error=pytest.approx(50.0))
 
 
 def test_every_image_counts_once_over_batches():

@@ -22,7 +22,7 @@ def plan(max_drop: float = 1.0, images: int = 100) -> Plan:
 def searched(found: Plan, drops: dict[str, float]) -> tuple[str, list[str]]:
     """The outcome, which is what was castled, and everything that was tried before it."""
     failures: list[str] = []
-    outcome = search(found, lambda layers: layers, lambda layers: drops[layers],
+    outcome = search(found, lambda layers: layers, lambda layers: (drops[layers], ""),
                      lambda state: failures.append(state.layers(state.trials[-1].kept)))  # fmt: skip
     return outcome, failures
 

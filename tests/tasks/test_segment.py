@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from castling_convert.data.spec import ImageData
 from castling_convert.data.targets import IGNORED
 from castling_convert.errors import DataError
 from castling_convert.tasks import find_task, task_of
+from castling_convert.tasks.base import said_lost
+from castling_convert.tasks.segment import Segmentation, _overlaps, _shares
 from tests.models import tiny
 
 SEGMENT = find_task("segment")
@@ -61,6 +65,36 @@ def test_measured(data: ImageData) -> None:
     assert SEGMENT.account(found)["castled"]["miou"] == castled.miou
 
 
+def test_the_standard_error_is_that_of_scenes_drawn_again_and_again() -> None:
+    """A bootstrap over the scenes, of torchmetrics' own mIoU; and what every scene adds makes up the whole."""
+    masks = torch.randint(0, 3, (400, 4, 4))
+    masks[:40] = IGNORED
+    masks[40:60] = 0  # a scene without a kind
+    luck = torch.rand(masks.shape)
+
+    def guess(right: float) -> Tensor:
+        return torch.where(luck < right, masks % IGNORED, 2 - masks.clamp(max=2))
+
+    guesses = {"teacher": guess(0.9), "castled": guess(0.6)}
+    numbered = ImageData("made", TensorDataset(torch.arange(400.0)[:, None, None, None], masks), 3, held_out=True)
+    models = {
+        name: lambda x, found=found: nn.functional.one_hot(found[x.flatten().long()], 3).movedim(-1, 1).float()
+        for name, found in guesses.items()
+    }
+    measured = SEGMENT.measure(models, numbered)
+    for name, found in guesses.items():
+        shares = _shares(_overlaps(found, masks, 3))
+        assert shares.mean().item() == pytest.approx(measured[name].miou, rel=1e-5)
+    drawn = []
+    for _ in range(300):
+        again = torch.randint(0, 400, (400,))
+        scores = [multiclass_jaccard_index(x[again], masks[again], 3, ignore_index=IGNORED) for x in guesses.values()]
+        drawn.append(100 * (scores[0] - scores[1]))
+    assert measured["castled"].standard_error == pytest.approx(torch.stack(drawn).std().item(), rel=0.12)
+    assert measured["teacher"].standard_error is None
+    assert "lost 2.00 points on 400 images (give or take" in said_lost(2.0, measured["castled"])
+
+
 def test_without_masks(data: ImageData) -> None:
     blank = ImageData("made", data.dataset, classes=None, held_out=True)
     found = SEGMENT.measure({"a": says(3, lambda x: x), "b": says(3, lambda x: 2 - x)}, blank, limit=16)
@@ -97,7 +131,7 @@ def test_masks_with_nothing_in_them(data: ImageData) -> None:
     """Where nothing is to be looked at no mIoU is known, and of a batch of such images nothing either."""
     nothing = ImageData("made", Pixels(torch.full((3, 6, 5), IGNORED)), classes=3, held_out=True)
     found = SEGMENT.measure({"a": says(3, lambda x: x)}, nothing)
-    assert found["a"].to_dict() == {"images": 3, "miou": None, "pixels": None, "agreement": None}
+    assert found["a"] == Segmentation(3, miou=None, pixels=None, agreement=None)
     assert SEGMENT.nothing_found(found) == "the labels hold nothing to measure mIoU on: agreement with the teacher only"
     assert SEGMENT.nothing_found(SEGMENT.measure({"a": says(3, lambda x: x)}, data, limit=16)) is None
     classes = torch.zeros(1, 4, 4, dtype=torch.short)
