@@ -269,7 +269,8 @@ FLIPS = (
          ("tests/families/test_hub.py",)),
     Flip("standard error of a loss", "tasks/base.py", "/ len(values) ** 0.5", "/ len(values)",
          ("tests/evaluation/test_accuracy.py",)),
-    Flip("standard error of a mIoU", "tasks/segment.py", "(both - whole * either)", "both", ("tests/tasks/test_segment.py",)),
+    Flip("standard error of a mIoU", "tasks/segment.py", "(both - whole * either)", "both",
+         ("tests/tasks/test_segment.py",)),
     Flip("divergence of kinds", "tasks/detect.py", "- _cross_entropy(wanted, likely)",
          "+ _cross_entropy(wanted, likely)", ("tests/tasks",)),
     # What is said of an artifact.
