@@ -12,7 +12,7 @@ ERROR = "standard_error"
 COLUMNS = {
     "top1": "top-1", "top5": "top-5", "agreement": "agreement with teacher",
     "miou": "mIoU", "pixels": "right pixels", "map": "mAP", "map50": "mAP at 0.5",
-    "cosine": "cosine with teacher", "neighbours": "same nearest neighbour", ERROR: "difference, standard error",
+    "cosine": "cosine with teacher", "neighbours": "same nearest neighbour", ERROR: "standard error of the difference",
 }  # fmt: skip
 """Of what the tasks measure."""
 
