@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 
 CURVES = 0.5
 """Share of the images that are curves."""
+TO_LEARN_FROM, TO_COMPARE_ON = 100_000, 1_000
+"""Images of a run, and of a comparison of two models, which has to end."""
 
 
 class GeneratedImages(Dataset[tuple[Tensor, int]]):
@@ -27,7 +29,7 @@ class GeneratedImages(Dataset[tuple[Tensor, int]]):
         size: tuple[int, int],
         mode: str,
         transform: Callable[[Image.Image], Tensor],
-        count: int = 100_000,
+        count: int = TO_LEARN_FROM,
         seed: int = 0,
     ) -> None:
         self.size, self.mode, self.transform, self.count, self.seed = size, mode, transform, count, seed

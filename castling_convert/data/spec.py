@@ -27,7 +27,7 @@ from ..recipe import DataConfig
 from .annotated import IMAGES, open_scenes, refuse_scenes
 from .digits import Digits
 from .folder import ImageFiles, find_images, in_mode
-from .generated import GeneratedImages
+from .generated import TO_COMPARE_ON, TO_LEARN_FROM, GeneratedImages
 from .preprocessing import Labels, Preprocessing, Transform
 from .relations import Relations
 from .scenes import Scenes
@@ -89,7 +89,8 @@ def open_data(
     mode = preprocessing.image_mode
     if spec == GENERATED:
         size = preprocessing.input_size[1:]
-        return ImageData(spec, GeneratedImages(size, mode, transform, seed=seed), None, held_out=False)
+        count = TO_LEARN_FROM if split == "train" else TO_COMPARE_ON
+        return ImageData(spec, GeneratedImages(size, mode, transform, count, seed), None, held_out=False)
     if spec.startswith(TIMM_PREFIXES):
         if preprocessing.labels != "classes":
             raise DataError(f"of {spec} no {preprocessing.labels} are read; give {_WITH[preprocessing.labels]}")

@@ -15,9 +15,15 @@ def convert(castling, tiny):
     return lambda *arguments: castling("convert", *tiny, *DIGITS, *arguments)
 
 
-def test_a_budget_that_is_kept(convert, here):
-    convert("--max-drop", 100).done()
-    assert (here / "out" / "config.json").is_file()
+def test_a_budget_that_is_kept(convert, castling, here):
+    shown = convert("--max-drop", 100).done().out
+    accuracy = json.loads((here / "out" / "summary.json").read_text())["accuracy"]
+    lost, error = (accuracy["teacher"]["top1"] - accuracy["castled"]["top1"], accuracy["castled"]["standard_error"])
+    assert re.search(rf"points lost .* {lost:.2f}, give or take {error:.2f} ", shown)
+    shown = castling("evaluate", "out", "--data", "digits").done().out
+    assert "standard error of the difference" in shown
+    assert f"{error:.2f} points" in shown
+    assert "points" in castling("evaluate", "out", "--data", "generated", "--limit", 64).done().out  # of agreement
 
 
 def test_a_budget_that_is_not_kept_exits_1_and_publishes_nothing(convert, castling, here, monkeypatch):

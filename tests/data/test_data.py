@@ -57,6 +57,11 @@ def test_a_grayscale_model_gets_grey_images(vit, tmp_path):
         assert open_data(spec, found, "train").dataset[0][0].shape == (1, 32, 32)
 
 
+def test_a_comparison_on_generated_images_ends(vit):
+    found = Preprocessing.of(vit())
+    assert [len(open_data("generated", found, part)) for part in ("train", "validation")] == [100_000, 1_000]
+
+
 def test_a_model_of_five_channels_has_no_images(vit):
     with pytest.raises(DataError, match="takes 5"):
         Preprocessing.of(vit(in_chans=5))
