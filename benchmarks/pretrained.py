@@ -47,6 +47,7 @@ from castling_convert.data.preprocessing import Preprocessing
 from castling_convert.data.spec import open_data
 from castling_convert.distillation.progress import Progress
 from castling_convert.errors import CheckFailed
+from castling_convert.pipeline.output import begun_fingerprint
 from castling_convert.tasks.features import alike
 
 HERE = Path(__file__).parent
@@ -204,12 +205,14 @@ def more_of(teacher: Any, deploy: Any, bed: Path, size: tuple[int, int]) -> dict
 
 
 def hybrid(bed: Path, seed: int, device: str) -> dict[str, Any]:
-    """`castling convert --layers auto --max-drop 0.3`, which plans with, and measures on, more images of both sets."""
+    """`castling convert --layers auto --max-drop 0.3`, which plans with, and measures on, more images of both sets. One
+    that was interrupted goes on; how long it took is not known then."""
     bundle, started = bed / "bundles" / f"hybrid-{seed}", time.monotonic()
+    resume = begun_fingerprint(bundle) is not None
     try:
         cc.convert(
             f"local-dir:{make(bed, 140)}", bundle, data=mixed(bed), recipe=Job("castling", SHORT, seed).resolved(),
-            layers="auto", max_drop=MAX_DROP, device=device, force=True,
+            layers="auto", max_drop=MAX_DROP, device=device, resume=resume, force=not resume,
             console=Console(stderr=True, force_terminal=False, width=160),
         )  # fmt: skip
         found = bundle
@@ -219,7 +222,8 @@ def hybrid(bed: Path, seed: int, device: str) -> dict[str, Any]:
     seconds, summary = time.monotonic() - started, read_summary(found)
     return {
         "key": hybrid_key(seed), "seed": seed, "plan": summary["plan"], "accuracy": summary["accuracy"],
-        "seconds": round(seconds, 1), "threads": torch.get_num_threads(), "device": processor(device),
+        "seconds": None if resume else round(seconds, 1), "threads": torch.get_num_threads(),
+        "device": processor(device),
     }  # fmt: skip
 
 
@@ -459,6 +463,7 @@ together: {hybrids[0]["plan"]["images"]:,} to plan with, the others to measure o
                     "layers kept",
                     "points on the planning images",
                     "points on the others",
+                    "standard error",
                     "agreement",
                     "minutes",
                 ),
@@ -473,7 +478,8 @@ def hybrid_row(record: dict[str, Any]) -> list[object]:
     last, (teacher, castled) = record["plan"]["trials"][-1], (record["accuracy"][who] for who in ("teacher", "castled"))
     return [
         record["seed"], ", ".join(map(str, last["kept"])) or "none", f"{-last['drop']:+.2f}",
-        f"{castled['top1'] - teacher['top1']:+.2f}", f"{castled['agreement']:.1f}", f"{record['seconds'] / 60:.0f}",
+        f"{castled['top1'] - teacher['top1']:+.2f}", f"{castled['standard_error']:.2f}", f"{castled['agreement']:.1f}",
+        "" if record["seconds"] is None else f"{record['seconds'] / 60:.0f}",
     ]  # fmt: skip
 
 

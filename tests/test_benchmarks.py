@@ -96,13 +96,13 @@ def test_the_page_says_what_is_there(pretrained, tmp_path):
     hybrid = {
         "key": pretrained.hybrid_key(1), "seed": 1, "seconds": 600.0,
         "plan": {"images": 2000, "trials": [{"kept": [], "drop": 0.4}, {"kept": [3, 0], "drop": -0.1}]},
-        "accuracy": {"teacher": {"top1": 70.0}, "castled": {"top1": 69.75, "agreement": 90.0}},
+        "accuracy": {"teacher": {"top1": 70.0}, "castled": {"top1": 69.75, "agreement": 90.0, "standard_error": 0.4}},
     }  # fmt: skip
     with results.open("a") as file:
         file.write(json.dumps(hybrid) + "\n")
     both = pretrained.page(results, pretrained.jobs())
     assert both.startswith(page)
-    assert "| 1 | 3, 0 | +0.10 | -0.25 | 90.0 | 10 |" in both
+    assert "| 1 | 3, 0 | +0.10 | -0.25 | 0.40 | 90.0 | 10 |" in both
     assert "2,000 to plan with" in both
 
 
