@@ -57,9 +57,9 @@ def command(
     images = next(iter(results.values())).images
     table = Table(title=f"{target} on {images} images of {data}", title_justify="left")
     columns = [name for name in next(iter(results.values())).to_dict() if name not in ("images", ERROR)]
-    if any(result.standard_error is not None for result in results.values()):
+    if any(result.to_dict().get(ERROR) is not None for result in results.values()):
         columns.append(ERROR)
-    for column in ("model", *(COLUMNS[name] for name in columns)):
+    for column in ("model", *(COLUMNS.get(name, name) for name in columns)):
         table.add_column(column)
     for name, result in results.items():
         values = result.to_dict()

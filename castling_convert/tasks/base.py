@@ -54,21 +54,18 @@ def standard_error(values: Tensor) -> float | None:
 
 class Score(Protocol):
     """What was measured of one model over a number of images; values are percentages where nothing else is said.
-    `standard_error` is that of the points lost against the reference, see `Task.lost`, as another choice of as many
-    images would show it; None for the reference itself, and where it is not known."""
+    It may have a `standard_error`: that of the points lost against the reference, see `Task.lost`, as another choice of
+    as many images would show it; None for the reference itself, and where it is not known."""
 
     @property
     def images(self) -> int: ...
-
-    @property
-    def standard_error(self) -> float | None: ...
 
     def to_dict(self) -> dict[str, Any]: ...
 
 
 def said_lost(points: float, castled: Score, images: str = "images") -> str:
     """What `Task.lost` found, in words, with what another choice of `images` could make of it."""
-    sure = castled.standard_error
+    sure: float | None = getattr(castled, "standard_error", None)
     beside = "" if sure is None else f" (give or take {sure:.2f}, one standard error)"
     return f"lost {points:.2f} points on {castled.images} {images}{beside}"
 
