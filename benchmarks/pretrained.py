@@ -216,9 +216,11 @@ def hybrid(bed: Path, seed: int, device: str) -> dict[str, Any]:
             console=Console(stderr=True, force_terminal=False, width=160),
         )  # fmt: skip
         found = bundle
-    except CheckFailed as error:  # more was lost on the others: that is a result, too
-        print(error, flush=True)
+    except CheckFailed as error:
         found = bundle / REJECTED
+        if not found.is_dir():  # no plan was within the budget
+            raise
+        print(error, flush=True)  # more was lost on the others: that is a result, too
     seconds, summary = time.monotonic() - started, read_summary(found)
     return {
         "key": hybrid_key(seed), "seed": seed, "plan": summary["plan"], "accuracy": summary["accuracy"],
@@ -538,10 +540,10 @@ def main() -> None:
         ]
     torch.backends.cudnn.allow_tf32 = False  # float32 on a GPU is what it is here
     if arguments.hybrid:
-        listed_seeds = [seed for seed in SEEDS if hybrid_key(seed) not in done and arguments.only in f"seed={seed}"]
-        for seed in listed_seeds:
-            keep(hybrid(BED, seed, arguments.device), results)
         todo = []
+        for seed in SEEDS:
+            if hybrid_key(seed) not in done and arguments.only in f"seed={seed}":
+                keep(hybrid(BED, seed, arguments.device), results)
     if not (arguments.table or arguments.list):
         make(BED)
         images = some_of(BED) if arguments.quick else BED

@@ -54,8 +54,8 @@ def standard_error(values: Tensor) -> float | None:
 
 class Score(Protocol):
     """What was measured of one model over a number of images; values are percentages where nothing else is said.
-    It may have a `standard_error`: that of the points lost against the reference, see `Task.lost`, as another choice of
-    as many images would show it; None for the reference itself, and where it is not known."""
+    It may have a `standard_error`, where that is known: of the points lost against the reference, see `Task.lost`, as
+    another choice of as many images would show it; None for the reference itself."""
 
     @property
     def images(self) -> int: ...

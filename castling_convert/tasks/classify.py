@@ -98,10 +98,10 @@ class Classify(Task):
                     f"{data.spec} has {data.classes} classes, the model has {classes}: labels can't be compared; "
                     "give the data the model was trained for"
                 )
-            top = logits[reference].argmax(-1)
+            top = {name: values.argmax(-1) for name, values in logits.items()}
             for name, values in logits.items():
-                right1[name].append(values.argmax(-1) == labels)
-                same[name].append(values.argmax(-1) == top)
+                right1[name].append(top[name] == labels)
+                same[name].append(top[name] == top[reference])
                 if classes > 5:
                     right5[name] += int((values.topk(5).indices == labels[:, None]).any(-1).sum())
             seen += len(labels)

@@ -27,13 +27,12 @@ class Detections:
     """Percentages over `images` images: COCO's mean average precision over overlaps of 0.5 to 0.95, that at 0.5, and
     how many of the detections that have a score above CERTAIN, the model's and the reference's, have a partner in the
     other's, of the same kind and with an overlap of at least 0.5. The first two are None without labels, or without a
-    box in them; agreement for the reference itself. `standard_error` is not known of an average precision."""
+    box in them; agreement for the reference itself."""
 
     images: int
     map: float | None
     map50: float | None
     agreement: float | None
-    standard_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

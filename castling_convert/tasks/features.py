@@ -26,12 +26,11 @@ UNMEASURED = "the model has no classes; its features are compared"
 class Likeness:
     """How alike the features of a model are to those of the reference, over `images` images: the mean cosine of both
     models' features of an image, and in how many percent the image nearest to it, by cosine, is the same one. None
-    for the reference itself. `standard_error` is not known: an image has a part in the neighbours of others."""
+    for the reference itself."""
 
     images: int
     cosine: float | None
     neighbours: float | None
-    standard_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -179,13 +179,10 @@ def _right(classes: Tensor, labels: Tensor) -> float | None:
 def _overlaps(found: Tensor, masks: Tensor, classes: int) -> Tensor:
     """How many pixels of each image have a class in the prediction and in the mask, and in either, of the ones that are
     not to be ignored: [B, 2, classes]."""
-    counts = []
-    for prediction, mask in zip(found, masks, strict=True):
-        there = mask != IGNORED
-        said, meant = prediction[there], mask[there]
-        both, ours, theirs = (torch.bincount(x, minlength=classes) for x in (said[said == meant], said, meant))
-        counts.append(torch.stack([both, ours + theirs - both]))
-    return torch.stack(counts)
+    count = metrics().functional.classification.multiclass_stat_scores
+    counts = [count(*pair, classes, "none", ignore_index=IGNORED) for pair in zip(found, masks, strict=True)]
+    right, wrong, _, missed, _ = torch.stack(counts).unbind(-1)
+    return torch.stack([right, right + wrong + missed], 1)
 
 
 def _shares(overlaps: Tensor) -> Tensor:

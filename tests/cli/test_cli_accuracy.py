@@ -15,10 +15,11 @@ def convert(castling, tiny):
     return lambda *arguments: castling("convert", *tiny, *DIGITS, *arguments)
 
 
-def test_a_budget_that_is_kept(convert, castling, here):
+def test_a_budget_that_is_kept_and_how_sure_the_loss_is(convert, castling, here):
     shown = convert("--max-drop", 100).done().out
+    assert (here / "out" / "config.json").is_file()
     accuracy = json.loads((here / "out" / "summary.json").read_text())["accuracy"]
-    lost, error = (accuracy["teacher"]["top1"] - accuracy["castled"]["top1"], accuracy["castled"]["standard_error"])
+    lost, error = accuracy["teacher"]["top1"] - accuracy["castled"]["top1"], accuracy["castled"]["standard_error"]
     assert re.search(rf"points lost .* {lost:.2f}, give or take {error:.2f} ", shown)
     shown = castling("evaluate", "out", "--data", "digits").done().out
     assert "standard error of the difference" in shown

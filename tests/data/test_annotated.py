@@ -207,8 +207,8 @@ def test_labels_lie_on_the_image_as_it_is_meant_to_be_seen(scenes, labels):
     save_image(scenes / "images/0.jpg", size=(HEIGHT, WIDTH), exif=exif)
     image, found = opened(scenes, labels).dataset[0]
     assert image.shape == (3, HEIGHT, WIDTH)
-    expected = {"masks": [0, 1, 2, 255], "boxes": [1, 4, 6, 14, 18]}
-    assert (found[0] if labels == "boxes" else found).unique().tolist() == expected[labels]
+    expected = {"masks": [0, 1, 2, 255], "boxes": [crowd(0), -1, 0, 1, 4, 6, 9, 14, 18]}
+    assert found.unique().tolist() == expected[labels]
     save_image(scenes / "images/0.jpg", exif=exif)
     assert "is 40x24" in refused(scenes, labels)
 

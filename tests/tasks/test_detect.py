@@ -85,7 +85,7 @@ def test_precision_and_agreement_by_hand(form: Callable[..., Any]) -> None:
 
 
 def test_what_is_found_in_a_crowd_counts_neither_way() -> None:
-    """Checked with pycocotools' own evaluation: a crowd of the other kind, or none, leaves the detection false."""
+    """A crowd of the other kind, or none, leaves the detection false."""
     inside = raw(((41.0, 41, 45, 45), 0, 0.95), (LEFT, 0, 0.9))
     for kind, right in ((crowd(0), 100.0), (crowd(1), 50.0), (-1, 50.0)):
         wanted = labels([(LEFT, 0), (FAR, kind)])
