@@ -16,19 +16,30 @@ from .families import family_of
 
 FLOAT64_TOLERANCE = 1e-10
 FLOAT32_TOLERANCE = 1e-5
+ROUNDINGS = 4
+"""How many times what a float32 model rounds by its folded one may be away from it: of sixty small models it was 1.2 in
+the median and 2.5 at most."""
 
 
 @dataclass(frozen=True)
 class FoldCertificate:
-    """Relative errors, |folded - trained| / max|trained|, on the logits and on each block's output."""
+    """Relative errors, |folded - trained| / max|trained|, on the logits and on each block's output, and that of the
+    trained model's own float32 logits against its float64 ones, which folding has no part in."""
 
     float64_logits: float
     float32_logits: float
+    float32_rounding: float
     float64_blocks: dict[str, float]
 
     @property
+    def float32_allowed(self) -> float:
+        """1e-5, or so many times what the trained model itself rounds by: deep ones with large activations do by as
+        much, folded or not."""
+        return max(FLOAT32_TOLERANCE, ROUNDINGS * self.float32_rounding)
+
+    @property
     def holds(self) -> bool:
-        return self.float64_logits <= FLOAT64_TOLERANCE and self.float32_logits <= FLOAT32_TOLERANCE
+        return self.float64_logits <= FLOAT64_TOLERANCE and self.float32_logits <= self.float32_allowed
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"holds": self.holds}
@@ -75,22 +86,27 @@ def certify(student: nn.Module, images: Tensor) -> tuple[nn.Module, FoldCertific
         The folded model in the student's own dtype, and the certificate.
 
     Raises:
-        CheckFailed: the errors exceed 1e-10 (float64) or 1e-5 (float32).
+        CheckFailed: the errors exceed 1e-10 (float64) or 1e-5 (float32); four times the model's own rounding in float32
+            where that is more.
     """
     logits: dict[torch.dtype, float] = {}
+    unfolded: dict[torch.dtype, Tensor] = {}
     by_block: dict[str, float] = {}
     for dtype in (torch.float64, torch.float32):
         trained = copy.deepcopy(student).to("cpu", dtype).eval()
         expected, expected_blocks = _block_outputs(trained, images.to(dtype))
         actual, actual_blocks = _block_outputs(fold_(trained), images.to(dtype))
+        unfolded[dtype] = expected
         logits[dtype] = _relative_error(actual, expected)
         if dtype == torch.float64:
             by_block = {name: _relative_error(actual_blocks[name], out) for name, out in expected_blocks.items()}
-    certificate = FoldCertificate(logits[torch.float64], logits[torch.float32], by_block)
+    rounding = _relative_error(unfolded[torch.float32], unfolded[torch.float64])
+    certificate = FoldCertificate(logits[torch.float64], logits[torch.float32], rounding, by_block)
     if not certificate.holds:
         raise CheckFailed(
             f"folding changed the model: relative error {certificate.float64_logits:.1e} in float64 (allowed "
-            f"{FLOAT64_TOLERANCE:.0e}), {certificate.float32_logits:.1e} in float32 (allowed {FLOAT32_TOLERANCE:.0e})"
+            f"{FLOAT64_TOLERANCE:.0e}), {certificate.float32_logits:.1e} in float32 (allowed "
+            f"{certificate.float32_allowed:.1e})"
         )
     return fold(student), certificate
 

@@ -203,6 +203,7 @@ FLIPS = (
     Flip("LayerScale dropped", "families/vit.py", "scale_outputs_(linear, scale.gamma)", "pass", FOLDING),
     Flip("an open mask is folded", "folding.py", "if still_open:", "if not still_open:", FOLDING),
     Flip("certificate", "folding.py", "self.float64_logits <= FLOAT64_TOLERANCE and", "True or", FOLDING),
+    Flip("rounding of the certificate", "folding.py", "ROUNDINGS * self.float32_rounding)", "1.0)", FOLDING),
     # What is learned.
     Flip("error of a channel", "distillation/losses.py", "/ torch.maximum(variance, floor)",
          "* torch.maximum(variance, floor)", LOSSES),

@@ -10,7 +10,7 @@ import castling_convert as cc
 from castling_convert.attention import CastledAttention, FoldedAttention
 from castling_convert.castling import castled_layers, close_masks
 from castling_convert.errors import CheckFailed, FoldError
-from castling_convert.folding import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, certify
+from castling_convert.folding import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, ROUNDINGS, certify
 from tests.models import KINDS, closed_student, images, recipe, tiny
 
 FORMS = [
@@ -29,6 +29,7 @@ FORMS = [
 def test_the_promised_tolerances() -> None:
     assert FLOAT64_TOLERANCE <= 1e-10
     assert FLOAT32_TOLERANCE <= 1e-5
+    assert ROUNDINGS <= 4
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(map(str, form.values())))
@@ -66,6 +67,32 @@ def test_certify_catches_a_fold_that_changes_the_model(monkeypatch: pytest.Monke
     monkeypatch.setattr(FoldedAttention, "attend", lambda *args: attend(*args) * (1 + 1e-4))
     with pytest.raises(CheckFailed, match="folding changed the model"):
         certify(closed_student(tiny()), images())
+
+
+@torch.no_grad()
+def test_certify_catches_a_fold_that_is_less_exact_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = FoldedAttention.attend
+
+    def inexact(layer: FoldedAttention, *args: torch.Tensor) -> torch.Tensor:
+        out = attend(layer, *args)
+        return out * (1 + 1e-4) if out.dtype == torch.float32 else out
+
+    monkeypatch.setattr(FoldedAttention, "attend", inexact)
+    with pytest.raises(CheckFailed, match="folding changed the model"):
+        certify(closed_student(tiny()), images())
+
+
+@torch.no_grad()
+def test_what_the_model_itself_rounds_by_is_not_the_fold_s() -> None:
+    student = closed_student(tiny(KINDS["dinov2"]))  # whose LayerScale is absorbed
+    basis = torch.linalg.qr(student.forward_head(student.forward_features(images()), pre_logits=True).T).Q
+    student.head.weight -= 0.999 * student.head.weight @ basis @ basis.T  # logits are small sums of large products
+    student.head.bias.zero_()
+    _, certificate = certify(student, images())
+    assert certificate.float64_logits <= 1e-10
+    assert 1e-5 < certificate.float32_logits <= certificate.float32_allowed < 1e-2
+    assert certificate.float32_allowed == ROUNDINGS * certificate.float32_rounding
+    assert certificate.holds
 
 
 def test_refuses_while_a_mask_is_open_and_names_the_layers() -> None:
