@@ -45,7 +45,7 @@ class TestEveryVariant(road.EveryVariant):
 
 @pytest.mark.slow
 def test_from_castle_to_onnx(tmp_path) -> None:
-    road.from_castle_to_onnx(small("maps"), tmp_path, steps=64, atol=1e-2)  # rounding grows in random networks
+    road.from_castle_to_onnx(small("maps"), tmp_path, steps=128, atol=1e-2)  # rounding grows in random networks
 
 
 def test_layers_say_their_queries_and_keys() -> None:
