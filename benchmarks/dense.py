@@ -223,7 +223,7 @@ def page(results: Path) -> str:
         rows.append((
             f"{task}, {word}", recipe if minutes is None else f"{recipe}, --minutes {minutes:g}", size, trained,
             records[0]["images"] // records[0]["steps"], len(records), f"{of(records, 'images'):.0f}",
-            f"{of([r for r in records if r['seconds'] is not None], 'seconds') / 60:.1f}",
+            f"{of(records, 'seconds') / 60:.1f}",
             f"{mean(r['teacher'][key] for r in records):.1f}",
             difference([r["castled"][key] - r["teacher"][key] for r in records]),
             f"{mean(r['castled']['agreement'] for r in records):.1f}", difference(points),
@@ -253,8 +253,8 @@ measured on more scenes beside their teachers. `castling-window` there is from b
 the second phase took no hard batch for harm any more, and had a quarter of the others' rate. The two seeds of
 `detect` at 280 pixels have heads trained on two machines (21.8 and 22.5 % mAP), and so have the two rows of `detect`
 at 518. With `--minutes 15` two cores with AVX-512 did the work, the minutes are those of the first seed, as the second
-was resumed, and the head was trained anew. The int8 at 280 pixels is of a CPU without VNNI, before
-sessions asked onnxruntime for precise products there, and may be better now.
+was resumed, and its head was trained anew. The int8 at 280 pixels is of a CPU without VNNI, before sessions asked
+onnxruntime for precise products there, and may be better now.
 
 {markdown(head, rows)}
 """
@@ -268,7 +268,8 @@ def difference(points: Sequence[float]) -> str:
 
 
 def of(records: Iterable[dict[str, Any]], name: str) -> float:
-    return mean(record[name] for record in records)
+    """Mean of those that have it; how long a run took that was resumed is not known."""
+    return mean(record[name] for record in records if record[name] is not None)
 
 
 def keep(record: dict[str, Any], results: Path) -> None:
