@@ -252,9 +252,10 @@ Made by `python benchmarks/dense.py`; the single runs are in `dense.jsonl`. At 5
 measured on more scenes beside their teachers. `castling-window` there is from before the trial that finds the rate of
 the second phase took no hard batch for harm any more, and had a quarter of the others' rate. The two seeds of
 `detect` at 280 pixels have heads trained on two machines (21.8 and 22.5 % mAP), and so have the two rows of `detect`
-at 518. With `--minutes 15` two cores with AVX-512 did the work, the minutes are those of the first seed, as the second
-was resumed, and its head was trained anew. The int8 at 280 pixels is of a CPU without VNNI, before sessions asked
-onnxruntime for precise products there, and may be better now.
+at 518. With `--minutes 15` two cores with AVX-512 did the work, with heads trained anew; the segmenter's minutes are
+those of the first seed, as the second was resumed, and the detector's are more than 15, as its steps were slower than
+those that were timed. The int8 at 280 pixels is of a CPU without VNNI, before sessions asked onnxruntime for precise
+products there, and may be better now.
 
 {markdown(head, rows)}
 """
