@@ -67,7 +67,8 @@ def said_lost(points: float, castled: Score, images: str = "images") -> str:
     """What `Task.lost` found, in words, with what another choice of `images` could make of it."""
     sure: float | None = getattr(castled, "standard_error", None)
     beside = "" if sure is None else f" (give or take {sure:.2f}, one standard error)"
-    return f"lost {points:.2f} points on {castled.images} {images}{beside}"
+    word = "gained" if round(points, 2) < 0 else "lost"
+    return f"{word} {abs(points):.2f} points on {castled.images} {images}{beside}"
 
 
 class Task(ABC):

@@ -92,7 +92,9 @@ def test_the_standard_error_is_that_of_scenes_drawn_again_and_again() -> None:
         drawn.append(100 * (scores[0] - scores[1]))
     assert measured["castled"].standard_error == pytest.approx(torch.stack(drawn).std().item(), rel=0.12)
     assert measured["teacher"].standard_error is None
-    assert "lost 2.00 points on 400 images (give or take" in said_lost(2.0, measured["castled"])
+    assert said_lost(2.0, measured["castled"]).startswith("lost 2.00 points on 400 images (give or take")
+    assert said_lost(-0.5, measured["castled"]).startswith("gained 0.50 points on 400 images (give or take")
+    assert said_lost(-0.001, measured["castled"]).startswith("lost 0.00 points on 400 images")
 
 
 def test_without_masks(data: ImageData) -> None:
