@@ -220,10 +220,11 @@ def page(results: Path) -> str:
         quantised = [(r["int8"][key] - r["teacher"][key], r["int8"]["agreement"]) for r in records if "int8" in r]
         points, same = zip(*quantised, strict=True) if quantised else ((), ())
         more = [done[f"more {r['key']}"] for r in records if f"more {r['key']}" in done]
+        timed = [r for r in records if r["seconds"] is not None]  # how long one took that was resumed is not known
         rows.append((
             f"{task}, {word}", recipe if minutes is None else f"{recipe}, --minutes {minutes:g}", size, trained,
             records[0]["images"] // records[0]["steps"], len(records), f"{of(records, 'images'):.0f}",
-            f"{of(records, 'seconds') / 60:.1f}",
+            f"{of(timed, 'seconds') / 60:.1f}" if timed else "",
             f"{mean(r['teacher'][key] for r in records):.1f}",
             difference([r["castled"][key] - r["teacher"][key] for r in records]),
             f"{mean(r['castled']['agreement'] for r in records):.1f}", difference(points),
@@ -269,8 +270,7 @@ def difference(points: Sequence[float]) -> str:
 
 
 def of(records: Iterable[dict[str, Any]], name: str) -> float:
-    """Mean of those that have it; how long a run took that was resumed is not known."""
-    return mean(record[name] for record in records if record[name] is not None)
+    return mean(record[name] for record in records)
 
 
 def keep(record: dict[str, Any], results: Path) -> None:

@@ -479,7 +479,7 @@ def hybrid_row(record: dict[str, Any]) -> list[object]:
     """The last plan is the one that was published."""
     last, (teacher, castled) = record["plan"]["trials"][-1], (record["accuracy"][who] for who in ("teacher", "castled"))
     return [
-        record["seed"], ", ".join(map(str, last["kept"])) or "none", f"{0 - last['drop']:+.2f}",
+        record["seed"], ", ".join(map(str, last["kept"])) or "none", f"{-last['drop']:+z.2f}",
         f"{castled['top1'] - teacher['top1']:+.2f}", f"{castled['standard_error']:.2f}", f"{castled['agreement']:.1f}",
         "" if record["seconds"] is None else f"{record['seconds'] / 60:.0f}",
     ]  # fmt: skip
