@@ -16,6 +16,8 @@ from torch import nn
 from ..data.loaders import training_loader
 from ..data.preprocessing import Preprocessing
 from ..data.spec import open_data
+from ..distillation.muon import Muon
+from ..families import family_of
 from ..recipe import DataConfig
 from ..tasks import task_of
 
@@ -27,7 +29,8 @@ class Testbed:
     """An embedded data set and the softmax teacher for it: `timm.create_model(model, **arguments)`.
 
     `floor` is the accuracy in percent that a teacher has to reach to be worth converting, `overrides`
-    what of the default recipe depends on this data.
+    what of the default recipe depends on this data. With `muon`, `lr` is Muon's rate of the matrices in the blocks,
+    and a tenth of it AdamW's of everything else; without, AdamW's of all.
     """
 
     data: str
@@ -39,6 +42,7 @@ class Testbed:
     label_smoothing: float = 0.0
     augmentation: DataConfig = field(default_factory=DataConfig)
     model: str = field(default=MODEL, repr=False)
+    muon: bool = field(default=False, repr=False)
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -53,11 +57,12 @@ _TESTBEDS = (
         floor=97.0,
         # 36 patches of the 8x8 digits enlarged, and a class token.
         arguments={**_SMALL, "img_size": 24, "in_chans": 1, "num_classes": 10},
-        steps=1200,
+        steps=400,
         batch_size=64,
-        lr=2e-3,
+        lr=0.02,
         label_smoothing=0.05,
         augmentation=DataConfig(scale=0.8),
+        muon=True,  # AdamW takes three times as many steps
     ),
     Testbed(
         "relations",
@@ -90,8 +95,10 @@ def train_teacher(
     preprocessing = Preprocessing.of(teacher)
     data = open_data(testbed.data, preprocessing, "train", training=testbed.augmentation)
     loader = training_loader(data, testbed.batch_size, steps, start=0, seed=seed, workers=0)
-    optimizer = torch.optim.AdamW(teacher.parameters(), testbed.lr, weight_decay=0.05)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, testbed.lr, steps, pct_start=0.1)
+    optimizer = _optimizer(teacher, testbed)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, testbed.lr, steps, pct_start=0.1, cycle_momentum=not testbed.muon
+    )
     started = shown = time.monotonic()
     if console is not None:
         console.print(f"training a {testbed.data} teacher for {steps} steps ...")
@@ -113,3 +120,14 @@ def train_teacher(
     if console is not None:
         console.print(f"teacher: {accuracy.top1:.2f} % on {accuracy.images} held-out images")
     return teacher, accuracy.top1
+
+
+def _optimizer(teacher: nn.Module, testbed: Testbed) -> torch.optim.Optimizer:
+    if not testbed.muon:
+        return torch.optim.AdamW(teacher.parameters(), testbed.lr, weight_decay=0.05)
+    blocks = tuple(f"{block}." for block in family_of(teacher).block_names(teacher))
+    matrices, others = [], []
+    for name, parameter in teacher.named_parameters():
+        (matrices if parameter.ndim == 2 and name.startswith(blocks) else others).append(parameter)
+    groups = [{"params": matrices}, {"params": others, "use_fallback": True}]
+    return Muon(groups, testbed.lr, fallback=0.1, weight_decay=0.05)
