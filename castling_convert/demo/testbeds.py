@@ -126,8 +126,8 @@ def _optimizer(teacher: nn.Module, testbed: Testbed) -> torch.optim.Optimizer:
     if not testbed.muon:
         return torch.optim.AdamW(teacher.parameters(), testbed.lr, weight_decay=0.05)
     blocks = tuple(f"{block}." for block in family_of(teacher).block_names(teacher))
-    matrices, others = [], []
-    for name, parameter in teacher.named_parameters():
-        (matrices if parameter.ndim == 2 and name.startswith(blocks) else others).append(parameter)
+    named = list(teacher.named_parameters())
+    matrices = [parameter for name, parameter in named if parameter.ndim == 2 and name.startswith(blocks)]
+    others = [parameter for name, parameter in named if parameter.ndim != 2 or not name.startswith(blocks)]
     groups = [{"params": matrices}, {"params": others, "use_fallback": True}]
     return Muon(groups, testbed.lr, fallback=0.1, weight_decay=0.05)
