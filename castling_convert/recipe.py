@@ -97,10 +97,9 @@ class LossConfig(_Section):
 class AlignConfig(_Section):
     """The first phase, layers alone: each castled layer learns the teacher's output on the teacher's input.
 
-    `share` of all steps. AdamW at `lr` for what a layer inherits, and at `lr * added` for what castling added to it, of
-    layers that are 384 wide or wider; at `lr * 384 / width` of narrower ones, up to four times `lr`. A linear warm-up,
-    then a linear fall to zero. `echo`: how many steps learn from each batch; what the teacher made of it is kept so
-    long.
+    `share` of all steps. AdamW at `lr` for what a layer inherits, and at `lr * added` for what castling added to it;
+    a linear warm-up, then a linear fall to zero. `echo`: how many steps learn from each batch; what the teacher made
+    of it is kept so long.
     """
 
     share: float = Field(default=0.8, ge=0, le=1)

@@ -20,26 +20,19 @@ ALIGN_WARMUP = 0.05
 """Share of the first phase."""
 ALIGN_BETAS = (0.9, 0.95)
 """Of the first phase, whose few hundred steps are too few for AdamW's own 0.999."""
-WIDTH, FASTEST = 384, 4.0
-"""The width of a layer that a recipe's rate of the first phase is for, and how much higher it gets for narrow ones."""
 
 
 def align_optimizer(student: nn.Module, config: AlignConfig) -> torch.optim.Optimizer:
-    """AdamW on the castled layers, faster on narrow ones, and on what castling added faster than on what they inherit.
-
-    A step of Adam changes a layer's output in proportion to its width (Yang et al., "Tensor Programs V", arXiv
-    2203.03466); wider layers than WIDTH keep the rate, for want of measurements.
-    """
-    groups: dict[float, list[nn.Parameter]] = {}
-    for _, layer in castled_layers(student):
-        rate = config.lr * min(FASTEST, max(1.0, WIDTH / layer.dim))
-        added = list(layer.added())
-        known = {id(parameter) for parameter in added}
-        inherited = [parameter for parameter in layer.parameters() if id(parameter) not in known]
-        groups.setdefault(rate * config.added, []).extend(added)
-        groups.setdefault(rate, []).extend(inherited)
-    listed = [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
-    return torch.optim.AdamW(listed, betas=ALIGN_BETAS, weight_decay=0.0, fused=True)
+    """AdamW on the castled layers, on what castling added faster than on what they inherit."""
+    added = added_parameters(student)
+    inherited = [p for _, layer in castled_layers(student) for p in layer.parameters() if id(p) not in added]
+    groups = [
+        {"params": list(added.values()), "lr": config.lr * config.added},
+        {"params": inherited, "lr": config.lr},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], betas=ALIGN_BETAS, weight_decay=0.0, fused=True
+    )
 
 
 def added_parameters(student: nn.Module) -> dict[int, nn.Parameter]:

@@ -217,8 +217,7 @@ def added(student) -> set[str]:
 def test_what_castling_added_learns_faster(student, phase):
     config = recipe("distill.align.added=7", "distill.optimizer.added=5").distill
     optimizer = align_optimizer(student, config.align) if phase == "align" else whole_optimizer(student, config)
-    narrow = 4  # they are 48 wide
-    rate, faster = (narrow * config.align.lr, 7) if phase == "align" else (config.optimizer.lr, 5)
+    rate, faster = (config.align.lr, 7) if phase == "align" else (config.optimizer.lr, 5)
     taken = {id(p): group["lr"] / rate for group in optimizer.param_groups for p in group["params"]}
     found = {name: taken[id(p)] for name, p in student.named_parameters() if id(p) in taken}
     assert {name for name, factor in found.items() if factor == pytest.approx(faster)} == added(student)

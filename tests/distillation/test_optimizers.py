@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 from torch import nn
 
-import castling_convert as cc
 from castling_convert.distillation.guard import settle_rate, some_of, steps_of_trial
 from castling_convert.distillation.muon import MOMENTUM, Muon, orthogonalize
-from castling_convert.distillation.optimizers import align_optimizer, falling_rate
-from tests.models import recipe, tiny
+from castling_convert.distillation.optimizers import falling_rate
 
 
 def test_a_rate_rises_and_falls() -> None:
@@ -24,24 +21,6 @@ def test_a_rate_rises_and_falls() -> None:
 
 def test_a_phase_of_one_step_has_its_whole_rate() -> None:
     assert falling_rate(1, 0.05, "linear")(0) == 1
-
-
-@pytest.mark.parametrize(("width", "factor"), [(48, 4), (192, 2), (384, 1), (768, 1)])
-def test_narrow_layers_learn_faster_alone(width: int, factor: float) -> None:
-    student = cc.castle(tiny(embed_dim=width, depth=1), recipe(form="landmarks"))
-    config = cc.Recipe.load("castling").distill.align
-    added, inherited = align_optimizer(student, config).param_groups
-    assert inherited["lr"] == factor * config.lr
-    assert added["lr"] == config.added * inherited["lr"]
-
-
-def test_each_stage_of_a_pyramid_learns_at_the_rate_of_its_width() -> None:
-    sizes = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 96, "depths": (1, 1), "num_heads": (3, 6)}
-    swin = timm.create_model("swin_tiny_patch4_window7_224", **sizes)
-    student = cc.castle(swin, recipe(form="landmarks"))
-    config = cc.Recipe.load("castling").distill.align
-    rates = {group["lr"] / config.lr for group in align_optimizer(student, config).param_groups}
-    assert rates == {4, 2, 4 * config.added, 2 * config.added}
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 2), (2, 8)])
