@@ -237,7 +237,6 @@ FLIPS = (
          "return step // self.part if", ("tests/distillation/test_align.py",)),
     Flip("guard of the rate", "distillation/guard.py", "factor /= FACTOR", "factor *= 1.0 / FACTOR**3",
          ("tests/distillation",)),
-    Flip("rise in a short trial", "distillation/guard.py", "min(RISING, len(tried))", "RISING", OPTIMIZERS),
     Flip("what a trial takes", "distillation/guard.py", "return 1.5 * min(TRIED", "return 0.5 * min(TRIED",
          ("tests/distillation/test_pace.py",)),
     Flip("minutes of the looks", "distillation/pace.py", "+ looked_at * self.look) + trial",

@@ -70,27 +70,6 @@ def test_the_guard_takes_the_highest_rate_that_does_no_harm() -> None:
     assert len(tried) == 3 + 8
 
 
-def test_a_short_phase_is_tried_at_its_whole_rate() -> None:
-    """Of three batches two judge, so that there is one step to try with: w is -7 after it at a rate of 4."""
-    student = nn.Linear(1, 1, bias=False)
-    with torch.no_grad():
-        student.weight.fill_(1)
-    optimizer = torch.optim.SGD(student.parameters(), lr=4.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    tried: list[float] = []
-
-    def update(loss: torch.Tensor) -> None:
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        tried.append(student.weight.item())
-
-    batches = [torch.ones(1, 1)] * 3
-    settle_rate(student, lambda x: (student(x).square().mean(),), batches, optimizer, update, scheduler, lambda _: None)
-    assert tried == [-7, -1]
-    assert optimizer.param_groups[0]["lr"] == 1
-
-
 def test_the_guard_takes_no_hard_batch_for_harm() -> None:
     """At 1/16 (4w)² is level and (w/2)² falls, though the one is 64 times the other."""
     student = nn.Linear(1, 1, bias=False)
