@@ -11,7 +11,7 @@ from timm.models import save_for_hf
 from .. import bundle
 from ..errors import BundleError, CheckFailed
 from ..exporting import export
-from ..files import writing
+from ..files import locked, writing
 from ..pipeline.conversion import convert
 from ..recipe import Recipe
 from ..verification.artifact import Verification, verify
@@ -32,17 +32,19 @@ def run(output: Path, data: str, seed: int, console: Console | None) -> tuple[di
         The bundle's summary and the verification of its ONNX file on held-out images.
 
     Raises:
+        BundleError, OutputError: nothing can be written there.
         CheckFailed: the teacher missed its floor, or the castled model is more than a point below it.
     """
     testbed = TESTBEDS[data]
     folder = output.with_name(output.name + "-teacher")
     bundle.refuse_in_the_way(output, force=True)
     _refuse_foreign_teacher(folder)
-    teacher, top1 = train_teacher(testbed, seed, console)
-    if top1 < testbed.floor:
-        raise CheckFailed(f"the teacher reached {top1:.2f} % on held-out {data}, {testbed.floor} % is needed")
-    with writing(folder) as fresh:
-        save_for_hf(teacher, fresh, safe_serialization=True)
+    with locked(folder):  # and so a place that can't be written is found before the teacher is trained
+        teacher, top1 = train_teacher(testbed, seed, console)
+        if top1 < testbed.floor:
+            raise CheckFailed(f"the teacher reached {top1:.2f} % on held-out {data}, {testbed.floor} % is needed")
+        with writing(folder) as fresh:
+            save_for_hf(teacher, fresh, safe_serialization=True)
     recipe = Recipe.load("castling", [f"distill.seed={seed}", f"distill.images={IMAGES}", *testbed.overrides])
     if console is not None:
         console.print("castling every attention layer and distilling ...")

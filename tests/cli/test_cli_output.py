@@ -357,3 +357,8 @@ def test_the_demo_replaces_no_folder_of_the_user(castling, here):
     (here / "mine-teacher").mkdir()
     (here / "mine-teacher" / "thesis.txt").write_text("years of work")
     castling("demo", "--output", "mine").refused("mine-teacher", "--output")
+
+
+def test_the_demo_trains_nothing_that_it_can_not_write(castling, here):
+    (here / "file").write_text("x")
+    castling("demo", "--output", "file/out").refused("can't write file/out-teacher", "--output")
