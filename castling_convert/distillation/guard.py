@@ -18,7 +18,7 @@ TRIED, JUDGED, JUDGED_IMAGES = 8, 2, 16
 """Batches that a rate is tried on, and the fewest batches, and images in them, that tell whether the student is better
 or worse for it: the loss of four images is a quarter higher by chance now and then."""
 RISING = 4
-"""Steps over which the rate of a trial rises, and after which it is judged for the first time."""
+"""Steps over which the rate of a trial rises, if it has so many, and after which it is judged for the first time."""
 FACTOR = 4.0
 HARM = 1.25
 """How much higher the loss may be after TRIED steps: Adam's first ones are of one size for every weight, and rarely an
@@ -75,6 +75,7 @@ def settle_rate(
     tried, judged = (batches[:tries], batches[tries:]) if tries > 0 else (batches, batches[-JUDGED:])
     weights = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
     rates = [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups]
+    rising = min(RISING, len(tried))
 
     @torch.no_grad()
     def levels(some: Sequence[Tensor]) -> list[float]:
@@ -85,13 +86,13 @@ def settle_rate(
         after = start
         for count, (images, before) in enumerate(zip(tried, own, strict=True), start=1):
             for group, (_, rate) in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor * min(1.0, count / RISING)
+                group["lr"] = rate * factor * min(1.0, count / rising)
             found = loss(images)[0]
             if not processes.mean(found.detach()).item() <= HOPELESS * max(before, start):
                 after = math.inf
                 break
             update(found)
-            if count % RISING == 0 or count == len(tried):
+            if count % rising == 0 or count == len(tried):
                 after = fmean(levels(judged))
                 if not after <= HARM * start:
                     break

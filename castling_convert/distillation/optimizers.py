@@ -16,23 +16,44 @@ from ..recipe import AlignConfig, OptimizerConfig, SettledDistill
 from . import processes
 from .muon import Muon
 
-ALIGN_WARMUP = 0.05
-"""Share of the first phase."""
+ALIGN_WARMUP, ALIGN_RISING = 0.05, 10
+"""Share of the first phase, and steps if that is fewer, of a quarter of it at most: Adam's first steps are of one size
+for every weight, whatever its gradient, and a phase of some ten steps does not make up for them."""
 ALIGN_BETAS = (0.9, 0.95)
 """Of the first phase, whose few hundred steps are too few for AdamW's own 0.999."""
+WEIGHT, HEAD_SIZE, MOST = 0.025, 64, 4.0
+"""What the rates of the first phase are for: the root mean square of a layer's weights and the dimensions of a head in
+DINOv2's ViT-S, where they were chosen; and how many times as high they get."""
 
 
 def align_optimizer(student: nn.Module, config: AlignConfig) -> torch.optim.Optimizer:
-    """AdamW on the castled layers, on what castling added faster than on what they inherit."""
-    added = added_parameters(student)
-    inherited = [p for _, layer in castled_layers(student) for p in layer.parameters() if id(p) not in added]
-    groups = [
-        {"params": list(added.values()), "lr": config.lr * config.added},
-        {"params": inherited, "lr": config.lr},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], betas=ALIGN_BETAS, weight_decay=0.0, fused=True
-    )
+    """AdamW on the castled layers, on what castling added faster than on what they inherit.
+
+    Adam's step is of one size for every weight, so that large weights would learn slowly. As in Adafactor (Shazeer and
+    Stern, arXiv 1804.04235, section 8) it grows with their root mean square: of what a layer inherits as it is found,
+    of what castling added as it begins, where directions of length one are spread over the dimensions of a head.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for _, layer in castled_layers(student):
+        added = list(layer.added())
+        known = {id(parameter) for parameter in added}
+        inherited = [parameter for parameter in layer.parameters() if id(parameter) not in known]
+        groups.setdefault(config.lr * config.added * _larger(layer.head_dim**-0.5, HEAD_SIZE**-0.5), []).extend(added)
+        groups.setdefault(config.lr * _larger(_size(inherited), WEIGHT), []).extend(inherited)
+    listed = [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
+    return torch.optim.AdamW(listed, betas=ALIGN_BETAS, weight_decay=0.0, fused=True)
+
+
+def _larger(size: float, usual: float) -> float:
+    """How many times so large, within what has been measured."""
+    return min(MOST, max(1.0, size / usual))
+
+
+def _size(parameters: Iterable[nn.Parameter]) -> float:
+    """The root mean square of all matrices."""
+    matrices = [parameter.detach() for parameter in parameters if parameter.ndim > 1]
+    total = sum(matrix.square().sum().item() for matrix in matrices)
+    return math.sqrt(total / max(1, sum(matrix.numel() for matrix in matrices)))
 
 
 def added_parameters(student: nn.Module) -> dict[int, nn.Parameter]:
@@ -93,9 +114,10 @@ def update(accelerator: Accelerator, optimizer: Any, modules: Iterable[nn.Module
     optimizer.zero_grad()
 
 
-def falling_rate(steps: int, warmup: float, decay: str) -> Callable[[int], float]:
-    """The factor on the rate at each of `steps`: a linear rise over the share `warmup`, then a fall to zero."""
-    rising = max(1, round(warmup * steps))
+def falling_rate(steps: int, warmup: float, decay: str, rising: int = 1) -> Callable[[int], float]:
+    """The factor on the rate at each of `steps`: a linear rise over the share `warmup`, or over `rising` steps if these
+    are more and no more than a quarter, then a fall to zero."""
+    rising = max(1, round(warmup * steps), min(rising, steps // 4))
 
     def factor(step: int) -> float:
         if step < rising:

@@ -213,16 +213,33 @@ def added(student) -> set[str]:
     return {f"blocks.{block}.attn.{name}" for block in range(2) for name in names}
 
 
-@pytest.mark.parametrize("phase", ["align", "whole"])
-def test_what_castling_added_learns_faster(student, phase):
-    config = recipe("distill.align.added=7", "distill.optimizer.added=5").distill
-    optimizer = align_optimizer(student, config.align) if phase == "align" else whole_optimizer(student, config)
-    rate, faster = (config.align.lr, 7) if phase == "align" else (config.optimizer.lr, 5)
+def times(student, optimizer, rate: float) -> dict[str, float]:
+    """How many times a rate everything learns at."""
     taken = {id(p): group["lr"] / rate for group in optimizer.param_groups for p in group["params"]}
-    found = {name: taken[id(p)] for name, p in student.named_parameters() if id(p) in taken}
-    assert {name for name, factor in found.items() if factor == pytest.approx(faster)} == added(student)
+    return {name: taken[id(p)] for name, p in student.named_parameters() if id(p) in taken}
+
+
+def test_what_castling_added_learns_faster(student):
+    config = recipe("distill.optimizer.added=5").distill
+    found = times(student, whole_optimizer(student, config), config.optimizer.lr)
+    assert {name for name, factor in found.items() if factor == pytest.approx(5)} == added(student)
     assert {factor for name, factor in found.items() if name not in added(student)} == {1.0}
-    assert ("norm.weight" in found) == (phase == "whole")
+    assert "norm.weight" in found
+
+
+@pytest.mark.parametrize(("size", "faster"), [(0.02, 1.0), (0.05, 2.0), (1.0, 4.0)])
+def test_large_weights_and_small_heads_learn_faster_alone(student, size, faster):
+    """Of two layers one has weights of this size, on average; heads have 16 dimensions, a quarter of 64."""
+    with torch.no_grad():
+        for block, rms in enumerate((size, 0.01)):
+            for name in ("qkv", "proj"):
+                weight = student.get_parameter(f"blocks.{block}.attn.{name}.weight")
+                weight.copy_(rms * torch.sign(weight))
+    config = recipe("distill.align.added=7").distill
+    found = times(student, align_optimizer(student, config.align), config.align.lr)
+    expected = {name: 7 * 2.0 if name in added(student) else faster if ".0." in name else 1.0 for name in found}
+    assert found == pytest.approx(expected)
+    assert {name for name, _ in student.named_parameters() if ".attn." in name} == set(found)
 
 
 def test_layers_alone_change_the_castled_layers_alone(student, teacher, batches):

@@ -23,6 +23,13 @@ def test_a_phase_of_one_step_has_its_whole_rate() -> None:
     assert falling_rate(1, 0.05, "linear")(0) == 1
 
 
+@pytest.mark.parametrize(("steps", "rising"), [(3, 1), (8, 2), (13, 3), (40, 10), (80, 10), (400, 20)])
+def test_a_short_phase_rises_for_ten_steps_or_a_quarter_of_it(steps: int, rising: int) -> None:
+    factors = [falling_rate(steps, 0.05, "linear", 10)(step) for step in range(steps)]
+    assert factors[:rising] == [(step + 1) / rising for step in range(rising)]
+    assert all(later < before for before, later in zip(factors[rising:], factors[rising + 1 :], strict=False))
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 2), (2, 8)])
 def test_muon_turns_a_matrix_by_the_same_angle_at_any_width(shape: tuple[int, int]) -> None:
     """An update is nearly orthogonal times max(1, rows/columns)^½, and follows Nesterov's momentum."""
@@ -68,6 +75,27 @@ def test_the_guard_takes_the_highest_rate_that_does_no_harm() -> None:
     assert len(said) == 1
     assert tried[:3] == [-7, -1, 3]
     assert len(tried) == 3 + 8
+
+
+def test_a_short_phase_is_tried_at_its_whole_rate() -> None:
+    """Of three batches two judge, so that there is one step to try with: w is -7 after it at a rate of 4."""
+    student = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        student.weight.fill_(1)
+    optimizer = torch.optim.SGD(student.parameters(), lr=4.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    tried: list[float] = []
+
+    def update(loss: torch.Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        tried.append(student.weight.item())
+
+    batches = [torch.ones(1, 1)] * 3
+    settle_rate(student, lambda x: (student(x).square().mean(),), batches, optimizer, update, scheduler, lambda _: None)
+    assert tried == [-7, -1]
+    assert optimizer.param_groups[0]["lr"] == 1
 
 
 def test_the_guard_takes_no_hard_batch_for_harm() -> None:
