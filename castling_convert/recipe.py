@@ -97,8 +97,9 @@ class LossConfig(_Section):
 class AlignConfig(_Section):
     """The first phase, layers alone: each castled layer learns the teacher's output on the teacher's input.
 
-    `share` of all steps. AdamW at `lr` for what a layer inherits, and at `lr * added` for what castling added to it;
-    a linear warm-up, then a linear fall to zero. `echo`: how many steps learn from each batch; what the teacher made
+    `share` of all steps. AdamW at `lr` for what a layer inherits, and at `lr * added` for what castling added to it, up
+    to four times as high for large weights and small heads (see `distillation.optimizers.align_optimizer`); a linear
+    warm-up, then a linear fall to zero. `echo`: how many steps learn from each batch; what the teacher made
     of it is kept so long.
     """
 
