@@ -34,10 +34,11 @@ def align_optimizer(student: nn.Module, config: AlignConfig) -> torch.optim.Opti
     of what castling added as it begins, where directions of length one are spread over the dimensions of a head.
     """
     groups: dict[float, list[nn.Parameter]] = {}
+    known = set(added_parameters(student))
     for _, layer in castled_layers(student):
         added = list(layer.added())
-        known = {id(parameter) for parameter in added}
         inherited = [parameter for parameter in layer.parameters() if id(parameter) not in known]
+        known |= {id(parameter) for parameter in inherited}  # layers may share some
         groups.setdefault(config.lr * config.added * _larger(layer.head_dim**-0.5, HEAD_SIZE**-0.5), []).extend(added)
         groups.setdefault(config.lr * _larger(_size(inherited), WEIGHT), []).extend(inherited)
     listed = [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]

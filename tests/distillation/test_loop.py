@@ -242,6 +242,16 @@ def test_large_weights_and_small_heads_learn_faster_alone(student, size, faster)
     assert {name for name, _ in student.named_parameters() if ".attn." in name} == set(found)
 
 
+def test_what_layers_share_learns_once(student):
+    with torch.no_grad():
+        student.blocks[1].attn.proj.weight.mul_(9)
+    student.blocks[1].attn.qkv = student.blocks[0].attn.qkv
+    optimizer = align_optimizer(student, recipe().distill.align)
+    listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(listed) == len(set(listed))
+    assert id(student.blocks[0].attn.qkv.weight) in listed
+
+
 def test_layers_alone_change_the_castled_layers_alone(student, teacher, batches):
     before = state(student)
     run(student, teacher, batches, "distill.align.share=1")
