@@ -124,14 +124,15 @@ def optimizer_times() -> dict[str, float]:
     step = step_of("castled, masks closed", 224)
     found = {"forward and backward": Latency.of(interleave({"": step}, 5, 3)[""]).median / 1e3}
     recipe = cc.Recipe.load(OPTIMIZED)
-    student: Any = cc.castle(random_weights_(timm.create_model(SMALL)), recipe)
+    teacher: Any = random_weights_(timm.create_model(SMALL))
+    student: Any = cc.castle(teacher, recipe)
     for parameter in student.parameters():
         parameter.grad = torch.randn_like(parameter)
     matrices = [p for n, p in student.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
     muon = recipe.override("distill.optimizer.name=muon").distill
     for name, optimizer in {
         "AdamW, the default": whole_optimizer(student, recipe.distill),
-        "AdamW on the layers alone": align_optimizer(student, recipe.distill.align),
+        "AdamW on the layers alone": align_optimizer(student, teacher, recipe.distill.align),
         "Muon (distill.optimizer.name=muon), float32": whole_optimizer(student, muon),
         "timm's Muon, which iterates in bfloat16": BfloatMuon(matrices, lr=1e-9),
     }.items():

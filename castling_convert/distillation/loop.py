@@ -186,7 +186,7 @@ def distill(
     trained = {id(parameter) for parameter in trained_parameters(student, config.optimizer)}
     for parameter in student.parameters():
         parameter.requires_grad_(id(parameter) in trained)
-    optimizers = [align_optimizer(student, config.align), whole_optimizer(student, config)]
+    optimizers = [align_optimizer(student, teacher, config.align), whole_optimizer(student, config)]
     aligned = schedule.align_until
     rates = [
         falling_rate(aligned, ALIGN_WARMUP, "linear", ALIGN_RISING),

@@ -26,21 +26,21 @@ WEIGHT, HEAD_SIZE, MOST = 0.025, 64, 4.0
 DINOv2's ViT-S, where they were chosen; and how many times as high they get."""
 
 
-def align_optimizer(student: nn.Module, config: AlignConfig) -> torch.optim.Optimizer:
+def align_optimizer(student: nn.Module, teacher: nn.Module, config: AlignConfig) -> torch.optim.Optimizer:
     """AdamW on the castled layers, on what castling added faster than on what they inherit.
 
     Adam's step is of one size for every weight, so that large weights would learn slowly. As in Adafactor (Shazeer and
-    Stern, arXiv 1804.04235, section 8) it grows with their root mean square: of what a layer inherits as it is found,
-    of what castling added as it begins, where directions of length one are spread over the dimensions of a head.
+    Stern, arXiv 1804.04235, section 8) it grows with their root mean square: of what a layer inherits as its teacher
+    has it, of what castling added as it begins, where directions of length one are spread over a head's dimensions.
     """
     groups: dict[float, list[nn.Parameter]] = {}
     known = set(added_parameters(student))
-    for _, layer in castled_layers(student):
+    for name, layer in castled_layers(student):
         added = list(layer.added())
         inherited = [parameter for parameter in layer.parameters() if id(parameter) not in known]
         known |= {id(parameter) for parameter in inherited}  # layers may share some
         groups.setdefault(config.lr * config.added * _larger(layer.head_dim**-0.5, HEAD_SIZE**-0.5), []).extend(added)
-        groups.setdefault(config.lr * _larger(_size(inherited), WEIGHT), []).extend(inherited)
+        groups.setdefault(config.lr * _larger(_size(teacher.get_submodule(name)), WEIGHT), []).extend(inherited)
     listed = [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
     return torch.optim.AdamW(listed, betas=ALIGN_BETAS, weight_decay=0.0, fused=True)
 
@@ -50,10 +50,10 @@ def _larger(size: float, usual: float) -> float:
     return min(MOST, max(1.0, size / usual))
 
 
-def _size(parameters: Iterable[nn.Parameter]) -> float:
-    """The root mean square of all matrices."""
-    matrices = [parameter.detach() for parameter in parameters if parameter.ndim > 1]
-    total = sum(matrix.square().sum().item() for matrix in matrices)
+def _size(layer: nn.Module) -> float:
+    """The root mean square of all its matrices."""
+    matrices = [parameter.detach() for parameter in layer.parameters() if parameter.ndim > 1]
+    total = sum(matrix.float().square().sum().item() for matrix in matrices)
     return math.sqrt(total / max(1, sum(matrix.numel() for matrix in matrices)))
 
 

@@ -228,25 +228,26 @@ def test_what_castling_added_learns_faster(student):
 
 
 @pytest.mark.parametrize(("size", "faster"), [(0.02, 1.0), (0.05, 2.0), (1.0, 4.0)])
-def test_large_weights_and_small_heads_learn_faster_alone(student, size, faster):
+def test_large_weights_and_small_heads_learn_faster_alone(student, teacher, size, faster):
     """Of two layers one has weights of this size, on average; heads have 16 dimensions, a quarter of 64."""
     with torch.no_grad():
         for block, rms in enumerate((size, 0.01)):
             for name in ("qkv", "proj"):
-                weight = student.get_parameter(f"blocks.{block}.attn.{name}.weight")
+                weight = teacher.get_parameter(f"blocks.{block}.attn.{name}.weight")
                 weight.copy_(rms * torch.sign(weight))
     config = recipe("distill.align.added=7").distill
-    found = times(student, align_optimizer(student, config.align), config.align.lr)
+    found = times(student, align_optimizer(student, teacher, config.align), config.align.lr)
     expected = {name: 7 * 2.0 if name in added(student) else faster if ".0." in name else 1.0 for name in found}
     assert found == pytest.approx(expected)
     assert {name for name, _ in student.named_parameters() if ".attn." in name} == set(found)
 
 
-def test_what_layers_share_learns_once(student):
+def test_what_layers_share_learns_once(student, teacher):
     with torch.no_grad():
-        student.blocks[1].attn.proj.weight.mul_(9)
+        teacher.blocks[1].attn.proj.weight.mul_(0)
+        teacher.blocks[1].attn.qkv.weight.mul_(0)
     student.blocks[1].attn.qkv = student.blocks[0].attn.qkv
-    optimizer = align_optimizer(student, recipe().distill.align)
+    optimizer = align_optimizer(student, teacher, recipe().distill.align)
     listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert len(listed) == len(set(listed))
     assert id(student.blocks[0].attn.qkv.weight) in listed
