@@ -357,7 +357,7 @@ def shapes(records: Records) -> Iterator[str]:
     if len(rows) > 1:
         yield f"""## Widths and depths
 
-Digits, teachers of other shapes, `castling` with the same rates.
+Digits, teachers of other shapes, the recipe `castling` as it is.
 
 {markdown(("width", "depth", "teacher, by seed", *(f"{steps} steps" for steps in SHORT)), rows)}"""
 

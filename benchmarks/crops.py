@@ -132,8 +132,7 @@ def page(done: dict[str, dict[str, Any]], quick: bool) -> str:
 
 Six layers of width 128 on 65 tokens, trained here; {CLASSES} classes, {VAL:,} other crops of the same photographs;
 the teacher reaches {reached} on them. Shipped recipes at their own steps and batch size, all layers castled,
-folded; by seed. Minutes are upper bounds: two other runs were at work on the same two cores. Made by `python
-benchmarks/crops.py`.
+folded; by seed. Minutes are upper bounds where other work ran beside them. Made by `python benchmarks/crops.py`.
 
 | recipe | points against the teacher | agreement, % | minutes |
 |---|---|---|---|

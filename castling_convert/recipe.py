@@ -99,8 +99,8 @@ class AlignConfig(_Section):
 
     `share` of all steps. AdamW at `lr` for what a layer inherits, and at `lr * added` for what castling added to it, up
     to four times as high for large weights and small heads (see `distillation.optimizers.align_optimizer`); a linear
-    warm-up, then a linear fall to zero. `echo`: how many steps learn from each batch; what the teacher made
-    of it is kept so long.
+    warm-up, then a linear fall to zero. `echo`: how many steps learn from each batch; what the teacher made of it is
+    kept so long.
     """
 
     share: float = Field(default=0.8, ge=0, le=1)

@@ -51,15 +51,7 @@ from .intake import A_BATCH, Intake, refuse_other_teacher, refuse_size, refuse_u
 from .interrupt import StopRequest
 from .losses import Taps, attention_loss, feature_distance, tap
 from .mode import to_train_
-from .optimizers import (
-    ALIGN_RISING,
-    ALIGN_WARMUP,
-    align_optimizer,
-    falling_rate,
-    trained_parameters,
-    update,
-    whole_optimizer,
-)
+from .optimizers import align_optimizer, align_rate, falling_rate, trained_parameters, update, whole_optimizer
 from .progress import Progress
 from .readout import Readout
 from .schedule import SHUT, Schedule
@@ -189,7 +181,7 @@ def distill(
     optimizers = [align_optimizer(student, teacher, config.align), whole_optimizer(student, config)]
     aligned = schedule.align_until
     rates = [
-        falling_rate(aligned, ALIGN_WARMUP, "linear", ALIGN_RISING),
+        align_rate(aligned),
         falling_rate(config.steps - aligned, config.optimizer.warmup, config.optimizer.decay),
     ]
     schedulers: list[Any] = [

@@ -22,8 +22,8 @@ for every weight, whatever its gradient, and a phase of some ten steps does not 
 ALIGN_BETAS = (0.9, 0.95)
 """Of the first phase, whose few hundred steps are too few for AdamW's own 0.999."""
 WEIGHT, HEAD_SIZE, MOST = 0.025, 64, 4.0
-"""What the rates of the first phase are for: the root mean square of a layer's weights and the dimensions of a head in
-DINOv2's ViT-S, where they were chosen; and how many times as high they get."""
+"""A root mean square of weights that no layer of DINOv2's ViT-S exceeds, for which the rates of the first phase were
+chosen, and the dimensions of its heads; and how many times as high a rate gets."""
 
 
 def align_optimizer(student: nn.Module, teacher: nn.Module, config: AlignConfig) -> torch.optim.Optimizer:
@@ -53,8 +53,8 @@ def _larger(size: float, usual: float) -> float:
 def _size(layer: nn.Module) -> float:
     """The root mean square of all its matrices."""
     matrices = [parameter.detach() for parameter in layer.parameters() if parameter.ndim > 1]
-    total = sum(matrix.float().square().sum().item() for matrix in matrices)
-    return math.sqrt(total / max(1, sum(matrix.numel() for matrix in matrices)))
+    norm = torch.nn.utils.get_total_norm(matrices).item()
+    return norm / math.sqrt(max(1, sum(matrix.numel() for matrix in matrices)))
 
 
 def added_parameters(student: nn.Module) -> dict[int, nn.Parameter]:
@@ -115,10 +115,14 @@ def update(accelerator: Accelerator, optimizer: Any, modules: Iterable[nn.Module
     optimizer.zero_grad()
 
 
-def falling_rate(steps: int, warmup: float, decay: str, rising: int = 1) -> Callable[[int], float]:
-    """The factor on the rate at each of `steps`: a linear rise over the share `warmup`, or over `rising` steps if these
-    are more and no more than a quarter, then a fall to zero."""
-    rising = max(1, round(warmup * steps), min(rising, steps // 4))
+def align_rate(steps: int) -> Callable[[int], float]:
+    """`falling_rate` of a first phase of so many steps."""
+    return falling_rate(steps, max(ALIGN_WARMUP, min(ALIGN_RISING, steps // 4) / max(1, steps)), "linear")
+
+
+def falling_rate(steps: int, warmup: float, decay: str) -> Callable[[int], float]:
+    """The factor on the rate at each of `steps`: a linear rise over the share `warmup`, then a fall to zero."""
+    rising = max(1, round(warmup * steps))
 
     def factor(step: int) -> float:
         if step < rising:

@@ -8,7 +8,7 @@ from torch import nn
 
 from castling_convert.distillation.guard import settle_rate, some_of, steps_of_trial
 from castling_convert.distillation.muon import MOMENTUM, Muon, orthogonalize
-from castling_convert.distillation.optimizers import falling_rate
+from castling_convert.distillation.optimizers import align_rate, falling_rate
 
 
 def test_a_rate_rises_and_falls() -> None:
@@ -25,7 +25,7 @@ def test_a_phase_of_one_step_has_its_whole_rate() -> None:
 
 @pytest.mark.parametrize(("steps", "rising"), [(3, 1), (8, 2), (13, 3), (40, 10), (80, 10), (400, 20)])
 def test_a_short_phase_rises_for_ten_steps_or_a_quarter_of_it(steps: int, rising: int) -> None:
-    factors = [falling_rate(steps, 0.05, "linear", 10)(step) for step in range(steps)]
+    factors = [align_rate(steps)(step) for step in range(steps)]
     assert factors[:rising] == [(step + 1) / rising for step in range(rising)]
     assert all(later < before for before, later in zip(factors[rising:], factors[rising + 1 :], strict=False))
 
